@@ -1,0 +1,159 @@
+"""The algorithms of the paper as data: which operand of which product is made sparse.
+
+A layer computes three products,
+
+    Y = conv(a, w)          dX = conv_transpose(g, w)          dW = correlate(a, g)
+
+where ``w`` is its weight, ``a`` its input activation and ``g`` the gradient of its output. An `Algorithm`
+is a row of a table over their operands: each slot names how that operand is selected, or nothing. Layers,
+cost model, figures and documentation all read this table; trying a variant of the paper's idea is a new
+row and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torchswat.errors import UnknownName
+
+Slot = Literal["top-k", "random"] | None
+"""How an operand is selected; None leaves it dense."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A row of the table.
+
+    Attributes
+    ----------
+    name, summary, source : str
+        What it is called, what it does in one line, where it comes from.
+    forward_weight, forward_activation : Slot
+        Operands of the forward product.
+    grad_input_gradient, grad_input_weight : Slot
+        Operands of the product that gives the gradient of the input.
+    grad_weight_gradient, grad_weight_activation : Slot
+        Operands of the product that gives the gradient of the weight.
+    projected_output : bool
+        Compute only the outputs that a random projection predicts to be largest (DSG); their mask also
+        holds in the backward pass.
+    skip : tuple of str
+        Layers this algorithm always leaves dense, in the words of `torchswat.sparsify_`.
+
+    Examples
+    --------
+    >>> ALGORITHMS["swat"].selects("weight"), ALGORITHMS["swat"].selects("gradient")
+    (True, False)
+    """
+
+    name: str
+    summary: str
+    source: str
+    forward_weight: Slot = None
+    forward_activation: Slot = None
+    grad_input_gradient: Slot = None
+    grad_input_weight: Slot = None
+    grad_weight_gradient: Slot = None
+    grad_weight_activation: Slot = None
+    projected_output: bool = False
+    skip: tuple[str, ...] = ()
+
+    def slots(self) -> dict[str, Slot]:
+        """Return the six slots by name, ``product_operand``."""
+        return {name: getattr(self, name) for name in SLOTS}
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing at all is selected."""
+        return not self.projected_output and not any(self.slots().values())
+
+    def selection_of(self, operand: str) -> Slot:
+        """Return how `operand` (``weight``, ``activation`` or ``gradient``) is selected where it is."""
+        return next((slot for name, slot in self.slots().items() if name.endswith(operand) and slot), None)
+
+    def selects(self, operand: str) -> bool:
+        """Tell whether any product takes `operand` sparse."""
+        return self.selection_of(operand) is not None
+
+
+SLOTS = (
+    "forward_weight",
+    "forward_activation",
+    "grad_input_gradient",
+    "grad_input_weight",
+    "grad_weight_gradient",
+    "grad_weight_activation",
+)
+
+SWAT = "Raihan and Aamodt, Sparse Weight Activation Training"
+
+_ROWS = (
+    Algorithm("dense", "ordinary back-propagation", "-"),
+    Algorithm(
+        "swat",
+        "sparse weights forward and backward, sparse activations backward",
+        f"{SWAT}, Algorithm 1",
+        forward_weight="top-k",
+        grad_input_weight="top-k",
+        grad_weight_activation="top-k",
+    ),
+    Algorithm(
+        "saw",
+        "dense forward, sparse weights and activations backward",
+        f"{SWAT}, section 2.2",
+        grad_input_weight="top-k",
+        grad_weight_activation="top-k",
+    ),
+    Algorithm(
+        "meprop",
+        "dense forward, sparse output gradients backward",
+        "Sun et al. 2017, meProp",
+        grad_input_gradient="top-k",
+        grad_weight_gradient="top-k",
+    ),
+    Algorithm(
+        "forward-activation",
+        "sparse activations forward, dense backward",
+        f"{SWAT}, Figure 2a",
+        forward_activation="top-k",
+    ),
+    Algorithm(
+        "forward-weight",
+        "sparse weights forward, dense backward",
+        f"{SWAT}, Figure 2a",
+        forward_weight="top-k",
+    ),
+    Algorithm(
+        "random",
+        "swat with masks drawn at random in every iteration",
+        f"{SWAT}, Figure 3",
+        forward_weight="random",
+        grad_input_weight="random",
+        grad_weight_activation="random",
+    ),
+    Algorithm(
+        "dsg",
+        "only the outputs that a random projection predicts to be largest",
+        "Liu et al. 2019, Dynamic Sparse Graph for Efficient Deep Learning",
+        projected_output=True,
+        skip=("last",),  # the outputs of the last layer are the classes
+    ),
+)
+
+ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
+
+
+def algorithm(which: str | Algorithm) -> Algorithm:
+    """Return the row named `which` (or `which` itself where it is a row).
+
+    Raises
+    ------
+    UnknownName
+        With the nearest known name.
+    """
+    if isinstance(which, Algorithm):
+        return which
+    if which not in ALGORITHMS:
+        raise UnknownName.of("algorithm", which, ALGORITHMS)
+    return ALGORITHMS[which]

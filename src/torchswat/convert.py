@@ -1,0 +1,325 @@
+"""One call on any model: `sparsify_`, `prune_`, `desparsify_`, all in place.
+
+Layers keep their identity: only their class is switched, so parameters, hooks, optimizers and state_dict
+keys stay what they were, in both directions.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torchswat.algorithms import Algorithm, algorithm
+from torchswat.errors import InvalidValue, UnknownName
+from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer, kept
+from torchswat.selection import METHODS, SCOPES, Selector, check_sparsity
+
+Model = TypeVar("Model", bound=nn.Module)
+_DENSE_CLASSES = {sparse: dense for dense, sparse in SPARSE_CLASSES.items()}
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The settings of a sparse training, checked when they are made.
+
+    Parameters
+    ----------
+    algorithm : str or Algorithm, default "swat"
+        A name from `torchswat.algorithms.ALGORITHMS`, or a row of one's own.
+    sparsity : float, mapping or callable, default 0.8
+        The fraction of entries set to zero, in [0, 1): one number; or a mapping from layer name patterns
+        (as in `fnmatch`, the first that fits counts, layers that none fits stay dense) to numbers or
+        schedules; or a schedule, a callable from iteration to number such as `torchswat.schedules.Cubic`.
+    scope : {"nchw", "chw", "hw"}, default "nchw"
+        Over what the Top-K is counted.
+    method : str, default "histogram"
+        How the k-th largest is found: one of `torchswat.selection.METHODS`.
+    exact : bool, default True
+        Keep exactly ``k`` at every search; otherwise everything at or above the threshold.
+    period : int, default 1
+        Iterations for which a threshold is kept before it is searched again.
+    warmup : int, default 0
+        Iterations at the start that search every time.
+    skip : tuple of str, default ()
+        Layers to leave dense: name patterns, and the words ``first`` and ``last`` for the first
+        convolution and the last layer in the order of the model's definition.
+
+    Raises
+    ------
+    InvalidValue, UnknownName
+        For anything outside the above.
+
+    Examples
+    --------
+    >>> Sparsity(sparsity={"layer1.*": 0.5, "*": 0.9}, skip=("first",)).scope
+    'nchw'
+    """
+
+    algorithm: str | Algorithm = "swat"
+    sparsity: float | Mapping[str, float | Schedule] | Schedule = 0.8
+    scope: str = "nchw"
+    method: str = "histogram"
+    exact: bool = True
+    period: int = 1
+    warmup: int = 0
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        algorithm(self.algorithm)
+        if self.scope not in SCOPES:
+            raise UnknownName.of("scope", self.scope, SCOPES)
+        if self.method not in METHODS:
+            raise UnknownName.of("method", self.method, METHODS)
+        for name, least in (("period", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidValue(
+                    f"{name} is {value!r}; allowed is a whole number of iterations, at least {least}."
+                )
+        if isinstance(self.skip, str) or not all(isinstance(pattern, str) for pattern in self.skip):
+            raise InvalidValue(
+                f"skip is {self.skip!r}; allowed is a tuple of name patterns, such as ('first', 'head.*')."
+            )
+        object.__setattr__(self, "skip", tuple(self.skip))
+        for pattern, value in self.by_pattern().items():
+            if not callable(value):
+                check_sparsity(value, "sparsity" if pattern == "*" else f"the sparsity of {pattern!r}")
+
+    def by_pattern(self) -> Mapping[str, float | Schedule]:
+        """Return the sparsities by name pattern."""
+        return self.sparsity if isinstance(self.sparsity, Mapping) else {"*": self.sparsity}
+
+    def of_layer(self, name: str) -> float | Schedule | None:
+        """Return the sparsity of the layer of that name, or None where no pattern fits it."""
+        return next(
+            (s for pattern, s in self.by_pattern().items() if fnmatch.fnmatchcase(name, pattern)), None
+        )
+
+    def selector(self, random: bool) -> Selector:
+        """Return a fresh selector with these settings."""
+        return Selector(self.scope, self.method, self.exact, self.period, self.warmup, random)
+
+
+def sparsify_(
+    model: Model,
+    algorithm: str | Algorithm | Sparsity = "swat",
+    sparsity: float | Mapping[str, float | Schedule] | Schedule = 0.8,
+    scope: str = "nchw",
+    period: int = 1,
+    skip: tuple[str, ...] = (),
+    *,
+    method: str = "histogram",
+    exact: bool = True,
+    warmup: int = 0,
+) -> Model:
+    """Make the Conv2d and Linear layers of `model` train sparsely, in place.
+
+    Parameters, their names and the optimizer's hold on them stay as they are; only the classes of the
+    layers change. Calling it again changes the settings and starts the counting of iterations anew.
+
+    Parameters
+    ----------
+    model : Module
+        Any model. All layers of exactly the classes `torch.nn.Conv2d` and `torch.nn.Linear` take part (a
+        subclass may compute something else, so it stays dense) unless `skip` names them.
+    algorithm : str, Algorithm or Sparsity, default "swat"
+        A name, a row of one's own, or all the settings in one object (then the rest must be left out).
+    sparsity, scope, period, skip, method, exact, warmup
+        See `Sparsity`.
+
+    Returns
+    -------
+    Module
+        `model` itself.
+
+    Raises
+    ------
+    InvalidValue, UnknownName
+        For settings outside what `Sparsity` allows, a pattern that fits no layer, a lazy layer that has
+        not seen its first input, or a model without any Conv2d or Linear.
+
+    References
+    ----------
+    SWAT, section 2.2 and Algorithm 1.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> model = sparsify_(model, algorithm="swat", sparsity=0.8, skip=("first",))
+    >>> [name for name, layer in sparse_layers(model)]
+    ['3']
+    >>> model(torch.randn(2, 3, 8, 8)).sum().backward()
+    >>> round(float(model[3].sparse.selectors["weight"].density), 3)
+    0.2
+    """
+    if isinstance(algorithm, Sparsity):
+        settings = algorithm
+    else:
+        settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip)
+    chosen = _chosen_layers(model, settings)
+    desparsify_(model)
+    row = _row(settings)
+    if row.is_dense:
+        return model
+    for name, layer in chosen.items():
+        layer_sparsity = settings.of_layer(name)
+        if layer_sparsity is None:
+            continue
+        selectors = {
+            operand: settings.selector(random=row.selection_of(operand) == "random")
+            for operand in ("weight", "activation", "gradient")
+            if row.selects(operand)
+        }
+        layer.__class__ = SPARSE_CLASSES[type(layer)]
+        layer.sparse = LayerSparsity(row, layer_sparsity, selectors, name)  # type: ignore[assignment]
+    if row.projected_output:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module._torchswat_hook = module.register_forward_hook(_mask_again)  # type: ignore[assignment]
+    return model
+
+
+def _row(settings: Sparsity) -> Algorithm:
+    return algorithm(settings.algorithm)
+
+
+def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]:
+    """Return the layers that take part, by name, after checking that every pattern fits one."""
+    lazy = [name for name, m in model.named_modules() if isinstance(m, nn.modules.lazy.LazyModuleMixin)]
+    if lazy:
+        raise InvalidValue(
+            f"layer {lazy[0]!r} is lazy and has no weight yet; run the model once on an example first."
+        )
+    classes = {**SPARSE_CLASSES, **_DENSE_CLASSES}
+    layers = {name: m for name, m in model.named_modules() if type(m) in classes}
+    if not layers:
+        raise InvalidValue(f"{type(model).__name__} has no Conv2d or Linear layer to make sparse.")
+    left_dense = [
+        n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and n not in layers
+    ]
+    if left_dense:
+        warnings.warn(
+            f"{len(left_dense)} layers are of subclasses of Conv2d or Linear and stay dense: "
+            + ", ".join(left_dense[:5]),
+            stacklevel=3,
+        )
+    names = list(layers)
+    convolutions = [name for name in names if isinstance(layers[name], nn.Conv2d)]
+    words = {"first": convolutions[:1] or names[:1], "last": names[-1:]}
+
+    def fitting(pattern: str) -> list[str]:
+        return words.get(pattern) or fnmatch.filter(names, pattern)
+
+    for pattern in (*settings.skip, *settings.by_pattern()):
+        if pattern != "*" and not fitting(pattern):
+            raise InvalidValue(
+                f"the pattern {pattern!r} fits no layer; the layers are "
+                f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}."
+            )
+    skipped = {name for pattern in (*settings.skip, *_row(settings).skip) for name in fitting(pattern)}
+    return {name: layer for name, layer in layers.items() if name not in skipped}
+
+
+def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Apply DSG's mask a second time, behind the batch norm that follows its layer."""
+    return kept(output, getattr(inputs[0], "torchswat_mask", None))
+
+
+def desparsify_(model: Model) -> Model:
+    """Make all layers of `model` plain torch modules again, in place; weights stay as they are.
+
+    Call `prune_` first to keep the sparse network that was trained.
+
+    Examples
+    --------
+    >>> model = sparsify_(nn.Sequential(nn.Linear(4, 2)))
+    >>> desparsify_(model)
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+    )
+    """
+    for _, layer in sparse_layers(model):
+        layer.__class__ = _DENSE_CLASSES[type(layer)]
+        del layer.sparse
+    for module in model.modules():
+        hook = module.__dict__.pop("_torchswat_hook", None)
+        if hook is not None:
+            hook.remove()
+    return model
+
+
+@torch.no_grad()
+def prune_(model: Model) -> Model:
+    """Set the weights of `model` to exact zeros where their last mask is zero, in place.
+
+    The paper's claim is that a network trained at sparsity S can be pruned to S at no loss (section 1). A
+    weight that has no mask yet is selected now. Algorithms that leave weights dense have nothing to prune.
+
+    Examples
+    --------
+    >>> model = prune_(sparsify_(nn.Sequential(nn.Linear(10, 10)), sparsity=0.8))
+    >>> int((model[0].weight != 0).sum())
+    20
+    """
+    for _, layer in sparse_layers(model):
+        sparse = layer.sparse
+        sparsity = sparse.sparsity_now(max(0, sparse.iteration - 1))
+        if "weight" not in sparse.selectors or sparsity == 0:
+            continue
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        mask = sparse.weight_mask
+        if mask is None:
+            mask = sparse.mask_weight(weight, sparsity, max(0, sparse.iteration - 1))
+        weight.masked_fill_(~mask, 0)
+    return model
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
+    """Yield the sparse layers of `model` with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            yield name, module
+
+
+def sparse_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return iteration counters and thresholds of all sparse layers, for a checkpoint.
+
+    They are not in the state_dict, whose keys stay those of the plain model.
+    """
+    return {
+        f"{name}.{key}": value
+        for name, layer in sparse_layers(model)
+        for key, value in layer.sparse.state().items()
+    }
+
+
+def load_sparse_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take back what `sparse_state` returned, into a model made sparse with the same settings.
+
+    Raises
+    ------
+    InvalidValue
+        Where the state is of other layers.
+    """
+    layers = dict(sparse_layers(model))
+    theirs = {key.removesuffix(".iteration") for key in state if key.endswith(".iteration")}
+    if theirs != set(layers):
+        odd = sorted(theirs ^ set(layers))
+        raise InvalidValue(
+            f"the sparse state is of other layers than the model's: {', '.join(odd[:5])} on one side only. "
+            "Call sparsify_ with the settings the state was saved under."
+        )
+    for name, layer in layers.items():
+        prefix = f"{name}."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        layer.sparse.load_state(
+            {k: v for k, v in own.items() if k == "iteration" or k.split(".")[0] in layer.sparse.selectors}
+        )

@@ -1,0 +1,92 @@
+// Every kernel of the engine, in one list.
+//
+// A kernel file defines plain functions in the namespace of its instruction set; this list declares them there,
+// makes the struct of pointers that dispatch.cpp chooses from, and names what module.cpp binds for Python.
+// A kernel that is not in the list does not exist. Python passes pointers as integers and all else as it is.
+#pragma once
+#include <cstdint>
+
+#include "shapes.h"
+
+namespace torchswat {
+
+// What a selection found. Entries are kept where |value| > threshold, and as many of those equal to it as are
+// missing to k. A NaN counts as larger than anything; `not_a_number` says that one was met.
+struct Threshold {
+    float value;
+    int64_t greater, equal;
+    bool not_a_number;
+};
+
+// Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
+[[noreturn]] void invalid(const char* message);
+
+}  // namespace torchswat
+
+// X(result, name, (arguments))
+#define SWAT_SELECTION(X)                                                                                        \
+    X(Threshold, kth_largest, (const float* values, int64_t n, int64_t k, int threads))                          \
+    X(bool, kth_largest_lanes,                                                                                   \
+      (const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k, float* thresholds,         \
+       int64_t* greater, int64_t* equal, int threads))                                                           \
+    X(float, sampled_threshold, (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed))     \
+    X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
+    X(void, magnitude_mask,                                                                                      \
+      (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
+       int threads))
+
+#define SWAT_LAYOUT(X)                                                                                           \
+    X(void, nchw_to_inner,                                                                                       \
+      (const float* nchw, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
+    X(void, inner_to_nchw,                                                                                       \
+      (const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
+    X(void, channels_last_to_inner,                                                                              \
+      (const float* nhwc, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
+    X(void, inner_to_channels_last,                                                                              \
+      (const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
+
+#define SWAT_NORM(X)                                                                                             \
+    X(void, batch_norm_forward,                                                                                  \
+      (const float* x, int64_t channels, int64_t length, const float* weight, const float* bias, double epsilon, \
+       const float* residual, bool relu, float* y, uint64_t* positive, float* mean, float* inverse_deviation,    \
+       float* running_mean, float* running_variance, double momentum, int threads))                              \
+    X(void, batch_norm_backward,                                                                                 \
+      (const float* grad_y, const uint64_t* positive, const float* x, int64_t channels, int64_t length,          \
+       const float* weight, const float* mean, const float* inverse_deviation, float* grad_x,                    \
+       float* grad_residual, float* grad_weight, float* grad_bias, int threads))                                 \
+    X(void, affine_forward,                                                                                      \
+      (const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,                 \
+       const float* residual, bool relu, float* y, uint64_t* positive, int threads))                             \
+    X(void, relu_forward, (const float* x, int64_t n, float* y, uint64_t* positive, int threads))                \
+    X(void, relu_backward, (const float* grad_y, const uint64_t* positive, int64_t n, float* grad_x, int threads))
+
+#define SWAT_POOL(X)                                                                                             \
+    X(void, max_pool_forward,                                                                                    \
+      (const float* x, int64_t channels, int h, int w, int64_t n, int kernel, int stride, int padding, float* y, \
+       uint8_t* winner, int threads))                                                                            \
+    X(void, max_pool_backward,                                                                                   \
+      (const float* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n, int kernel,        \
+       int stride, int padding, float* grad_x, int threads))                                                     \
+    X(void, average_forward, (const float* x, int64_t channels, int64_t area, int64_t n, float* y, int threads)) \
+    X(void, average_backward, (const float* grad_y, int64_t channels, int64_t area, int64_t n, float* grad_x,    \
+                               int threads))
+
+#define SWAT_KERNELS(X) SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X)
+
+namespace torchswat {
+
+struct Kernels {
+#define SWAT_POINTER(result, name, arguments) result(*name) arguments;
+    SWAT_KERNELS(SWAT_POINTER)
+#undef SWAT_POINTER
+};
+
+#ifdef SWAT_ISA
+namespace SWAT_ISA {
+#define SWAT_DECLARE(result, name, arguments) result name arguments;
+SWAT_KERNELS(SWAT_DECLARE)
+#undef SWAT_DECLARE
+}  // namespace SWAT_ISA
+#endif
+
+}  // namespace torchswat

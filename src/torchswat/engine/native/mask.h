@@ -1,0 +1,71 @@
+// Comparisons of whole vectors as bits, one bit a lane, the first lane lowest.
+#pragma once
+#include "vec.h"
+
+namespace torchswat::SWAT_ISA {
+
+typedef int32_t vi __attribute__((vector_size(4 * W), may_alias));
+typedef int32_t vi_any __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+constexpr unsigned all_lanes = unsigned((uint64_t(1) << W) - 1);
+
+static inline vi splat_int(int32_t value) { return vi{} + value; }
+static inline unsigned first_lanes(int64_t lanes) { return lanes >= W ? all_lanes : (1u << lanes) - 1; }
+
+// Bits of the lanes that are -1 (true), out of lanes that are 0 or -1.
+static inline unsigned bits_of(vi truth) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(truth));
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(truth)));
+#else
+    unsigned bits = 0;
+    for (int lane = 0; lane < W; ++lane) bits |= unsigned(truth[lane] & 1) << lane;
+    return bits;
+#endif
+}
+
+// x where the bit is set, zero elsewhere.
+static inline vf keep(vf x, unsigned bits) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_maskz_mov_ps(__mmask16(bits), reinterpret_cast<__m512>(x)));
+#else
+    vi lane_bit{};
+    for (int lane = 0; lane < W; ++lane) lane_bit[lane] = 1 << lane;
+    return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & ((splat_int(int32_t(bits)) & lane_bit) != 0));
+#endif
+}
+
+// Bits of the lanes that ReLU lets through: positive ones, and NaN, which must not be hidden.
+static inline unsigned not_negative_or_zero(vf x) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_setzero_ps(), _CMP_NLE_UQ);
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_setzero_ps(), _CMP_NLE_UQ)));
+#else
+    return bits_of(~(x <= vf{})) & all_lanes;
+#endif
+}
+
+// Writes the lanes whose bit is set one after the other; up to W entries at `to` may be written. Returns how many.
+static inline int compress(int32_t* to, vi x, unsigned bits) {
+#if defined(__AVX512F__)
+    const __m512i packed = _mm512_maskz_compress_epi32(__mmask16(bits), reinterpret_cast<__m512i>(x));
+    _mm512_storeu_si512(to, packed);  // a compress in memory is microcode on some processors
+    return __builtin_popcount(bits);
+#else
+    int count = 0;
+    for (; bits; bits &= bits - 1) to[count++] = x[__builtin_ctz(bits)];
+    return count;
+#endif
+}
+
+static inline int64_t sum_lanes(vi x) {
+    int64_t sum = 0;
+    for (int lane = 0; lane < W; ++lane) sum += x[lane];
+    return sum;
+}
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace torchswat::SWAT_ISA

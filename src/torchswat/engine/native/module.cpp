@@ -1,0 +1,60 @@
+// The Python module torchswat.engine._native: every kernel of the list, called with addresses.
+//
+// A pointer travels as an integer (torch's data_ptr(); 0 is the null pointer), the GIL is released, and the
+// instruction set is looked up at each call. The adaptors in Python check shapes, strides and dtypes before.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <type_traits>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+using namespace torchswat;
+
+namespace {
+
+template <class T> using Passed = std::conditional_t<std::is_pointer_v<T>, uintptr_t, T>;
+
+template <class T> T unpack(Passed<T> value) {
+    if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(value);
+    else return value;
+}
+
+template <class Result, class... Arguments>
+void bind(nb::module_& module, const char* name, const char* signature, Result (*Kernels::*kernel)(Arguments...)) {
+    module.def(
+        name,
+        [kernel](Passed<Arguments>... values) -> Result {
+            nb::gil_scoped_release release;
+            return (kernels().*kernel)(unpack<Arguments>(values)...);
+        },
+        signature);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    isa();  // an impossible TORCHSWAT_ISA stops the import, with its reason
+
+    module.doc() = "The compiled kernels of torchswat; see kernels.h for the list and each file for its layout.";
+    module.def("available", &available, "Instruction sets that are built in and run here, best first.");
+    module.def("force", &force, nb::arg("name"), "Use this instruction set from now on.");
+    module.def("isa", &isa, "The instruction set that is in use.");
+
+    nb::class_<Threshold>(module, "Threshold", "What a selection found: its threshold and how many lie at and above it.")
+        .def_ro("value", &Threshold::value)
+        .def_ro("greater", &Threshold::greater)
+        .def_ro("equal", &Threshold::equal)
+        .def_ro("not_a_number", &Threshold::not_a_number);
+
+    nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
+        .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
+             nb::arg("h"), nb::arg("w"), nb::arg("k"), nb::arg("r"), nb::arg("s"), nb::arg("stride_h"),
+             nb::arg("stride_w"), nb::arg("pad_h"), nb::arg("pad_w"), nb::arg("out_h"), nb::arg("out_w"));
+
+#define SWAT_BIND(result, name, arguments) bind(module, #name, #result " " #name #arguments, &Kernels::name);
+    SWAT_KERNELS(SWAT_BIND)
+#undef SWAT_BIND
+}

@@ -1,0 +1,243 @@
+// Batch norm, ReLU and the residual add, in one pass over each channel that is still in the cache.
+//
+// Samples innermost makes a channel one stretch of `length` = H*W*N floats:
+//
+//     x, y, residual, gradients [C][length]       positive [C][ceil(length / 64)] words of 64 bits, first entry lowest
+//
+// Forward, for each channel: mean and deviation (x is read from memory), then y = ReLU(x * scale + shift + residual)
+// (x from the second-level cache), with one bit an entry that says where the ReLU let it through. Backward: the two
+// sums over g = grad_y * positive and g * normalised x, then grad_x, and g itself where a residual wants it.
+//
+//     forward   bytes an entry: 4 read + 4 written + 1/8     (+ 4 with a residual)
+//     backward  bytes an entry: 8 read + 4 written + 1/8     (+ 4 with a residual)
+//     both about 6 operations an entry: bandwidth bound
+//
+// Statistics: mean and squared deviations of pieces of 2048 entries in float (each is read twice from the first-level
+// cache), joined in double by Chan's formula: no cancellation however large the mean. One thread has a channel alone,
+// so nothing depends on the number of threads. Outputs may be the same memory as inputs of the same shape.
+#include <cmath>
+
+#include "kernels.h"
+#include "mask.h"
+
+namespace torchswat::SWAT_ISA {
+namespace {
+
+constexpr int64_t word = 64;     // entries of one word of the bitmask
+constexpr int64_t piece = 2048;  // entries whose sums stay in float
+constexpr int ways = 4;          // independent sums, to hide the latency of additions
+
+double sum_of(const vf* sums) {
+    double sum = 0;
+    for (int way = 0; way < ways; ++way)
+        for (int lane = 0; lane < W; ++lane) sum += double(sums[way][lane]);
+    return sum;
+}
+
+// Sums f(vector at i) over a piece; f gets lanes beyond the end as `first_lanes` says.
+template <class Function> double sum_piece(int64_t begin, int64_t end, Function f) {
+    vf sums[ways] = {};
+    int64_t i = begin;
+    for (; i + ways * W <= end; i += ways * W)
+#pragma GCC unroll 4
+        for (int way = 0; way < ways; ++way) sums[way] += f(i + way * W, W);
+    for (; i < end; i += W) sums[0] += f(i, int(least(W, end - i)));
+    return sum_of(sums);
+}
+
+struct Moments {
+    double mean, squares;  // squares: the sum of squared deviations
+};
+
+Moments moments(const float* x, int64_t length) {
+    Moments all{0, 0};
+    for (int64_t begin = 0; begin < length; begin += piece) {
+        const int64_t end = least(begin + piece, length), count = end - begin;
+        const double mean = sum_piece(begin, end, [&](int64_t i, int lanes) { return load_first(x + i, lanes); }) / count;
+        const vf centre = splat(float(mean));
+        const double squares = sum_piece(begin, end, [&](int64_t i, int lanes) {
+            const vf deviation = keep(load_first(x + i, lanes) - centre, first_lanes(lanes));
+            return deviation * deviation;
+        });
+        const double off = mean - double(float(mean));  // squares are about the rounded mean
+        const double step = mean - all.mean;
+        all.squares += squares - off * off * count + step * step * begin * count / end;
+        all.mean += step * count / end;
+    }
+    return all;
+}
+
+// y = x * scale + shift (+ residual) (through a ReLU, whose bits go to `positive` if that is wanted).
+template <bool relu, bool with_residual>
+void affine(const float* x, int64_t length, float scale, float shift, const float* residual, float* y,
+            uint64_t* positive) {
+    const vf scales = splat(scale), shifts = splat(shift);
+    const auto one = [&](int64_t i, int lanes, uint64_t& bits, int at) {
+        vf value = load_first(x + i, lanes) * scales + shifts;
+        if constexpr (with_residual) value += load_first(residual + i, lanes);
+        if constexpr (relu) {
+            const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
+            bits |= uint64_t(through) << at;
+            value = keep(value, through);
+        }
+        store_first(y + i, value, lanes);
+    };
+    for (int64_t begin = 0; begin < length; begin += word) {
+        uint64_t bits = 0;
+        if (begin + word <= length)
+#pragma GCC unroll 16
+            for (int at = 0; at < word; at += W) one(begin + at, W, bits, at);
+        else
+            for (int64_t at = 0; begin + at < length; at += W)
+                one(begin + at, int(least(W, length - begin - at)), bits, int(at));
+        if (relu && positive) positive[begin / word] = bits;
+    }
+}
+
+void affine_any(const float* x, int64_t length, float scale, float shift, const float* residual, bool relu, float* y,
+                uint64_t* positive) {
+    if (relu && residual) affine<true, true>(x, length, scale, shift, residual, y, positive);
+    else if (relu) affine<true, false>(x, length, scale, shift, residual, y, positive);
+    else if (residual) affine<false, true>(x, length, scale, shift, residual, y, positive);
+    else affine<false, false>(x, length, scale, shift, residual, y, positive);
+}
+
+// The gradient behind the ReLU at entry i: grad_y where `positive` has a bit, all of it without a ReLU.
+template <bool relu> vf masked(const float* grad_y, const uint64_t* positive, int64_t i, int lanes) {
+    const vf gradient = load_first(grad_y + i, lanes);
+    if constexpr (!relu) return gradient;
+    return keep(gradient, unsigned(positive[i / word] >> (i % word)) & all_lanes);
+}
+
+struct Sums {
+    double gradient, projected;  // of g, and of g * normalised x
+};
+
+template <bool relu>
+Sums gradient_sums(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float mean,
+                   float inverse) {
+    Sums all{0, 0};
+    const vf centre = splat(mean);
+    for (int64_t begin = 0; begin < length; begin += piece) {
+        const int64_t end = least(begin + piece, length);
+        vf projected[ways] = {};
+        int way = 0;
+        all.gradient += sum_piece(begin, end, [&](int64_t i, int lanes) {
+            const vf g = masked<relu>(grad_y, positive, i, lanes);
+            projected[way++ % ways] += g * (load_first(x + i, lanes) - centre);
+            return g;
+        });
+        all.projected += sum_of(projected) * double(inverse);
+    }
+    return all;
+}
+
+// grad_x = scale * (g - mean of g - normalised x * mean of g * normalised x), as g * scale + x * slope + offset.
+template <bool relu>
+void gradient_of_x(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float mean,
+                   float scale, float slope, float offset, float* grad_x, float* grad_residual) {
+    const vf centre = splat(mean), scales = splat(scale), slopes = splat(slope), offsets = splat(offset);
+    const auto one = [&](int64_t i, int lanes) {
+        const vf g = masked<relu>(grad_y, positive, i, lanes);
+        const vf result = g * scales + ((load_first(x + i, lanes) - centre) * slopes + offsets);
+        if (grad_residual) store_first(grad_residual + i, g, lanes);
+        store_first(grad_x + i, result, lanes);
+    };
+    int64_t i = 0;
+    for (; i + W <= length; i += W) one(i, W);
+    if (i < length) one(i, int(length - i));
+}
+
+template <bool relu>
+void backward_channel(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float weight,
+                      float mean, float inverse, float* grad_x, float* grad_residual, float* grad_weight,
+                      float* grad_bias) {
+    const Sums sums = gradient_sums<relu>(grad_y, positive, x, length, mean, inverse);
+    const double scale = double(weight) * inverse;
+    gradient_of_x<relu>(grad_y, positive, x, length, mean, float(scale),
+                        float(-scale * inverse * sums.projected / double(length)),
+                        float(-scale * sums.gradient / double(length)), grad_x, grad_residual);
+    *grad_weight = float(sums.projected);
+    *grad_bias = float(sums.gradient);
+}
+
+int64_t words(int64_t length) { return (length + word - 1) / word; }
+
+}  // namespace
+
+// Training-mode batch norm of x [C][length]; weight, bias, residual, positive and the running statistics may be null.
+// Writes y, the batch's mean and 1 / sqrt(variance + epsilon) [C]; moves the running statistics by `momentum` towards
+// the batch's mean and unbiased variance, as torch does.
+void batch_norm_forward(const float* x, int64_t channels, int64_t length, const float* weight, const float* bias,
+                        double epsilon, const float* residual, bool relu, float* y, uint64_t* positive, float* mean,
+                        float* inverse_deviation, float* running_mean, float* running_variance, double momentum,
+                        int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t start = c * length;
+        const Moments found = moments(x + start, length);
+        const double inverse = 1 / std::sqrt(found.squares / double(length) + epsilon);
+        const double scale = inverse * (weight ? weight[c] : 1.0f);
+        const double shift = (bias ? bias[c] : 0.0f) - found.mean * scale;
+        affine_any(x + start, length, float(scale), float(shift), residual ? residual + start : nullptr, relu, y + start,
+                   positive ? positive + c * words(length) : nullptr);
+        mean[c] = float(found.mean);
+        inverse_deviation[c] = float(inverse);
+        if (running_mean) {
+            const double unbiased = found.squares / double(length > 1 ? length - 1 : 1);
+            running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * found.mean);
+            running_variance[c] = float((1 - momentum) * running_variance[c] + momentum * unbiased);
+        }
+    }
+}
+
+// Gradients of batch_norm_forward; positive is null without a ReLU, grad_residual without a residual, weight may be.
+// grad_weight and grad_bias [C] are always written. grad_x or grad_residual may be grad_y's own memory.
+void batch_norm_backward(const float* grad_y, const uint64_t* positive, const float* x, int64_t channels,
+                         int64_t length, const float* weight, const float* mean, const float* inverse_deviation,
+                         float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t start = c * length;
+        const auto run = positive ? backward_channel<true> : backward_channel<false>;
+        run(grad_y + start, positive ? positive + c * words(length) : nullptr, x + start, length,
+            weight ? weight[c] : 1.0f, mean[c], inverse_deviation[c], grad_x + start,
+            grad_residual ? grad_residual + start : nullptr, grad_weight + c, grad_bias + c);
+    }
+}
+
+// y = x * scale + shift a channel (+ residual) (ReLU): batch norm with fixed statistics. positive may be null.
+void affine_forward(const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,
+                    const float* residual, bool relu, float* y, uint64_t* positive, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t start = c * length;
+        affine_any(x + start, length, scale[c], shift[c], residual ? residual + start : nullptr, relu, y + start,
+                   positive ? positive + c * words(length) : nullptr);
+    }
+}
+
+namespace {
+
+constexpr int64_t stretch = 64 * word;  // entries of a flat array that a thread takes at a time
+
+}  // namespace
+
+// y = max(x, 0) and its bits, of n entries in any order.
+void relu_forward(const float* x, int64_t n, float* y, uint64_t* positive, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t begin = 0; begin < n; begin += stretch)
+        affine<true, false>(x + begin, least(stretch, n - begin), 1, 0, nullptr, y + begin,
+                            positive ? positive + begin / word : nullptr);
+}
+
+void relu_backward(const float* grad_y, const uint64_t* positive, int64_t n, float* grad_x, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t begin = 0; begin < n; begin += stretch)
+        for (int64_t i = begin; i < least(begin + stretch, n); i += W) {
+            const int lanes = int(least(W, n - i));
+            store_first(grad_x + i, masked<true>(grad_y, positive, i, lanes), lanes);
+        }
+}
+
+}  // namespace torchswat::SWAT_ISA

@@ -1,0 +1,340 @@
+// Which entries are the k largest in magnitude.
+//
+// The bits of a float without its sign order like an integer, so a magnitude is a "key" of 31 bits:
+//
+//     exponent 8 | mantissa 23        0 = zero ... 0x7f800000 = infinity < NaN
+//
+// The k-th largest key is found by narrowing a range of keys. A histogram of 2048 buckets narrows it by 11 bits a
+// pass, but costs about 1.5 ns an entry. So a large array is bracketed first: a sample predicts a range that holds
+// the k-th largest (four standard deviations either way), one pass over the array counts what lies above and copies
+// what lies inside (1-3 %), and the histogram works on the copy. The result is exact always: a bracket that missed
+// shows in the counts, and then the histogram goes over the whole array.
+//
+//     bytes read: 4 n (bandwidth bound), 12 n where the bracket missed; written: about 0.1 n
+//
+// Keys are integers and counts are sums, so nothing depends on the order or number of threads.
+#include "buffer.h"
+#include "kernels.h"
+#include "mask.h"
+
+namespace torchswat::SWAT_ISA {
+namespace {
+
+typedef uint32_t Key;
+constexpr Key magnitude = 0x7fffffff, infinity = 0x7f800000;
+constexpr int64_t chunk = 1 << 14;      // entries a thread takes at a time
+constexpr int64_t small = 1 << 15;      // below, bracketing does not pay
+constexpr int64_t most_samples = 1 << 15;
+constexpr int bucket_bits = 11, buckets = 1 << bucket_bits;
+
+Key key_of(float value) {
+    Key bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & magnitude;
+}
+
+float value_of(Key key) {
+    float value;
+    std::memcpy(&value, &key, sizeof value);
+    return value;
+}
+
+vi load_keys(const float* values) {
+    return *reinterpret_cast<const vi_any*>(values) & int32_t(magnitude);
+}
+
+// Two interleaved counts a bucket: runs of one bucket (zeros after a ReLU) do not wait for their own last increment.
+struct Histogram {
+    uint32_t counts[2][buckets];
+};
+
+// The keys in [low, low + 2^bits), counted by their `shift`-ed distance from low.
+void count_buckets(const float* values, int64_t n, Key low, int shift, Key used, Histogram& histogram) {
+    const Key* keys = reinterpret_cast<const Key*>(values);
+    for (int64_t i = 0; i < n; ++i) {
+        const Key bucket = ((keys[i] & magnitude) - low) >> shift;
+        if (bucket < used) ++histogram.counts[i & 1][bucket];
+    }
+}
+
+struct Found {
+    Key key;
+    int64_t greater, equal;
+};
+
+// The k-th largest of the keys in [low, low + 2^bits), all of which the caller knows to be at least k.
+Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int threads) {
+    const int parts = int(least(threads, (n + chunk - 1) / chunk));
+    Buffer<Histogram> histograms{size_t(parts)};
+    int64_t greater = 0;
+    for (;;) {
+        const int shift = bits > bucket_bits ? bits - bucket_bits : 0;
+        const Key used = Key(1) << (bits - shift);
+        std::memset(histograms.data, 0, sizeof(Histogram) * parts);
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+        for (int part = 0; part < parts; ++part) {
+            const int64_t begin = n * part / parts, end = n * (part + 1) / parts;
+            count_buckets(values + begin, end - begin, low, shift, used, histograms[part]);
+        }
+        Key bucket = used;
+        int64_t inside = 0;
+        while (greater + inside < k && bucket > 0) {
+            greater += inside;
+            --bucket;
+            inside = 0;
+            for (int part = 0; part < parts; ++part)
+                inside += int64_t(histograms[part].counts[0][bucket]) + histograms[part].counts[1][bucket];
+        }
+        low += bucket << shift;
+        if (shift == 0) return {low, greater, inside};
+        bits = shift;
+    }
+}
+
+uint64_t hash(uint64_t x) {  // splitmix64's finaliser: every bit of the output depends on every one of the input
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+// One entry out of each of `samples` equal stretches, at a place that the seed decides.
+void draw(const float* values, int64_t n, int64_t samples, uint64_t seed, float* sample) {
+    const int64_t stretch = n / samples;  // the rest, fewer than `samples` entries, is spread by `n * i / samples`
+    for (int64_t i = 0; i < samples; ++i) {
+        const uint64_t place = (hash(seed + 0x9e3779b97f4a7c15u * uint64_t(i + 1)) >> 32) * uint64_t(stretch) >> 32;
+        sample[i] = values[n * i / samples + int64_t(place)];
+    }
+}
+
+int64_t square_root(int64_t x) {
+    int64_t root = 0;
+    while ((root + 1) * (root + 1) <= x) ++root;
+    return root;
+}
+
+// Keys between which the k-th largest should lie: it is looked for in low < key <= high, and as low itself.
+struct Bracket {
+    Key low, high;
+};
+
+Bracket bracket(const float* values, int64_t n, int64_t k) {
+    const int64_t samples = least(most_samples, n / 16);
+    Buffer<float> sample{size_t(samples)};
+    draw(values, n, samples, 0, sample.data);
+    const int64_t rank = int64_t(double(k) / double(n) * double(samples));
+    const int64_t margin = 4 * square_root(int64_t(double(rank) * double(samples - rank) / double(samples))) + 4;
+    Bracket range{0, magnitude};
+    if (rank - margin >= 1) range.high = narrow(sample.data, samples, rank - margin, 0, 31, 1).key;
+    if (rank + margin <= samples) range.low = narrow(sample.data, samples, rank + margin, 0, 31, 1).key;
+    return range;
+}
+
+// What one pass over the array counts.
+struct Tally {
+    int64_t greater = 0, equal = 0, inside = 0;
+    Key largest = 0;
+};
+
+// Counts keys above the range and at its low end, and copies those inside to `inside` (room for n + W).
+Tally split(const float* values, int64_t n, Bracket range, Key* inside) {
+    const vi low = splat_int(int32_t(range.low)), high = splat_int(int32_t(range.high));
+    vi greater{}, equal{}, largest{};
+    int64_t count = 0, i = 0;
+    for (; i + W <= n; i += W) {
+        const vi keys = load_keys(values + i);
+        greater -= keys > high;
+        equal -= keys == low;
+        largest = keys > largest ? keys : largest;
+        count += compress(reinterpret_cast<int32_t*>(inside) + count, keys, bits_of((keys > low) & (keys <= high)));
+    }
+    Tally tally{sum_lanes(greater), sum_lanes(equal), 0, 0};
+    for (int lane = 0; lane < W; ++lane)
+        if (Key(largest[lane]) > tally.largest) tally.largest = Key(largest[lane]);
+    for (; i < n; ++i) {
+        const Key key = key_of(values[i]);
+        tally.greater += key > range.high;
+        tally.equal += key == range.low;
+        if (key > tally.largest) tally.largest = key;
+        if (key > range.low && key <= range.high) inside[count++] = key;
+    }
+    tally.inside = count;
+    return tally;
+}
+
+// All chunks split; the keys inside end in `inside` in any order, but for those beyond its `room`.
+Tally split_all(const float* values, int64_t n, Bracket range, Key* inside, int64_t room, int threads) {
+    Tally total;
+    const int64_t chunks = (n + chunk - 1) / chunk;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        alignas(64) Key stage[chunk + W];
+        Tally mine;
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < chunks; ++c) {
+            const Tally tally = split(values + c * chunk, least(chunk, n - c * chunk), range, stage);
+            mine.greater += tally.greater;
+            mine.equal += tally.equal;
+            if (tally.largest > mine.largest) mine.largest = tally.largest;
+            const int64_t at = __atomic_fetch_add(&total.inside, tally.inside, __ATOMIC_RELAXED);
+            if (at < room) std::memcpy(inside + at, stage, sizeof(Key) * size_t(least(tally.inside, room - at)));
+        }
+#pragma omp critical(torchswat_split)
+        {
+            total.greater += mine.greater;
+            total.equal += mine.equal;
+            if (mine.largest > total.largest) total.largest = mine.largest;
+        }
+    }
+    return total;
+}
+
+int bits_to_hold(Key range) { return range ? 32 - __builtin_clz(range) : 0; }
+
+Threshold select(const float* values, int64_t n, int64_t k, int threads) {
+    if (n > small) {
+        const Bracket range = bracket(values, n, k);
+        const int64_t room = n / 8;
+        Buffer<Key> inside{size_t(room)};
+        const Tally tally = split_all(values, n, range, inside.data, room, threads);
+        const bool nan = tally.largest > infinity;
+        const int64_t missing = k - tally.greater;
+        if (missing > 0 && missing <= tally.inside && tally.inside <= room) {
+            const Found found = narrow(reinterpret_cast<float*>(inside.data), tally.inside, missing, range.low + 1,
+                                       bits_to_hold(range.high - range.low - 1), threads);
+            return {value_of(found.key), tally.greater + found.greater, found.equal, nan};
+        }
+        if (missing > tally.inside && missing <= tally.inside + tally.equal)
+            return {value_of(range.low), tally.greater + tally.inside, tally.equal, nan};
+    }
+    const Found found = narrow(values, n, k, 0, 31, threads);
+    Key largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = key_of(values[i]) > largest ? key_of(values[i]) : largest;
+    return {value_of(found.key), found.greater, found.equal, largest > infinity};
+}
+
+void check(int64_t n, int64_t k) {
+    if (n < 1) invalid("selection: the array is empty.");
+    if (k < 1 || k > n) invalid("selection: k must lie between 1 and the number of entries.");
+}
+
+}  // namespace
+
+// The exact k-th largest magnitude of `values` (n), how many are larger and how many as large.
+Threshold kth_largest(const float* values, int64_t n, int64_t k, int threads) {
+    check(n, k);
+    return select(values, n, k, threads);
+}
+
+// One exact threshold for each group and lane of values[groups][length][lanes]: rows of a matrix (lanes = 1), samples
+// of a batch-innermost activation (groups = 1 or its channels, lanes = N). Results are [groups][lanes]; returns
+// whether a NaN was met. Lanes are copied out, up to 16 at a time, so that each line of the cache is read once.
+bool kth_largest_lanes(const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k,
+                       float* thresholds, int64_t* greater, int64_t* equal, int threads) {
+    check(length, k);
+    constexpr int64_t together = 16;
+    const int64_t blocks = (lanes + together - 1) / together;
+    int nan = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2) reduction(| : nan) if (threads > 1)
+    for (int64_t group = 0; group < groups; ++group)
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t first = block * together, count = least(together, lanes - first);
+            const float* source = values + group * length * lanes + first;
+            Buffer<float> columns{size_t(lanes > 1 ? count * length : 1)};
+            if (lanes > 1)
+                for (int64_t i = 0; i < length; ++i)
+                    for (int64_t lane = 0; lane < count; ++lane) columns[lane * length + i] = source[i * lanes + lane];
+            for (int64_t lane = 0; lane < count; ++lane) {
+                const Threshold found = select(lanes > 1 ? columns.data + lane * length : source, length, k, 1);
+                const int64_t at = group * lanes + first + lane;
+                thresholds[at] = found.value;
+                greater[at] = found.greater;
+                equal[at] = found.equal;
+                nan |= found.not_a_number;
+            }
+        }
+    return nan;
+}
+
+// The k-th largest magnitude as a sample of the array sees it: for `samples` entries drawn by the seed, one out of
+// each stretch of n / samples, their exact quantile. The density it gives is off by about sqrt(d (1 - d) / samples).
+float sampled_threshold(const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed) {
+    check(n, k);
+    if (samples < 1) invalid("sampled_threshold: there must be at least one sample.");
+    samples = least(samples, n);
+    Buffer<float> sample{size_t(samples)};
+    draw(values, n, samples, seed, sample.data);
+    const int64_t rank = int64_t(double(k) / double(n) * double(samples) + 0.5);
+    return value_of(narrow(sample.data, samples, least(rank < 1 ? 1 : rank, samples), 0, 31, 1).key);
+}
+
+// How many magnitudes are larger than, and how many equal to, a threshold that is known; one pass of 4 n bytes.
+Threshold count_kept(const float* values, int64_t n, float threshold, int threads) {
+    const vi limit = splat_int(int32_t(key_of(threshold)));
+    int64_t greater = 0, equal = 0;
+    int nan = 0;
+    const int64_t chunks = (n + chunk - 1) / chunk;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : greater, equal) reduction(| : nan) if (threads > 1)
+    for (int64_t c = 0; c < chunks; ++c) {
+        const int64_t begin = c * chunk, end = least(begin + chunk, n);
+        vi more{}, same{}, largest{};
+        int64_t i = begin;
+        for (; i + W <= end; i += W) {
+            const vi keys = load_keys(values + i);
+            more -= keys > limit;
+            same -= keys == limit;
+            largest = keys > largest ? keys : largest;
+        }
+        greater += sum_lanes(more);
+        equal += sum_lanes(same);
+        nan |= bits_of(largest > int32_t(infinity)) != 0;
+        for (; i < end; ++i) {
+            greater += key_of(values[i]) > key_of(threshold);
+            equal += key_of(values[i]) == key_of(threshold);
+            nan |= key_of(values[i]) > infinity;
+        }
+    }
+    return {threshold, greater, equal, nan != 0};
+}
+
+// mask[i] = 1 where |value| > threshold, and for the first `ties` of those equal to it; one byte an entry.
+// "First" is by logical order: values is [length][lanes] in memory and lane-major in logic, as a batch-innermost
+// activation is (lanes = N); lanes = 1 for an array in its own order. The mask is laid out like the values.
+void magnitude_mask(const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,
+                    int threads) {
+    const Key limit = key_of(threshold);
+    const int64_t rows = chunk / lanes > 0 ? chunk / lanes : 1;  // of the matrix, in a chunk
+    const int64_t chunks = (length + rows - 1) / rows;
+    Buffer<int64_t> equals{size_t(chunks * lanes)};  // [lanes][chunks]: logical order
+    int64_t all = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : all) if (threads > 1)
+    for (int64_t c = 0; c < chunks; ++c) {
+        const int64_t begin = c * rows, end = least(begin + rows, length);
+        int64_t found = 0;
+        for (int64_t i = begin * lanes; i < end * lanes; ++i) {
+            const Key key = key_of(values[i]);
+            mask[i] = key >= limit;
+            found += key == limit;
+        }
+        all += found;
+        for (int64_t lane = 0; lane < lanes; ++lane) equals[lane * chunks + c] = 0;
+        if (found)
+            for (int64_t i = begin; i < end; ++i)
+                for (int64_t lane = 0; lane < lanes; ++lane)
+                    equals[lane * chunks + c] += key_of(values[i * lanes + lane]) == limit;
+    }
+    if (all <= ties) return;
+    int64_t left = ties;
+    for (int64_t i = 0; i < chunks * lanes; ++i) {  // from counts to how many of them stay
+        equals[i] = least(equals[i], left);
+        left -= equals[i];
+    }
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < chunks; ++c)
+        for (int64_t i = c * rows; i < least((c + 1) * rows, length); ++i)
+            for (int64_t lane = 0; lane < lanes; ++lane) {
+                const int64_t at = i * lanes + lane;
+                if (key_of(values[at]) == limit && equals[lane * chunks + c]-- <= 0) mask[at] = 0;
+            }
+}
+
+}  // namespace torchswat::SWAT_ISA

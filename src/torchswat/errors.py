@@ -1,0 +1,57 @@
+"""The exceptions that users of the library see.
+
+Every one says what was wrong, with which value, what is allowed and what to do. They derive from the
+built-in exception a caller would expect, so that ``except ValueError`` keeps working. The command line
+turns any of them into one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TorchswatError(Exception):
+    """Whatever the user can mend: the base of every exception raised on purpose."""
+
+
+class InvalidValue(TorchswatError, ValueError):
+    """A value is outside what is allowed."""
+
+
+class UnknownName(TorchswatError, ValueError):
+    """A name that is in none of our registries."""
+
+    @classmethod
+    def of(cls, kind: str, name: object, known: Iterable[str]) -> UnknownName:
+        """Make the error for an unknown `name` of a `kind`, with the nearest of the `known` names.
+
+        Examples
+        --------
+        >>> print(UnknownName.of("algorithm", "swatt", ["dense", "swat"]))
+        unknown algorithm 'swatt': did you mean 'swat'? Known: dense, swat.
+        """
+        names = list(known)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return cls(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}.")
+
+
+class InvalidData(TorchswatError, ValueError):
+    """A file is damaged, truncated or not what its name promises."""
+
+
+class MissingData(TorchswatError, FileNotFoundError):
+    """A file that is needed is not there."""
+
+
+class NotFinite(TorchswatError, ArithmeticError):
+    """A NaN (or an infinite loss) was met; the message names the layer."""
+
+
+class CheckpointError(TorchswatError, OSError):
+    """A checkpoint could not be written or read."""
+
+
+class MissingDependency(TorchswatError, ImportError):
+    """An optional package is needed for this call; the message says how to install it."""

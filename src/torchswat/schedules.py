@@ -1,0 +1,78 @@
+"""Sparsity as a function of the iteration: small callables that `torchswat.sparsify_` takes for a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchswat.errors import InvalidValue
+from torchswat.selection import check_sparsity
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """From `initial` to `final` over `steps` iterations, fast at first (Zhu and Gupta 2017, section 3).
+
+    ``final + (initial - final) * (1 - t)^3`` with ``t`` from 0 at iteration `begin` to 1 at
+    ``begin + steps``; constant before and after.
+
+    Parameters
+    ----------
+    final, initial : float
+        Sparsities in [0, 1).
+    steps, begin : int
+        Iterations.
+
+    Examples
+    --------
+    >>> ramp = Cubic(final=0.8, steps=100)
+    >>> [round(ramp(i), 2) for i in (0, 50, 100, 1000)]
+    [0.0, 0.7, 0.8, 0.8]
+    """
+
+    final: float
+    steps: int
+    initial: float = 0.0
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.final, "final")
+        check_sparsity(self.initial, "initial")
+        if self.steps < 1 or self.begin < 0:
+            raise InvalidValue(
+                f"steps = {self.steps}, begin = {self.begin}; allowed is steps >= 1 and begin >= 0."
+            )
+
+    def __call__(self, iteration: int) -> float:
+        t = min(1.0, max(0.0, (iteration - self.begin) / self.steps))
+        return self.final + (self.initial - self.final) * (1 - t) ** 3
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A constant sparsity from each of some iterations on.
+
+    Parameters
+    ----------
+    values : tuple of (int, float)
+        Iteration and the sparsity from there on, iterations ascending from 0.
+
+    Examples
+    --------
+    >>> dense_first = Steps(((0, 0.0), (1000, 0.8)))
+    >>> dense_first(999), dense_first(1000)
+    (0.0, 0.8)
+    """
+
+    values: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        starts = [start for start, _ in self.values]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise InvalidValue(
+                f"the iterations of Steps are {starts}; allowed are ascending ones that begin with 0."
+            )
+        for start, sparsity in self.values:
+            check_sparsity(sparsity, f"the sparsity from iteration {start}")
+
+    def __call__(self, iteration: int) -> float:
+        return next(sparsity for start, sparsity in reversed(self.values) if iteration >= start)
