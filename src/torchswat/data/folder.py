@@ -1,0 +1,99 @@
+"""Folders of pictures: ``train/<class>/picture`` and ``val/<class>/picture``, as ImageNet is unpacked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from torchswat.data.augment import CentreCrop, RandomResizedCrop
+from torchswat.data.dataset import Dataset, Pictures
+from torchswat.data.picture import EXTENSIONS
+from torchswat.data.source import Source
+from torchswat.errors import InvalidData, MissingData
+
+# Of ImageNet's training set, as everyone uses them since Krizhevsky et al., 2012.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
+    """List a folder of pictures; nothing is decoded yet.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``train`` and ``val``, each with one folder a class, the same ones, each with pictures
+        (.jpg, .jpeg, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp); other files and hidden ones are ignored.
+    size, resize : int, default 224 and 256
+        See `CentreCrop`.
+
+    Raises
+    ------
+    MissingData
+        ``train`` or ``val`` is not there.
+    InvalidData
+        There is no class, a class without pictures, or the classes of the two differ.
+    """
+    view = CentreCrop(resize, size)
+    train, val = (_list_classes(folder / part) for part in ("train", "val"))
+    if train.keys() != val.keys():
+        alone = sorted(train.keys() ^ val.keys())
+        shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+        raise InvalidData(
+            f"{folder}: train and val must have the same class folders, but {len(alone)} are in one of them"
+            f" only: {shown}."
+        )
+    return Dataset(folder.name, _split(train, view), _split(val, view), augmentation=RandomResizedCrop())
+
+
+def _list_classes(part: Path) -> dict[str, list[Path]]:
+    if not part.is_dir():
+        raise MissingData(
+            f"{part} is not there: a folder of pictures holds train/<class>/<picture> and"
+            f" val/<class>/<picture>."
+        )
+    folders = sorted(
+        entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not folders:
+        raise InvalidData(f"{part} holds no class folders: one folder a class is expected in it.")
+    classes = {name: _list_pictures(part / name) for name in folders}
+    for name, paths in classes.items():
+        if not paths:
+            raise InvalidData(
+                f"{part / name} holds no pictures (files ending in {', '.join(sorted(EXTENSIONS))}):"
+                f" add some or remove the class from train and val."
+            )
+    return classes
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return [folder / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+
+
+def _split(classes: dict[str, list[Path]], view: CentreCrop) -> Pictures:
+    paths = tuple(path for members in classes.values() for path in members)
+    sizes = torch.tensor([len(members) for members in classes.values()])
+    labels = torch.repeat_interleave(torch.arange(len(classes)), sizes)
+    return Pictures(labels=labels, classes=tuple(classes), mean=MEAN, std=STD, paths=paths, view=view)
+
+
+def _read_imagenet(root: Path, *, size: int = 224, resize: int = 256) -> Dataset:
+    folder = root / IMAGENET.name
+    if not folder.is_dir():
+        raise MissingData(IMAGENET.how_to_get(root))
+    return read_folder(folder, size=size, resize=resize)
+
+
+IMAGENET = Source(
+    name="imagenet",
+    title="ImageNet (ILSVRC 2012)",
+    summary="1,281,167 + 50,000 pictures, 1000 classes, seen at 3 x 224 x 224",
+    read=_read_imagenet,
+    page="https://www.image-net.org/download.php",
+    advice="unpack ILSVRC2012_img_train.tar (md5 1d675b47d978889d74fa0da5fadfb00e) and ILSVRC2012_img_val.tar"
+    " (md5 29b22e2961454d5413ddabcf34fc5622) as imagenet/train/<class>/*.JPEG"
+    " and imagenet/val/<class>/*.JPEG",
+)
