@@ -7,10 +7,42 @@
 >>> model = torchswat.desparsify_(torchswat.prune_(model))  # a pruned, plain torch model
 """
 
-from torchswat import models
-from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
-from torchswat.cost import cost
-from torchswat.selection import select
+from __future__ import annotations
 
-__all__ = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchswat import models
+    from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
+    from torchswat.accounting import cost
+    from torchswat.engine.allocator import tune_allocator
+    from torchswat.selection import select
+
+__all__ = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
 __version__ = "0.1.0.dev0"
+
+# Imported when they are first used, so that the command line can answer before torch is there.
+_HOMES = {
+    "Sparsity": "torchswat.convert",
+    "cost": "torchswat.accounting",
+    "desparsify_": "torchswat.convert",
+    "prune_": "torchswat.convert",
+    "select": "torchswat.selection",
+    "sparsify_": "torchswat.convert",
+    "tune_allocator": "torchswat.engine.allocator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("torchswat.models")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'torchswat' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -68,6 +68,11 @@ class Algorithm:
         """Whether nothing at all is selected."""
         return not self.projected_output and not any(self.slots().values())
 
+    @property
+    def is_packable(self) -> bool:
+        """Whether its sparse operands are those that the engine packs: weights, and activations kept."""
+        return not (self.forward_activation or self.projected_output or self.selects("gradient"))
+
     def selection_of(self, operand: str) -> Slot:
         """Return how `operand` (``weight``, ``activation`` or ``gradient``) is selected where it is."""
         return next((slot for name, slot in self.slots().items() if name.endswith(operand) and slot), None)
@@ -154,6 +159,6 @@ def algorithm(which: str | Algorithm) -> Algorithm:
     """
     if isinstance(which, Algorithm):
         return which
-    if which not in ALGORITHMS:
+    if not isinstance(which, str) or which not in ALGORITHMS:
         raise UnknownName.of("algorithm", which, ALGORITHMS)
     return ALGORITHMS[which]

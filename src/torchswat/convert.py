@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from torchswat import neighbours
 from torchswat.algorithms import Algorithm, algorithm
+from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue, UnknownName
-from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer, kept
+from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer
 from torchswat.selection import METHODS, SCOPES, Selector, check_sparsity
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,7 +86,8 @@ class Sparsity:
                 raise InvalidValue(
                     f"{name} is {value!r}; allowed is a whole number of iterations, at least {least}."
                 )
-        if isinstance(self.skip, str) or not all(isinstance(pattern, str) for pattern in self.skip):
+        named = isinstance(self.skip, Sequence) and not isinstance(self.skip, str)
+        if not named or not all(isinstance(pattern, str) for pattern in self.skip):
             raise InvalidValue(
                 f"skip is {self.skip!r}; allowed is a tuple of name patterns, such as ('first', 'head.*')."
             )
@@ -161,6 +165,18 @@ def sparsify_(
     """
     if isinstance(algorithm, Sparsity):
         settings = algorithm
+        if (sparsity, scope, period, skip, method, exact, warmup) != (
+            0.8,
+            "nchw",
+            1,
+            (),
+            "histogram",
+            True,
+            0,
+        ):
+            raise InvalidValue(
+                "all the settings are in one Sparsity object; the other arguments must be left out."
+            )
     else:
         settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip)
     chosen = _chosen_layers(model, settings)
@@ -179,6 +195,8 @@ def sparsify_(
         }
         layer.__class__ = SPARSE_CLASSES[type(layer)]
         layer.sparse = LayerSparsity(row, layer_sparsity, selectors, name)  # type: ignore[assignment]
+    if row.is_packable:
+        neighbours.join_(model)
     if row.projected_output:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
@@ -192,7 +210,7 @@ def _row(settings: Sparsity) -> Algorithm:
 
 def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]:
     """Return the layers that take part, by name, after checking that every pattern fits one."""
-    lazy = [name for name, m in model.named_modules() if isinstance(m, nn.modules.lazy.LazyModuleMixin)]
+    lazy = [name for name, m in model.named_modules() if isinstance(m, LazyModuleMixin)]
     if lazy:
         raise InvalidValue(
             f"layer {lazy[0]!r} is lazy and has no weight yet; run the model once on an example first."
@@ -217,19 +235,21 @@ def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]
     def fitting(pattern: str) -> list[str]:
         return words.get(pattern) or fnmatch.filter(names, pattern)
 
-    for pattern in (*settings.skip, *settings.by_pattern()):
-        if pattern != "*" and not fitting(pattern):
-            raise InvalidValue(
-                f"the pattern {pattern!r} fits no layer; the layers are "
-                f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}."
-            )
+    unfit = [pattern for pattern in settings.skip if not fitting(pattern)]
+    unfit += [pattern for pattern in settings.by_pattern() if not fnmatch.filter(names, pattern)]
+    if unfit:
+        raise InvalidValue(
+            f"the pattern {unfit[0]!r} fits no layer; the layers are "
+            f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}."
+        )
     skipped = {name for pattern in (*settings.skip, *_row(settings).skip) for name in fitting(pattern)}
     return {name: layer for name, layer in layers.items() if name not in skipped}
 
 
 def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Apply DSG's mask a second time, behind the batch norm that follows its layer."""
-    return kept(output, getattr(inputs[0], "torchswat_mask", None))
+    mask = getattr(inputs[0], "torchswat_mask", None)
+    return output if mask is None else Selection(mask).kept(output)
 
 
 def desparsify_(model: Model) -> Model:
@@ -246,8 +266,9 @@ def desparsify_(model: Model) -> Model:
     )
     """
     for _, layer in sparse_layers(model):
-        layer.__class__ = _DENSE_CLASSES[type(layer)]
+        layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
         del layer.sparse
+    neighbours.separate_(model)
     for module in model.modules():
         hook = module.__dict__.pop("_torchswat_hook", None)
         if hook is not None:
@@ -277,7 +298,7 @@ def prune_(model: Model) -> Model:
         assert isinstance(weight, Tensor)
         mask = sparse.weight_mask
         if mask is None:
-            mask = sparse.mask_weight(weight, sparsity, max(0, sparse.iteration - 1))
+            mask = sparse.select_weight(weight, sparsity, max(0, sparse.iteration - 1)).mask_of(weight)
         weight.masked_fill_(~mask, 0)
     return model
 
@@ -303,6 +324,8 @@ def sparse_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_sparse_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Take back what `sparse_state` returned, into a model made sparse with the same settings.
+
+    Load the state_dict first: a layer that gets other weights forgets its thresholds.
 
     Raises
     ------

@@ -8,6 +8,7 @@ says. The optimizer updates the dense weight with a dense gradient; bias and its
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
+from torchswat.engine import plan
+from torchswat.engine.loader import native_for
+from torchswat.engine.packed import Shape
+from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
+from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
@@ -27,20 +32,34 @@ Schedule = Callable[[int], float]
 """Sparsity as a function of the iteration (the number of training forwards so far)."""
 
 
-def kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """Return `tensor` with zeros where `mask` is False (an infinity there becomes zero as well)."""
-    return tensor if mask is None else torch.where(mask, tensor, tensor.new_zeros(()))
-
-
 @dataclass(frozen=True)
-class Masks:
-    """The masks of one forward pass by slot; None leaves the operand dense."""
+class Operands:
+    """The selected operands of one pass, each in the form that its product takes.
 
-    forward_weight: Tensor | None = None
+    Attributes
+    ----------
+    forward_weight : tuple of Tensor
+        The weight of the forward product.
+    forward_activation : Tensor or None
+        The activation of the forward product where it is not the input itself.
+    grad_input_weight, grad_weight_activation : tuple of Tensor
+        What is kept for the backward pass; empty where no gradient is wanted.
+    output_mask : Tensor or None
+        The outputs that are kept (DSG).
+    """
+
+    forward_weight: Form
     forward_activation: Tensor | None = None
-    grad_input_weight: Tensor | None = None
-    grad_weight_activation: Tensor | None = None
-    output: Tensor | None = None
+    grad_input_weight: Form = ()
+    grad_weight_activation: Form = ()
+    output_mask: Tensor | None = None
+
+
+GradientSelections = Callable[[Tensor], tuple[Selection | None, Selection | None]]
+
+
+def _kept(tensor: Tensor, selection: Selection | None) -> Tensor:
+    return tensor if selection is None else selection.kept(tensor)
 
 
 class SparseProducts(torch.autograd.Function):
@@ -53,39 +72,37 @@ class SparseProducts(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         products: Products,
-        masks: Masks,
-        gradient_masks: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None,
+        operands: Operands,
+        gradient_selections: GradientSelections | None,
     ) -> Tensor:
-        forward_weight = kept(weight, masks.forward_weight)
-        output = products.forward(kept(activation, masks.forward_activation), forward_weight, bias)
-        same_mask = masks.grad_input_weight is masks.forward_weight
-        ctx.save_for_backward(
-            kept(activation, masks.grad_weight_activation) if ctx.needs_input_grad[1] else None,
-            forward_weight if same_mask else kept(weight, masks.grad_input_weight),
-            masks.output,
-        )
+        ctx.products, ctx.gradient_selections = products, gradient_selections
         ctx.like = _like(activation), _like(weight)
-        ctx.products, ctx.gradient_masks = products, gradient_masks
-        return kept(output, masks.output)
+        ctx.weight_tensors = len(operands.grad_input_weight)
+        ctx.save_for_backward(
+            operands.output_mask, *operands.grad_input_weight, *operands.grad_weight_activation
+        )
+        if operands.forward_activation is not None:
+            activation = operands.forward_activation
+        output = products.forward(activation, operands.forward_weight, bias)
+        return output if operands.output_mask is None else Selection(operands.output_mask).kept(output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        activation, weight, output_mask = ctx.saved_tensors
-        like_activation, like_weight = (empty() for empty in ctx.like)
+        output_mask, *forms = ctx.saved_tensors
+        weight, activation = tuple(forms[: ctx.weight_tensors]), tuple(forms[ctx.weight_tensors :])
         products: Products = ctx.products
-        gradient = kept(gradient, output_mask)
-        for_input, for_weight = ctx.gradient_masks(gradient) if ctx.gradient_masks else (None, None)
+        if output_mask is not None:
+            gradient = Selection(output_mask).kept(gradient)
+        for_input, for_weight = ctx.gradient_selections(gradient) if ctx.gradient_selections else (None, None)
+        like_activation, like_weight = ctx.like
         grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and for_input is for_weight:
-            grad_input, grad_weight = products.grads(kept(gradient, for_input), activation, weight)
-        else:
-            if ctx.needs_input_grad[0]:
-                grad_input = products.grad_input(kept(gradient, for_input), weight, like_activation)
-            if ctx.needs_input_grad[1]:
-                grad_weight = products.grad_weight(kept(gradient, for_weight), activation, like_weight)
+        if ctx.needs_input_grad[0]:
+            grad_input = products.grad_input(_kept(gradient, for_input), weight, like_activation())
+        if ctx.needs_input_grad[1]:
+            grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
         if ctx.needs_input_grad[2]:
-            grad_bias = gradient.sum(products.bias_dims())
+            grad_bias = gradient.sum(products.bias_dims)
         return grad_input, grad_weight, grad_bias, None, None, None
 
 
@@ -96,6 +113,10 @@ def _like(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 # ---- the layers --------------------------------------------------------------------------------------------
+
+
+def _inside_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 @dataclass
@@ -128,6 +149,7 @@ class LayerSparsity:
     iteration: int = 0
     weight_mask: Tensor | None = field(default=None, repr=False)
     output_density: Tensor | None = None
+    _weight_selection: Selection | None = field(default=None, repr=False)
     _weight_seen: tuple | None = field(default=None, repr=False)
 
     def sparsity_now(self, iteration: int) -> float:
@@ -136,33 +158,42 @@ class LayerSparsity:
             return check_sparsity(self.sparsity(iteration), f"the scheduled sparsity of layer {self.name!r}")
         return self.sparsity
 
-    def next_iteration(self, training: bool) -> int:
-        """Return the number of this iteration and count it, where it is one of training."""
-        if not training:
-            return self.iteration
-        if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
-            return max(0, self.iteration - 1)
-        self.iteration += 1
-        return self.iteration - 1
+    def this_iteration(self, training: bool) -> int:
+        """Return the number of the pass that is due; a recomputation for a backward pass is the last one."""
+        return max(0, self.iteration - 1) if training and _inside_backward() else self.iteration
 
-    def mask_weight(self, weight: Tensor, sparsity: float, iteration: int) -> Tensor:
-        """Return the mask of the weight: the last one where nothing it depends on has changed."""
+    def next_iteration(self, training: bool) -> int:
+        """Return the number of the pass that is due, and count it where it is a new one of training."""
+        iteration = self.this_iteration(training)
+        if training and not _inside_backward():
+            self.iteration += 1
+        return iteration
+
+    def selector(self, operand: str, training: bool) -> Selector:
+        """Return the selector of `operand`; outside training a copy, which leaves its threshold alone."""
+        selector = self.selectors[operand]
+        return selector if training else copy.copy(selector)
+
+    def select_weight(self, weight: Tensor, sparsity: float, iteration: int) -> Selection:
+        """Return the selection of the weight: the last one where nothing it depends on has changed.
+
+        A weight that was changed through ``.data`` shows no sign of it, so every iteration selects anew.
+        """
         selector = self.selectors["weight"]
-        seen = (
-            weight.data_ptr(),
-            weight._version,
-            weight.device,
-            sparsity,
-            selector.period > 1 and iteration,
-        )
-        if self.weight_mask is None or selector.random or seen != self._weight_seen:
-            self.weight_mask = selector(weight, sparsity, iteration, f"the weight of layer {self.name!r}")
-            self._weight_seen = seen
-        return self.weight_mask
+        seen = (weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
+        if self._weight_selection is None or selector.random or seen != self._weight_seen:
+            selection = selector.select(weight, sparsity, iteration, f"the weight of layer {self.name!r}")
+            self.weight_mask = selection.mask_of(weight)
+            self._weight_selection, self._weight_seen = selection, seen
+        return self._weight_selection
+
+    def forget_weight(self) -> None:
+        """Drop the last selection of the weight."""
+        self.weight_mask = self._weight_selection = self._weight_seen = None
 
     def forget(self) -> None:
         """Drop what was learnt from weights that are being replaced."""
-        self.weight_mask = self._weight_seen = None
+        self.forget_weight()
         for selector in self.selectors.values():
             selector.threshold = None
 
@@ -176,14 +207,14 @@ class LayerSparsity:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned."""
         self.iteration = int(state["iteration"])
-        self.weight_mask = self._weight_seen = None
+        self.forget_weight()
         for operand, selector in self.selectors.items():
             prefix = f"{operand}."
             selector.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 class SparseLayer(nn.Module):
-    """What the sparse layers share: from the input to the masks of one pass, then the three products."""
+    """What the sparse layers share: from the input to the selected operands, then the three products."""
 
     sparse: LayerSparsity
 
@@ -192,63 +223,106 @@ class SparseLayer(nn.Module):
     ) -> Tensor:
         """Run one pass; selections are made on `input` before `pad`, `dense` is the dense class's pass."""
         sparse, row = self.sparse, self.sparse.algorithm
-        weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
         iteration = sparse.next_iteration(self.training)
         sparsity = sparse.sparsity_now(iteration)
         if sparsity == 0:
-            sparse.weight_mask = None
+            sparse.forget_weight()
             return dense(input)
-        backward = torch.is_grad_enabled()
-        input_backward = backward and input.requires_grad
-        weight_backward = backward and weight.requires_grad
-
-        def weight_mask() -> Tensor:
-            return sparse.mask_weight(weight, sparsity, iteration)
-
-        def activation_mask() -> Tensor:
-            name = f"the input of layer {sparse.name!r}"
-            return sparse.selectors["activation"](input, sparsity, iteration, name)
-
-        def gradient_masks(gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            name = f"the output gradient of layer {sparse.name!r}"
-            mask = sparse.selectors["gradient"](gradient, sparsity, iteration, name)
-            return mask if row.grad_input_gradient else None, mask if row.grad_weight_gradient else None
-
-        activation = activation_mask() if row.forward_activation else None
-        if row.grad_weight_activation and weight_backward and activation is None:
-            activation = activation_mask()
-        padded, padded_mask = input, activation
+        input, weight, bias = (
+            products.adapt(input),
+            cast(Tensor, self.weight),
+            cast("Tensor | None", self.bias),
+        )
+        grad = torch.is_grad_enabled()
+        wanted = grad and input.requires_grad, grad and weight.requires_grad
+        of_input, of_weight = self._selections(products, input, wanted, sparsity, iteration)
         if pad is not None:
-            padded = pad(input)
-            padded_mask = None if activation is None else pad(activation.to(input.dtype)) != 0
+            if of_input is not None:
+                of_input = Selection(pad(of_input.mask_of(input).to(input.dtype)) != 0)
+            input = pad(input)
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            # autocast does not reach into autograd functions; masks are of the values before they are rounded
+            of_input = None if of_input is None else Selection(of_input.mask_of(input))
+            of_weight = None if of_weight is None else Selection(of_weight.mask_of(weight))
+            dtype = torch.get_autocast_dtype(device)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            operands = self._operands(products, input, weight, of_input, of_weight, wanted, sparsity)
+            of_gradient = self._gradient_selections(sparsity, iteration) if row.selects("gradient") else None
+            output = SparseProducts.apply(input, weight, bias, products, operands, of_gradient)
+        assert isinstance(output, Tensor)
+        if operands.output_mask is not None:  # for DSG's second mask, behind batch norm
+            output.torchswat_mask = operands.output_mask  # type: ignore[attr-defined]
+        return output
+
+    def _selections(
+        self,
+        products: Products,
+        input: Tensor,
+        wanted: tuple[bool, bool],
+        sparsity: float,
+        iteration: int,
+    ) -> tuple[Selection | None, Selection | None]:
+        """Select from the input and the weight where the algorithm and the wanted gradients need it."""
+        sparse, row = self.sparse, self.sparse.algorithm
+        to_input, to_weight = wanted
+        of_input = of_weight = None
+        if row.forward_activation or (row.grad_weight_activation and to_weight):
+            selector = sparse.selector("activation", self.training)
+            name = f"the input of layer {sparse.name!r}"
+            of_input = selector.select(input, sparsity, iteration, name, lean=products.compresses)
+        if row.forward_weight or (row.grad_input_weight and (to_input or to_weight)):
+            of_weight = sparse.select_weight(cast(Tensor, self.weight), sparsity, iteration)
+        return of_input, of_weight
+
+    def _gradient_selections(self, sparsity: float, iteration: int) -> GradientSelections:
+        sparse, row = self.sparse, self.sparse.algorithm
+        selector = sparse.selector("gradient", self.training)
+
+        def select(gradient: Tensor) -> tuple[Selection | None, Selection | None]:
+            name = f"the output gradient of layer {sparse.name!r}"
+            selection = selector.select(gradient, sparsity, iteration, name)
+            return (
+                selection if row.grad_input_gradient else None,
+                selection if row.grad_weight_gradient else None,
+            )
+
+        return select
+
+    @torch.no_grad()
+    def _operands(
+        self,
+        products: Products,
+        input: Tensor,
+        weight: Tensor,
+        of_input: Selection | None,
+        of_weight: Selection | None,
+        wanted: tuple[bool, bool],
+        sparsity: float,
+    ) -> Operands:
+        """Bring the operands into the forms that the products take, and measure what they hold."""
+        sparse, row = self.sparse, self.sparse.algorithm
+        to_input, to_weight = wanted
+        forward_weight = products.forward_weight(weight, of_weight if row.forward_weight else None)
+        grad_input_weight = grad_weight_activation = ()
+        if to_input:
+            same = products.one_weight_form and bool(row.forward_weight) == bool(row.grad_input_weight)
+            selection = of_weight if row.grad_input_weight else None
+            grad_input_weight = forward_weight if same else products.grad_input_weight(weight, selection)
+        if to_weight:
+            selection = of_input if row.grad_weight_activation else None
+            grad_weight_activation = products.grad_weight_activation(input, selection)
+            if selection is not None and selection.count is None and products.compresses:
+                name = f"the input of layer {sparse.name!r}"
+                sparse.selectors["activation"].measure(grad_weight_activation[0], input.numel(), name)
         output_mask = None
         if row.projected_output:
-            output_mask = predicted_mask(products, padded, weight, sparsity, sparse.name)
-            sparse.output_density = output_mask.sum() / output_mask.numel()
-        masks = Masks(
-            forward_weight=weight_mask() if row.forward_weight else None,
-            forward_activation=padded_mask if row.forward_activation else None,
-            grad_input_weight=weight_mask()
-            if row.grad_input_weight and (input_backward or weight_backward)
-            else None,
-            grad_weight_activation=padded_mask if row.grad_weight_activation else None,
-            output=output_mask,
-        )
-        return self._apply(
-            padded, weight, bias, products, masks, gradient_masks if row.selects("gradient") else None
-        )
-
-    def _apply(self, padded, weight, bias, products, masks, gradient_masks) -> Tensor:
-        device = padded.device.type
-        if torch.is_autocast_enabled(device):  # autograd functions are not cast by autocast
-            dtype = torch.get_autocast_dtype(device)
-            padded, weight, bias = (None if t is None else t.to(dtype) for t in (padded, weight, bias))
-        with torch.autocast(device, enabled=False):
-            output = SparseProducts.apply(padded, weight, bias, products, masks, gradient_masks)
-        assert isinstance(output, Tensor)
-        if masks.output is not None:
-            output.torchswat_mask = masks.output  # type: ignore[attr-defined]  # for DSG's second mask, behind batch norm
-        return output
+            output_mask = predicted_mask(products, input, weight, sparsity, sparse.name)
+            sparse.output_density = output_mask.count_nonzero() / output_mask.numel()
+        forward_input = of_input.kept(input) if of_input is not None and row.forward_activation else None
+        return Operands(forward_weight, forward_input, grad_input_weight, grad_weight_activation, output_mask)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -279,20 +353,41 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         sides = self._reversed_padding_repeated_twice  # (left, right, top, bottom)
+        padded = input.shape[2] + sides[2] + sides[3], input.shape[3] + sides[0] + sides[1]
+        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if padded[0] < kernel[0] or padded[1] < kernel[1]:
+            raise InvalidValue(
+                f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}, with padding "
+                f"{padded[0]} x {padded[1]}; its kernel needs {kernel[0]} x {kernel[1]} at least."
+            )
         symmetric = sides[0] == sides[1] and sides[2] == sides[3]
         in_product = self.padding_mode == "zeros" and symmetric
-        products = Conv2dProducts(
-            cast("tuple[int, int]", self.stride),
-            (sides[2], sides[0]) if in_product else (0, 0),
-            cast("tuple[int, int]", self.dilation),
-            self.groups,
-        )
+        padding = (sides[2], sides[0]) if in_product else (0, 0)
+        products = self._products(input, padding) if in_product else None
+        if products is None:
+            products = Conv2dProducts(self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
 
         def pad(tensor: Tensor) -> Tensor:
             return F.pad(tensor, sides, mode=mode)
 
         return self._sparse_forward(input, products, None if in_product else pad, super().forward)
+
+    def _products(self, input: Tensor, padding: tuple[int, int]) -> Products | None:
+        """Return the products of the compiled engine, or None where it does not do these."""
+        sparse = self.sparse
+        plain = self.groups == 1 and self.dilation == (1, 1) and sparse.algorithm.is_packable
+        usable = plain and input.numel() > 0 and not torch.is_autocast_enabled(input.device.type)
+        if not usable or native_for(input, self.weight) is None:
+            return None
+        shape = Shape(
+            tuple(input.shape),  # type: ignore[arg-type]
+            tuple(self.weight.shape),  # type: ignore[arg-type]
+            cast("tuple[int, int]", self.stride),
+            padding,
+        )
+        sparsity = sparse.sparsity_now(sparse.this_iteration(self.training))
+        return plan.products_for(shape, sparsity) if sparsity > 0 else None
 
 
 class SparseLinear(SparseLayer, nn.Linear):

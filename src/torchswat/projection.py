@@ -7,6 +7,7 @@ largest estimates say which outputs are worth computing.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchswat.engine.products import Products
+from torchswat.errors import NotFinite
 from torchswat.selection import kept_count, kth_largest
 
 EPSILON = 0.5  # relative error of the estimated inner products; the middle one of the publication's Table 1
@@ -33,6 +35,7 @@ def dimensions(filters: int, entries: int, epsilon: float = EPSILON) -> int:
     return min(entries, math.ceil(bound))
 
 
+@functools.lru_cache(maxsize=64)  # a layer has the same one in every iteration
 def ternary(rows: int, columns: int, seed: int) -> Tensor:
     """Return a (rows, columns) matrix of ``sqrt(3 / rows)`` times -1, 0 or 1 with chances 1/6, 2/3, 1/6."""
     generator = torch.Generator().manual_seed(seed)
@@ -51,19 +54,20 @@ def predicted_mask(
     projection is the same in every iteration and every run: it is seeded by the layer's name.
     """
     filters, entries = len(weight), weight[0].numel()
-    matrix = ternary(dimensions(filters, entries), entries, seed=zlib.crc32(name.encode())).to(
-        weight
-    )  # (D, entries)
+    seed = zlib.crc32(name.encode())
+    matrix = ternary(dimensions(filters, entries), entries, seed).to(weight)  # (D, entries)
     projected_weight = weight.flatten(1) @ matrix.T  # (K, D)
     groups = getattr(products, "groups", 1)
     projected_patches = products.forward(  # (N, groups * D, P, Q), or (N, D) of a linear layer
-        activation, matrix.view(-1, *weight.shape[1:]).repeat(groups, *[1] * (weight.dim() - 1)), None
+        activation, (matrix.view(-1, *weight.shape[1:]).repeat(groups, *[1] * (weight.dim() - 1)),), None
     )
-    by_group = projected_patches.unflatten(1, (groups, -1)).flatten(3)  # (N, groups, D, P * Q)
-    if by_group.dim() == 3:
-        by_group = by_group.unsqueeze(3)
+    by_group = projected_patches.unflatten(1, (groups, -1)).unsqueeze(-1).flatten(3)  # (N, groups, D, P * Q)
     estimate = (projected_weight.view(groups, -1, len(matrix)) @ by_group).flatten(1, 2)  # (N, K, P * Q)
     estimate = estimate.view(len(activation), filters, *projected_patches.shape[2:])
+    if len(estimate) == 0:
+        return torch.ones_like(estimate, dtype=torch.bool)
+    if estimate.amax().isnan():
+        raise NotFinite(f"the predicted output of layer {name!r} has NaN: its input or its weight has.")
     offset = estimate[0].amin()  # with the smallest at zero, magnitudes order like values
     k = kept_count(estimate[0].numel(), sparsity)
     threshold = kth_largest(estimate[0] - offset, k, name=f"the predicted output of layer {name!r}")

@@ -15,10 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from torchswat.engine import topk
+from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue, NotFinite, UnknownName
 
 SCOPES = ("nchw", "chw", "hw")
@@ -43,7 +46,8 @@ def kept_count(n: int, sparsity: float) -> int:
     >>> kept_count(10, 0.8), kept_count(3, 0.9), kept_count(0, 0.5)
     (2, 1, 0)
     """
-    return min(n, max(1, n - math.floor(sparsity * n)))
+    dropped = math.floor(round(sparsity * n, 6))  # in floats 0.7 * 90 is 62.99999999999999
+    return min(n, max(1, n - dropped))
 
 
 # ---- finding the k-th largest: (rows, n) non-negative magnitudes -> (rows,) thresholds ---------------------
@@ -150,11 +154,9 @@ APPROXIMATE = frozenset({"sample"})
 
 def _leading(tensor: Tensor, scope: str) -> int:
     """Return how many leading dimensions separate the rows of `scope`."""
-    return (
-        {"nchw": 0, "chw": 1, "hw": 2}[scope]
-        if tensor.dim() > 2
-        else min(tensor.dim() - 1, int(scope != "nchw"))
-    )
+    if tensor.dim() > 2:
+        return {"nchw": 0, "chw": 1, "hw": 2}[scope]
+    return int(tensor.dim() == 2 and scope != "nchw")
 
 
 def _rows(magnitudes: Tensor, leading: int) -> Tensor:
@@ -213,25 +215,62 @@ def kth_largest(
             "allowed is 1 to that."
         )
     if rows.amax().isnan():
-        raise NotFinite(
-            f"{name} has NaN among its {tensor.numel()} entries; a selection by magnitude is undefined there."
-        )
+        raise _not_a_number(tensor, name)
     thresholds = METHODS[method](rows, k)
-    return thresholds.view(*tensor.shape[:leading], *[1] * (tensor.dim() - leading))
+    return thresholds.view([*tensor.shape[:leading], *[1] * (tensor.dim() - leading)])
 
 
-def exactly(tensor: Tensor, threshold: Tensor, k: int, scope: str) -> Tensor:
+def _exactly(tensor: Tensor, threshold: Tensor, k: int, scope: str) -> Tensor:
     """Return the mask of exactly `k` entries a row, given the k-th largest: ties go to the lowest index."""
     magnitudes = tensor.detach().abs()
     mask = magnitudes >= threshold
     leading = _leading(tensor, scope)
-    counts = _rows(mask, leading).sum(dim=1)
+    counts = _rows(mask, leading).count_nonzero(dim=1)
     if bool((counts == k).all()):
         return mask
     above = (magnitudes > threshold).flatten(leading)  # from here on in logical order
     ties = (magnitudes == threshold).flatten(leading)
-    missing = k - above.sum(dim=-1, keepdim=True)
-    return (above | (ties & (ties.cumsum(dim=-1) <= missing))).view_as(tensor)
+    missing = k - above.count_nonzero(dim=-1).unsqueeze(-1)
+    if leading == 0:  # one row: fewer bytes to list the ties than to count along all entries
+        above[ties.nonzero()[: int(missing), 0]] = True
+    else:
+        above |= ties & (ties.cumsum(dim=-1, dtype=torch.int32) <= missing)
+    return mask.copy_(above.view(tensor.shape))  # in the memory layout of the tensor
+
+
+def keep_largest(
+    tensor: Tensor, k: int, *, scope: str, method: str, exact: bool = True, name: str = "tensor"
+) -> tuple[Tensor, Selection]:
+    """Return the k-th largest magnitude of each row and the selection of what is kept.
+
+    It keeps exactly `k` entries a row where that is asked for and the method is exact, otherwise all entries
+    at or above the threshold. The compiled kernels do the common case.
+    """
+    exact = exact and method not in APPROXIMATE
+    found = None
+    if _leading(tensor, scope) == 0 and method == "histogram":
+        found = topk.kth_largest(tensor, k)
+    elif _leading(tensor, scope) == 0 and method == "sample":
+        limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
+        found = None if limit is None else topk.count_kept(tensor, limit)
+    if found is None:
+        threshold = kth_largest(tensor, k, scope=scope, method=method, name=name)
+        mask = _exactly(tensor, threshold, k, scope) if exact else tensor.detach().abs() >= threshold
+        return threshold, Selection(mask)
+    if found.not_a_number:
+        raise _not_a_number(tensor, name)
+    threshold = torch.full([1] * tensor.dim(), found.value)
+    at_least = found.greater + found.equal
+    if not exact or at_least == k:
+        return threshold, Selection(limit=found.value, count=at_least)
+    mask = topk.marked(tensor, found.value, k - found.greater)
+    return threshold, Selection(_exactly(tensor, threshold, k, scope) if mask is None else mask, count=k)
+
+
+def _not_a_number(tensor: Tensor, name: str) -> NotFinite:
+    return NotFinite(
+        f"{name} has NaN among its {tensor.numel()} entries; a selection by magnitude is undefined there."
+    )
 
 
 def select(tensor: Tensor, sparsity: float, scope: str = "nchw", method: str = "histogram") -> Tensor:
@@ -280,20 +319,18 @@ def select(tensor: Tensor, sparsity: float, scope: str = "nchw", method: str = "
     if tensor.numel() == 0 or sparsity == 0:
         return torch.ones_like(tensor, dtype=torch.bool)
     k = kept_count(entries, sparsity)
-    threshold = kth_largest(tensor, k, scope=scope, method=method)
-    if method in APPROXIMATE:
-        return tensor.detach().abs() >= threshold
-    return exactly(tensor, threshold, k, scope)
+    return keep_largest(tensor, k, scope=scope, method=method)[1].mask_of(tensor)
 
 
 def check_sparsity(sparsity: object, where: str = "sparsity") -> float:
     """Return `sparsity` as a float in [0, 1) or raise `InvalidValue`."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    number = float(sparsity) if isinstance(sparsity, Real) and not isinstance(sparsity, bool) else math.nan
+    if not 0 <= number < 1:
         raise InvalidValue(
             f"{where} is {sparsity!r}; allowed is a number from 0 (dense) to below 1, "
             "the fraction of entries set to zero. For 80% write 0.8."
         )
-    return float(sparsity)
+    return number
 
 
 def _check_names(scope: str, method: str) -> None:
@@ -349,22 +386,77 @@ class Selector:
 
     def __call__(self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor") -> Tensor:
         """Return the mask of `tensor` (bool, same shape) for the `iteration`-th step of training."""
+        return self.select(tensor, sparsity, iteration, name).mask_of(tensor)
+
+    def select(
+        self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", lean: bool = False
+    ) -> Selection:
+        """Return the selection of `tensor` for the `iteration`-th step of training; measures its density.
+
+        A `lean` one is for an operand that is read once more at once: where that saves a pass over the
+        tensor, counting and looking for NaN are left to `measure`, and zeros are not told apart.
+        """
+        if tensor.numel() == 0:
+            return Selection(torch.ones_like(tensor, dtype=torch.bool))
+        selection = self._lean(tensor, sparsity, iteration, name) if lean and not self.random else None
+        if selection is not None:
+            return selection
         if self.random:
-            return self._draw(tensor, sparsity, name)
-        if not self._due(tensor, iteration):
-            assert self.threshold is not None
+            selection = self._draw(tensor, sparsity, name)
+        elif self._due(tensor, iteration):
+            k = kept_count(math.prod(tensor.shape[_leading(tensor, self.scope) :]), sparsity)
+            how = {"scope": self.scope, "method": self.method, "exact": self.exact, "name": name}
+            self.threshold, selection = keep_largest(tensor, k, **how)
+            self.sparsity = sparsity
+        else:
+            selection = self._reuse(tensor, name)
+        if selection.count is not None:
+            self.density = selection.count / tensor.numel()
+        elif selection.mask is not None:
+            self.density = selection.mask.count_nonzero() / tensor.numel()
+        return selection
+
+    def _reuse(self, tensor: Tensor, name: str) -> Selection:
+        assert self.threshold is not None
+        found = topk.count_kept(tensor, float(self.threshold)) if self.threshold.numel() == 1 else None
+        if found is None:
             magnitudes = tensor.detach().abs()
             if magnitudes.amax().isnan():
-                raise NotFinite(f"{name} has NaN among its {tensor.numel()} entries.")
-            return self._measured(magnitudes >= self.threshold)
-        k = kept_count(math.prod(tensor.shape[_leading(tensor, self.scope) :]), sparsity)
-        self.threshold = kth_largest(tensor, k, scope=self.scope, method=self.method, name=name)
-        self.sparsity = sparsity
-        if self.exact and self.method not in APPROXIMATE:
-            mask = exactly(tensor, self.threshold, k, self.scope)
+                raise _not_a_number(tensor, name)
+            return Selection(magnitudes >= self.threshold)
+        if found.not_a_number:
+            raise _not_a_number(tensor, name)
+        return Selection(limit=found.value, count=found.greater + found.equal)
+
+    def _lean(self, tensor: Tensor, sparsity: float, iteration: int, name: str) -> Selection | None:
+        """Return the limit of a whole tensor by the compiled kernels, or None where they do not apply."""
+        if _leading(tensor, self.scope) != 0 or self.method not in ("histogram", "sample"):
+            return None
+        k = kept_count(tensor.numel(), sparsity)
+        if not self._due(tensor, iteration):
+            assert self.threshold is not None
+            return Selection(limit=max(float(self.threshold), topk.SMALLEST), expected=k)
+        if self.method == "sample":
+            limit, count = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE), None
         else:
-            mask = tensor.detach().abs() >= self.threshold
-        return self._measured(mask)
+            found = topk.kth_largest(tensor, k)
+            if found is None or (self.exact and found.value > 0 and found.greater + found.equal > k):
+                return None  # ties are to be broken
+            if found.not_a_number:
+                raise _not_a_number(tensor, name)
+            limit = found.value
+            count = found.greater + found.equal if limit > 0 else found.greater
+        if limit is None:
+            return None
+        self.threshold, self.sparsity = torch.full([1] * tensor.dim(), limit), sparsity
+        self.density = k / tensor.numel() if count is None else count / tensor.numel()
+        return Selection(limit=max(limit, topk.SMALLEST), count=count, expected=k)
+
+    def measure(self, values: Tensor, entries: int, name: str) -> None:
+        """Finish a lean selection: `values` are what was kept of `entries`, every NaN among them."""
+        if values.isnan().any():
+            raise _not_a_number(values, name)
+        self.density = values.numel() / max(1, entries)
 
     def _due(self, tensor: Tensor, iteration: int) -> bool:
         if self.threshold is None or self.period == 1 or iteration < self.warmup:
@@ -372,15 +464,12 @@ class Selector:
         leading = _leading(tensor, self.scope)  # a last, smaller batch has other rows
         return iteration % self.period == 0 or self.threshold.shape[:leading] != tensor.shape[:leading]
 
-    def _draw(self, tensor: Tensor, sparsity: float, name: str) -> Tensor:
+    def _draw(self, tensor: Tensor, sparsity: float, name: str) -> Selection:
         if tensor.isnan().any():
-            raise NotFinite(f"{name} has NaN among its {tensor.numel()} entries.")
+            raise _not_a_number(tensor, name)
         noise = torch.rand(tensor.shape, device=tensor.device)
-        return self._measured(select(noise, sparsity, self.scope))
-
-    def _measured(self, mask: Tensor) -> Tensor:
-        self.density = mask.sum() / max(1, mask.numel())
-        return mask
+        mask = torch.empty_like(tensor, dtype=torch.bool)  # in the memory layout of the tensor
+        return Selection(mask.copy_(select(noise, sparsity, self.scope)))
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resumed training needs to go on as if it had never stopped."""

@@ -4,8 +4,9 @@
     grad_input   dX = conv_transpose(g, w)        g  # (N, K, P, Q)
     grad_weight  dW = correlate(a, g)
 
-Each takes its operands as they come, dense or with zeros where a selection dropped entries; dense torch
-does the arithmetic, so that nothing is saved but nothing is wrong either.
+Products decide in which form an operand is kept until they need it: here as a dense tensor with zeros where
+a selection dropped entries, so that nothing is saved but nothing is wrong either. `torchswat.engine.packed`
+has the forms that save.
 """
 
 from __future__ import annotations
@@ -16,63 +17,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchswat.engine.topk import Selection
+
 Pair = tuple[int, int]
+Form = tuple[Tensor, ...]
+"""An operand as a product takes it: the tensors that an autograd node saves."""
+
+
+class Products:
+    """What every kind of layer shares: operands are kept dense."""
+
+    bias_dims: tuple[int, ...] = (0,)
+    """Dimensions of the output that share a bias."""
+    one_weight_form: bool = True
+    """Whether forward and grad_input take the weight in the same form."""
+    compresses: bool = False
+    """Whether the activation kept is its kept values only, every NaN among them."""
+
+    def adapt(self, activation: Tensor) -> Tensor:
+        """Return `activation` in the layout that these products work in (differentiable)."""
+        return activation
+
+    def forward_weight(self, weight: Tensor, selection: Selection | None) -> Form:
+        """Return the weight in the form that `forward` takes."""
+        return (weight if selection is None else selection.kept(weight),)
+
+    def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
+        """Return the weight in the form that `grad_input` takes."""
+        return self.forward_weight(weight, selection)
+
+    def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
+        """Return the activation in the form that `grad_weight` takes."""
+        return (activation if selection is None else selection.kept(activation),)
+
+    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
+        """Return the output."""
+        raise NotImplementedError
+
+    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
+        """Return the gradient of the input, shaped like `like` (whose entries are not read)."""
+        raise NotImplementedError
+
+    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
+        """Return the gradient of the weight, shaped like `like` (whose entries are not read)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Conv2dProducts:
+class Conv2dProducts(Products):
     """The products of a two-dimensional convolution with zero padding."""
 
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    bias_dims = (0, 2, 3)
 
-    def forward(self, activation: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(activation, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
+        return F.conv2d(activation, weight[0], bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def grad_input(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        return self._backward(gradient, like, weight, (True, False))[0]
+    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
+        return self._backward(gradient, like, weight[0], (True, False, False))[0]
 
-    def grad_weight(self, gradient: Tensor, activation: Tensor, like: Tensor) -> Tensor:
-        return self._backward(gradient, activation, like, (False, True))[1]
+    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
+        return self._backward(gradient, activation[0], like, (False, True, False))[1]
 
-    def grads(self, gradient: Tensor, activation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both gradients in one call, as dense autograd does it."""
-        grad_input, grad_weight = self._backward(gradient, activation, weight, (True, True))
-        return grad_input, grad_weight
-
-    def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, wanted: tuple[bool, bool]):
-        return torch.ops.aten.convolution_backward(
-            *(gradient, activation, weight, None, self.stride, self.padding, self.dilation),
-            *(False, (0, 0), self.groups, (*wanted, False)),
-        )[:2]
-
-    def bias_dims(self) -> tuple[int, ...]:
-        """Return the dimensions of the output that share a bias."""
-        return (0, 2, 3)
+    def _backward(
+        self, gradient: Tensor, activation: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+    ):
+        geometry = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
+        return torch.ops.aten.convolution_backward(gradient, activation, weight, None, *geometry, wanted)
 
 
 @dataclass(frozen=True)
-class LinearProducts:
+class LinearProducts(Products):
     """The products of a fully connected layer on a matrix of inputs."""
 
-    def forward(self, activation: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(activation, weight, bias)
+    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
+        return F.linear(activation, weight[0], bias)
 
-    def grad_input(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        return gradient @ weight
+    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
+        return gradient @ weight[0]
 
-    def grad_weight(self, gradient: Tensor, activation: Tensor, like: Tensor) -> Tensor:
-        return gradient.T @ activation
-
-    def grads(self, gradient: Tensor, activation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both gradients."""
-        return self.grad_input(gradient, weight, activation), self.grad_weight(gradient, activation, weight)
-
-    def bias_dims(self) -> tuple[int, ...]:
-        """Return the dimensions of the output that share a bias."""
-        return (0,)
-
-
-Products = Conv2dProducts | LinearProducts
+    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
+        return gradient.T @ activation[0]

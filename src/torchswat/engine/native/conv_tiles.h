@@ -10,31 +10,15 @@
 // so grad_input at stride s is s classes of a convolution of stride 1 that share one source tile. A forward source
 // of stride s is stored as `phases` (index % s) one after the other; a step of u is then one vector in every tile:
 //
-//     tile of a channel = [phase_h][phase_w][extent_h][extent_w] vectors of W samples
+//     tile of a channel = [phase_h][extent_h][phase_w][extent_w] vectors of W samples
+//
+// On maps of 4 and 8 the zeros around the map would be a third and a sixth of a 3x3 kernel's work. There tiles are
+// `trimmed`: the zeros are not stored, and the weights are listed tap by tap, each tap with its own inner loop.
 #pragma once
 #include "shapes.h"
 #include "vec.h"
 
 namespace torchswat::SWAT_ISA {
-
-struct Axis {
-    int source_size, source_stride, source_pad, phases;  // index = (u + i)*source_stride + phase - source_pad
-    int result_size, result_stride, result_pad, classes; // index = u*result_stride + class - result_pad
-    int begin, end;                                      // range of u
-    int tile, extent;                                    // steps of u in a tile; with the reach of the taps
-
-    int tiles() const { return (end - begin + tile - 1) / tile; }
-};
-
-struct Tiles {
-    Axis h, w;
-    int channels, rows;       // of the source; of the result, classes counted apart
-    int block, blocks;        // source channels that share the cache at a time
-    int channel_floats;       // of the packed tile of one source channel
-    bool flat;                // 1x1: positions and samples are one long axis of vectors
-
-    int64_t buckets() const { return int64_t(blocks) * rows; }
-};
 
 // Tiles of results that the registers hold, {height, width}. conv_weights.cpp has one inner loop for each.
 constexpr int conv_tile_sizes[][2] = {
@@ -44,15 +28,41 @@ constexpr int conv_tile_sizes[][2] = {
     {4, 3}, {2, 4}, {2, 5}, {2, 6}, {2, 7}, {3, 4},
 #endif
 };
-constexpr int flat_tile = 8;
+constexpr int flat_tile = 8, trimmed_tile = 4, trimmed_kernel = 3;
+
+struct Axis {
+    int source_size, source_stride, source_pad, phases;  // index = (u + i)*source_stride + phase - source_pad
+    int result_size, result_stride, result_pad, classes; // index = u*result_stride + class - result_pad
+    int begin, end;                                      // range of u
+    int tile, extent;                                    // steps of u in a tile; with the reach of the taps
+    bool trimmed;
+
+    int tiles() const { return (end - begin + tile - 1) / tile; }
+    bool at_low(int u) const { return u == begin; }
+    bool at_high(int u) const { return u + tile >= end; }
+    int first_source(int u) const { return u * source_stride - source_pad + (trimmed && at_low(u)); }
+};
+
+struct Tiles {
+    Axis h, w;
+    int channels, results;    // of the source, of the result
+    int block, blocks;        // source channels that share the cache at a time
+    int channel_floats;       // of the packed tile of one source channel
+    bool flat;                // 1x1: positions and samples are one long axis of vectors
+    bool trimmed;
+
+    int classes() const { return h.classes * w.classes; }
+    int lists() const { return trimmed ? trimmed_kernel * trimmed_kernel : 1; }  // of a row
+    int rows() const { return results * classes(); }
+};
 
 enum class Product { forward, grad_input };
 
 Tiles tiles_of(const ConvShape& shape, Product product);
 
-// Where tap (r, s) lies in the tile of a channel (floats), and the class of results it belongs to.
+// Where tap (r, s) lies in the tile of a channel (floats), the class of results and the list it belongs to.
 struct Tap {
-    int offset, result_class;
+    int offset, result_class, list;
 };
 Tap tap_of(const ConvShape& shape, const Tiles& tiles, Product product, int r, int s);
 

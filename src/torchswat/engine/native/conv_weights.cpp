@@ -14,6 +14,7 @@
 // vectors are copied, once for all rows.
 // Each result is summed by one thread, in the order of its list: the number of threads changes nothing.
 #include "sparse_weights.h"
+#include "stream.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -23,6 +24,8 @@
 
 namespace torchswat::SWAT_ISA {
 namespace {
+
+constexpr int64_t partial_bytes = 640 << 10;
 
 // A tensor [channels][h][w][n], in floats.
 struct Source {
@@ -40,44 +43,100 @@ struct Work {
     Source source;
     Result result;
     const float* bias;
+    bool past_caches;  // the result is large and its vectors are aligned
 };
 
-// One group of samples of one tile.
+// One tile and the samples [first, last) that a thread works through with it.
 struct Place {
     int u_h, u_w;
-    int64_t sample;
-    int lanes;
+    int64_t first, last;
+
+    int groups() const { return int((last - first + W - 1) / W); }
 };
 
-void pack_row(const Work& work, const Place& place, const float* source, int phase_w, float* tile) {
-    const Axis& w = work.tiles.w;
-    const int first = place.u_w * w.source_stride + phase_w - w.source_pad;
-    for (int j = 0; j < w.extent; j++, tile += W) {
-        const int index = first + j * w.source_stride;
-        const bool inside = source && index >= 0 && index < w.source_size;
-        store(tile, inside ? load_first(source + index * work.source.column, place.lanes) : vf{});
+// The lines of a block of channels of the tile, one after the other, and the row of the source each is copied from.
+struct Lines {
+    const Work& work;
+    Place place;
+    int channel, last, phase = 0, i = 0;
+
+    bool done() const { return channel >= last; }
+    const float* source() const {  // at column 0; null for a row outside of the map
+        const Axis& h = work.tiles.h;
+        const int row = h.first_source(place.u_h) + i * h.source_stride + phase;
+        if (row < 0 || row >= h.source_size) return nullptr;
+        return work.source.data + channel * work.source.channel + row * work.source.row;
     }
+    int column() const { return work.tiles.w.first_source(place.u_w); }
+    void next() {
+        if (++i < work.tiles.h.extent) return;
+        i = 0;
+        if (++phase < work.tiles.h.phases) return;
+        phase = 0;
+        channel++;
+    }
+};
+
+Lines lines_of(const Work& work, const Place& place, int block) {
+    const int first = block * work.tiles.block, last = first + work.tiles.block;
+    return {work, place, first, last < work.tiles.channels ? last : work.tiles.channels};
 }
 
-void pack_block(const Work& work, const Place& place, int first, int last, float* tile) {
-    const Axis& h = work.tiles.h;
-    const Axis& w = work.tiles.w;
-    for (int c = first; c < last; c++) {
-        const float* channel = work.source.data + c * work.source.channel + place.sample;
-        for (int phase_h = 0; phase_h < h.phases; phase_h++) {
-            for (int phase_w = 0; phase_w < w.phases; phase_w++) {
-                for (int i = 0; i < h.extent; i++, tile += w.extent * W) {
-                    const int index = (place.u_h + i) * h.source_stride + phase_h - h.source_pad;
-                    const bool inside = index >= 0 && index < h.source_size;
-                    pack_row(work, place, inside ? channel + index * work.source.row : nullptr, phase_w, tile);
-                }
+void pack(Lines lines, int64_t sample, int lanes, float* tile) {
+    const Axis& w = lines.work.tiles.w;
+    const int64_t step = lines.work.source.column;
+    for (; !lines.done(); lines.next()) {
+        const float* source = lines.source();
+        for (int phase = 0; phase < w.phases; phase++) {
+            int column = lines.column() + phase;
+            for (int j = 0; j < w.extent; j++, tile += W, column += w.source_stride) {
+                const bool inside = source && column >= 0 && column < w.source_size;
+                store(tile, inside ? load_first(source + column * step + sample, lanes) : vf{});
             }
         }
     }
 }
 
+// Asks for the lines of the next block while this one is worked on, a few with each row of the result, and all
+// samples of a position together: they are neighbours in memory.
+struct Prefetch {
+    Lines lines;
+    int each, columns, column = 0;
+
+    Prefetch(const Lines& next, int groups) : lines(next) {
+        const Tiles& t = next.work.tiles;
+        columns = (t.w.extent - 1) * t.w.source_stride + t.w.phases;
+        const int all = (next.last - next.channel) * t.h.phases * t.h.extent * columns;
+        each = all / (t.rows() * groups) + 1;
+    }
+    void some() {
+        for (int i = 0; i < each && !lines.done(); i++) {
+            if (const float* source = lines.source()) {
+                source += (lines.column() + column) * lines.work.source.column;
+                for (int64_t n = lines.place.first; n < lines.place.last; n += 16) __builtin_prefetch(source + n, 0, 2);
+            }
+            if (++column < columns) continue;
+            column = 0;
+            lines.next();
+        }
+    }
+};
+
 template <int H, int V> struct Registers {
     vf at[H][V];
+
+    inline __attribute__((always_inline)) void fill(vf value) {
+#pragma GCC unroll 32
+        for (int i = 0; i < H * V; i++) at[i / V][i % V] = value;
+    }
+    inline __attribute__((always_inline)) void load_from(const float* p) {
+#pragma GCC unroll 32
+        for (int i = 0; i < H * V; i++) at[i / V][i % V] = load(p + i * W);
+    }
+    inline __attribute__((always_inline)) void store_to(float* p) const {
+#pragma GCC unroll 32
+        for (int i = 0; i < H * V; i++) store(p + i * W, at[i / V][i % V]);
+    }
 };
 
 // The inner loop: one kept weight times one tile.
@@ -85,107 +144,227 @@ template <int H, int V>
 inline __attribute__((always_inline)) void add(Registers<H, V>& sum, const char* tile, int64_t row_bytes, float value) {
     const vf weight = splat(value);
 #pragma GCC unroll 8
-    for (int i = 0; i < H; i++) {
-        const float* row = reinterpret_cast<const float*>(tile + i * row_bytes);
+    for (int i = 0; i < H; i++, tile += row_bytes) {
+        asm("" : "+r"(tile));  // one register a row: addresses of base + index are slower
+        const float* row = reinterpret_cast<const float*>(tile);
 #pragma GCC unroll 16
         for (int j = 0; j < V; j++) sum.at[i][j] += weight * load(row + j * W);
     }
 }
 
-template <int H, int V>
-inline __attribute__((always_inline)) void add_all(Registers<H, V>& sum, const char* tile, int64_t row_bytes,
-                                                   const float* values, const uint16_t* offsets, int count) {
-    int i = 0;
-    for (; i + 4 <= count; i += 4) {
-        uint64_t four;  // offsets at one load
-        std::memcpy(&four, offsets + i, sizeof four);
-        add(sum, tile + (four & 0xffff), row_bytes, values[i]);
-        add(sum, tile + (four >> 16 & 0xffff), row_bytes, values[i + 1]);
-        add(sum, tile + (four >> 32 & 0xffff), row_bytes, values[i + 2]);
-        add(sum, tile + (four >> 48), row_bytes, values[i + 3]);
-    }
-    for (; i < count; i++) add(sum, tile + offsets[i], row_bytes, values[i]);
-}
+// Any kernel: one list for a row of the result.
+template <int H, int V> struct Plain {
+    static constexpr int height = H, width = V;
 
-template <int H, int V> void write(const Work& work, const Place& place, int row, const Registers<H, V>& sum) {
+    static inline __attribute__((always_inline)) void add_row(Registers<H, V>& sum, const Tiles& t, const float* floats,
+                                                              const SparseWeights& weights, const int32_t* start) {
+        const char* tile = reinterpret_cast<const char*>(floats);
+        const int64_t row_bytes = int64_t(t.w.phases) * t.w.extent * W * sizeof(float);
+        const float* values = weights.values + start[0];
+        const uint16_t* offsets = weights.offsets + start[0];
+        const int count = start[1] - start[0];
+        int i = 0;
+        for (; i + 4 <= count; i += 4) {
+            uint64_t four;  // offsets at one load
+            std::memcpy(&four, offsets + i, sizeof four);
+            add(sum, tile + (four & 0xffff), row_bytes, values[i]);
+            add(sum, tile + (four >> 16 & 0xffff), row_bytes, values[i + 1]);
+            add(sum, tile + (four >> 32 & 0xffff), row_bytes, values[i + 2]);
+            add(sum, tile + (four >> 48), row_bytes, values[i + 3]);
+        }
+        for (; i < count; i++) add(sum, tile + offsets[i], row_bytes, values[i]);
+    }
+};
+
+enum Edges { low = 1, high = 2 };  // that a tile lies at, along one axis
+
+// A 3x3 kernel on a tile at edges of the map: one list a tap, which leaves out the positions it would read zeros for.
+template <int EH, int EV> struct Trimmed {
+    static constexpr int height = trimmed_tile, width = trimmed_tile, kernel = trimmed_kernel;
+    using Sum = Registers<height, width>;
+
+    template <int R, int S>
+    static inline __attribute__((always_inline)) void add_tap(Sum& sum, const char* tile, const SparseWeights& weights,
+                                                              const int32_t* start) {
+        constexpr int extent = trimmed_tile + 2 - (EV & low ? 1 : 0) - (EV & high ? 1 : 0);
+        constexpr int i0 = EH & low && R == 0, i1 = height - (EH & high && R == 2);
+        constexpr int j0 = EV & low && S == 0, j1 = width - (EV & high && S == 2);
+        constexpr int shift = (R - (EH & low ? 1 : 0)) * extent + S - (EV & low ? 1 : 0);
+        for (int at = start[R * kernel + S], end = start[R * kernel + S + 1]; at < end; at++) {
+            const vf weight = splat(weights.values[at]);
+            const char* source = tile + weights.offsets[at];
+            asm("" : "+r"(source));
+            const float* vectors = reinterpret_cast<const float*>(source);
+#pragma GCC unroll 4
+            for (int i = i0; i < i1; i++) {
+#pragma GCC unroll 4
+                for (int j = j0; j < j1; j++) sum.at[i][j] += weight * load(vectors + (i * extent + j + shift) * W);
+            }
+        }
+    }
+
+    static inline __attribute__((always_inline)) void add_row(Sum& sum, const Tiles&, const float* floats,
+                                                              const SparseWeights& weights, const int32_t* start) {
+        const char* tile = reinterpret_cast<const char*>(floats);
+        add_tap<0, 0>(sum, tile, weights, start);
+        add_tap<0, 1>(sum, tile, weights, start);
+        add_tap<0, 2>(sum, tile, weights, start);
+        add_tap<1, 0>(sum, tile, weights, start);
+        add_tap<1, 1>(sum, tile, weights, start);
+        add_tap<1, 2>(sum, tile, weights, start);
+        add_tap<2, 0>(sum, tile, weights, start);
+        add_tap<2, 1>(sum, tile, weights, start);
+        add_tap<2, 2>(sum, tile, weights, start);
+    }
+};
+
+// Where a class of results begins, and whether the tile lies inside of the map.
+struct Target {
+    float* data;
+    int h, w, lanes;
+    bool whole;
+};
+
+Target target_of(const Work& work, const Place& place, int64_t sample, int lanes, int result_class) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
-    const int classes = h.classes * w.classes;
-    const int result_class = row % classes;
     const int first_h = place.u_h * h.result_stride + result_class / w.classes - h.result_pad;
     const int first_w = place.u_w * w.result_stride + result_class % w.classes - w.result_pad;
-    float* channel = work.result.data + row / classes * work.result.channel + place.sample;
-#pragma GCC unroll 8
-    for (int i = 0; i < H; i++) {
-        const int index_h = first_h + i * h.result_stride;
-        if (index_h < 0 || index_h >= h.result_size) continue;
-        float* line = channel + index_h * work.result.row;
-#pragma GCC unroll 16
-        for (int j = 0; j < V; j++) {
-            const int index_w = first_w + j * w.result_stride;
-            if (index_w < 0 || index_w >= w.result_size) continue;
-            store_first(line + index_w * work.result.column, sum.at[i][j], place.lanes);
-        }
-    }
+    const bool whole = first_h >= 0 && first_h + (h.tile - 1) * h.result_stride < h.result_size && first_w >= 0 &&
+                       first_w + (w.tile - 1) * w.result_stride < w.result_size && lanes == W;
+    float* data = work.result.data + first_h * work.result.row + first_w * work.result.column + sample;
+    return {data, first_h, first_w, lanes, whole};
 }
 
 template <int H, int V>
-void run_tile(const Work& work, const Place& place, float* tile, float* partial) {
-    const Tiles& t = work.tiles;
-    const int64_t row_bytes = int64_t(t.w.extent) * W * sizeof(float);
-    for (int block = 0; block < t.blocks; block++) {
-        const int first = block * t.block;
-        const int last = first + t.block < t.channels ? first + t.block : t.channels;
-        pack_block(work, place, first, last, tile);
-        const int32_t* starts = work.weights.starts + int64_t(block) * t.rows;
-        for (int row = 0; row < t.rows; row++) {
-            float* saved = partial + int64_t(row) * H * V * W;
-            Registers<H, V> sum;
-            if (block > 0) {
-#pragma GCC unroll 32
-                for (int i = 0; i < H * V; i++) sum.at[i / V][i % V] = load(saved + i * W);
+void write(const Work& work, const Target& target, int channel, const Registers<H, V>& sum) {
+    const Axis& h = work.tiles.h;
+    const Axis& w = work.tiles.w;
+    const int64_t row = h.result_stride * work.result.row, column = w.result_stride * work.result.column;
+    float* data = target.data + channel * work.result.channel;
+    const bool past_caches = work.past_caches;
+#pragma GCC unroll 8
+    for (int i = 0; i < H; i++, data += row) {
+#pragma GCC unroll 16
+        for (int j = 0; j < V; j++) {
+            if (target.whole && past_caches) {
+                put<true>(data + j * column, sum.at[i][j]);
+            } else if (target.whole) {
+                storeu(data + j * column, sum.at[i][j]);
             } else {
-                const vf start = splat(work.bias ? work.bias[row] : 0.0f);
-#pragma GCC unroll 32
-                for (int i = 0; i < H * V; i++) sum.at[i / V][i % V] = start;
-            }
-            const int at = starts[row];
-            add_all(sum, reinterpret_cast<const char*>(tile), row_bytes, work.weights.values + at,
-                    work.weights.offsets + at, starts[row + 1] - at);
-            if (block + 1 < t.blocks) {
-#pragma GCC unroll 32
-                for (int i = 0; i < H * V; i++) store(saved + i * W, sum.at[i / V][i % V]);
-            } else {
-                write(work, place, row, sum);
+                const int at_h = target.h + i * h.result_stride, at_w = target.w + j * w.result_stride;
+                if (at_h < 0 || at_h >= h.result_size || at_w < 0 || at_w >= w.result_size) continue;
+                store_first(data + j * column, sum.at[i][j], target.lanes);
             }
         }
     }
 }
 
-using TileRunner = void (*)(const Work&, const Place&, float*, float*);
+// One block of channels, packed for one group of samples, to all rows of the result.
+template <class Loop>
+void add_block(const Work& work, const Place& place, int block, int group, const float* tile, float* partial,
+               Prefetch& prefetch) {
+    constexpr int H = Loop::height, V = Loop::width;
+    const Tiles& t = work.tiles;
+    const bool first = block == 0, last = block + 1 == t.blocks;
+    const int64_t sample = place.first + group * W;
+    const int lanes = place.last - sample < W ? int(place.last - sample) : W;
+    const int classes = t.classes(), lists = t.lists();
+    const int32_t* start = work.weights.starts + block * block_starts(t);
+    for (int channel = 0; channel < t.results; channel++) {
+        for (int result_class = 0; result_class < classes; result_class++, start += lists, partial += H * V * W) {
+            prefetch.some();
+            Registers<H, V> sum;
+            if (first) {
+                sum.fill(splat(work.bias ? work.bias[channel] : 0.0f));
+            } else {
+                sum.load_from(partial);
+            }
+            Loop::add_row(sum, t, tile, work.weights, start);
+            if (last) {
+                write(work, target_of(work, place, sample, lanes, result_class), channel, sum);
+            } else {
+                sum.store_to(partial);
+            }
+        }
+    }
+}
+
+template <class Loop>
+void run_tile(const Work& work, const Place& place, const Place& following, float* tile, float* partial) {
+    const Tiles& t = work.tiles;
+    const int groups = place.groups();
+    for (int block = 0; block < t.blocks; block++) {
+        const bool last = block + 1 == t.blocks;
+        Prefetch prefetch(last ? lines_of(work, following, 0) : lines_of(work, place, block + 1), groups);
+        for (int group = 0; group < groups; group++) {
+            const int64_t sample = place.first + group * W;
+            pack(lines_of(work, place, block), sample, place.last - sample < W ? int(place.last - sample) : W, tile);
+            float* saved = partial + int64_t(group) * t.rows() * Loop::height * Loop::width * W;
+            add_block<Loop>(work, place, block, group, tile, saved, prefetch);
+        }
+    }
+}
+
+using TileRunner = void (*)(const Work&, const Place&, const Place&, float*, float*);
+
+template <int EH> TileRunner trimmed_runner(int edges_w) {
+    return edges_w == low    ? run_tile<Trimmed<EH, low>>
+           : edges_w == high ? run_tile<Trimmed<EH, high>>
+                             : run_tile<Trimmed<EH, low | high>>;
+}
+
+void run_trimmed(const Work& work, const Place& place, const Place& following, float* tile, float* partial) {
+    const Axis &h = work.tiles.h, &w = work.tiles.w;
+    const int edges_h = h.at_low(place.u_h) * low + h.at_high(place.u_h) * high;
+    const int edges_w = w.at_low(place.u_w) * low + w.at_high(place.u_w) * high;
+    const TileRunner runner = edges_h == low    ? trimmed_runner<low>(edges_w)
+                              : edges_h == high ? trimmed_runner<high>(edges_w)
+                                                : trimmed_runner<low | high>(edges_w);
+    runner(work, place, following, tile, partial);
+}
 
 template <int... I> TileRunner runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
-    TileRunner found = t.flat ? TileRunner(run_tile<1, flat_tile>) : nullptr;
-    ((!t.flat && t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
-          ? void(found = run_tile<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>)
+    if (t.flat) return run_tile<Plain<1, flat_tile>>;
+    if (t.trimmed) return run_trimmed;
+    TileRunner found = nullptr;
+    ((t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
+          ? void(found = run_tile<Plain<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>)
           : void()),
      ...);
     return found;
 }
 
+// How many groups of samples a thread takes together: more make longer reads, but their partial sums must stay in
+// the second-level cache.
+int groups_together(const Tiles& t) {
+    const int64_t bytes = int64_t(t.rows()) * t.h.tile * t.w.tile * sizeof(vf);
+    const int64_t most = partial_bytes / bytes;
+    return most < 1 ? 1 : most > 8 ? 8 : int(most);
+}
+
 int64_t tile_floats(const Tiles& t) { return int64_t(t.block) * t.channel_floats; }
-int64_t partial_floats(const Tiles& t) { return t.blocks > 1 ? int64_t(t.rows) * t.h.tile * t.w.tile * W : 0; }
+int64_t partial_floats(const Tiles& t) {
+    return t.blocks == 1 ? 0 : int64_t(groups_together(t)) * t.rows() * t.h.tile * t.w.tile * W;
+}
 int64_t workspace_floats(const Tiles& t) { return tile_floats(t) + partial_floats(t) + 64; }
 
-// All tiles of all samples; neighbouring groups of samples follow each other, they lie in neighbouring cache lines.
-void run(const Work& work, int64_t samples, float* workspace, int threads) {
+// The i-th piece of work.
+Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
+    const int64_t parts = (samples + together - 1) / together, first = i % parts * together, tile = i / parts;
+    const int u_w = int(tile % t.w.tiles()) * t.w.tile + t.w.begin;
+    const int u_h = int(tile / t.w.tiles()) * t.h.tile + t.h.begin;
+    return {u_h, u_w, first, samples - first < together ? samples : first + together};
+}
+
+void run(Work work, int64_t samples, float* workspace, int threads) {
     const Tiles& t = work.tiles;
     const TileRunner run_one = runner_of(t, std::make_integer_sequence<int, std::size(conv_tile_sizes)>());
-    const int64_t groups = (samples + W - 1) / W;
-    const int64_t all = groups * t.h.tiles() * t.w.tiles();
-    int64_t chunk = all / (int64_t(threads) * 8);
-    if (chunk > groups) chunk = groups;
-    if (chunk < 1) chunk = 1;
+    const int64_t together = groups_together(t) * W;
+    const int64_t pieces = (samples + together - 1) / together * t.h.tiles() * t.w.tiles();
+    const int64_t fair = pieces / (8 * int64_t(threads)), chunk = fair < 1 ? 1 : fair;
+    work.past_caches = work.result.channel % W == 0 &&
+                       worth_streaming(work.result.data, work.result.channel * t.results, work.result.column);
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
@@ -196,13 +375,10 @@ void run(const Work& work, int64_t samples, float* workspace, int threads) {
         float* tile = workspace + thread * workspace_floats(t);
         float* partial = tile + tile_floats(t);
 #pragma omp for schedule(dynamic, chunk)
-        for (int64_t i = 0; i < all; i++) {
-            const int64_t sample = i % groups * W;
-            const int u_w = int(i / groups % t.w.tiles()) * t.w.tile + t.w.begin;
-            const int u_h = int(i / groups / t.w.tiles()) * t.h.tile + t.h.begin;
-            const int lanes = samples - sample < W ? int(samples - sample) : W;
-            run_one(work, {u_h, u_w, sample, lanes}, tile, partial);
+        for (int64_t i = 0; i < pieces; i++) {
+            run_one(work, place_of(t, samples, together, i), place_of(t, samples, together, i + 1), tile, partial);
         }
+        settle<true>();
     }
 }
 
@@ -213,13 +389,13 @@ void run_flat(Tiles t, SparseWeights weights, const float* source, float* result
     if (vectors > 0) {
         t.h.source_size = t.h.result_size = t.h.end = 1;
         t.w.source_size = t.w.result_size = t.w.end = vectors;
-        run({t, weights, {source, length, 0, W}, {result, length, 0, W}, bias}, W, workspace, threads);
+        run({t, weights, {source, length, 0, W}, {result, length, 0, W}, bias, false}, W, workspace, threads);
     }
     const int64_t done = int64_t(vectors) * W;
     if (done < length) {
         t.h.source_size = t.h.result_size = t.h.end = 1;
         t.w.source_size = t.w.result_size = t.w.end = 1;
-        run({t, weights, {source + done, length, 0, 0}, {result + done, length, 0, 0}, bias}, length - done, workspace,
+        run({t, weights, {source + done, length, 0, 0}, {result + done, length, 0, 0}, bias, false}, length - done, workspace,
             1);
     }
 }
@@ -231,7 +407,7 @@ void run_product(const ConvShape& s, Product product, SparseWeights weights, con
     const int64_t n = s.n;
     const Source from{source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n};
     const Result to{result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n};
-    run({t, weights, from, to, bias}, n, workspace, threads);
+    run({t, weights, from, to, bias, false}, n, workspace, threads);
 }
 
 }  // namespace

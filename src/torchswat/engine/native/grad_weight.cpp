@@ -1,6 +1,6 @@
 // Weight gradient of a convolution from sparse activations and a dense output gradient, into a dense gradient:
 //
-//     dW[k][c][r][s] = sum over n,p,q of dY(k, n, p, q) * X(c, n, p*stride + r - pad, q*stride + s - pad)
+//     dW[k][c][r][s] = sum over n,p,q of dY(k, p, q, n) * X(c, p*stride + r - pad, q*stride + s - pad, n)
 //
 // Every kept activation x meets R*S output positions, and at each of them all filters: with the filters innermost
 // that is R*S vectors of dY, multiplied with x and added to R*S accumulators that stay in registers while one
@@ -9,91 +9,558 @@
 //     dY packed     [sample][row][column][F*W filters]   zeros where a tap would fall outside of the map
 //
 //        column  0   1   2   3        x at (h, w) meets the R x S window that begins at its own
-//              +---+---+---+---+      position, so one 16-bit offset addresses them all; the taps
-//       row 0  | 0 | 0 | 0 | 0 |      are immediates of the load. The zeros right of a row are the
+//              +---+---+---+---+      position, so one 16-bit offset addresses all of it; the taps
+//       row 0  | 0 | 0 | 0 | 0 |      are constants of the load. The zeros right of a row are the
 //              +---+###########+      zeros left of the next one, those below a sample are those
 //           1  | 0 |# a | b | c#      above the next one.
 //              +---+#--+---+---#
-//           2  | 0 |# d | x | f#      stride s: (h + pad) = s*hh + a, the tap r = a + s*j falls on
-//              +---+###########+      output row hh - j: s*s classes of entries by (a, b), each with
-//                                     a dense window of ceil((R-a)/s) x ceil((S-b)/s) of the taps.
+//           2  | 0 |# d | x | f#      Strided: h + pad = stride * hh + a, and tap r = a + stride * j
+//              +---+###########+      falls on output row hh - j: entries of the same (a, b) share a
+//                                     dense window of ceil((R-a)/stride) x ceil((S-b)/stride) taps.
 //
-// A *slab* is what stays in L1: some samples, or a run of positions of one sample, with its halo. A *band* is the
-// slabs of 16 samples over one run of positions, packed at once (whole cache lines of dY) into L2. Order of loops:
+// A *slab* stays in L1: some samples, or a run of positions of one sample, with its halo. A *band* is the slabs of
+// 16 samples over one run of positions; it is packed at once (whole cache lines of dY) and stays in L2. Loops:
 //
-//     threads: filters (and channels, if filters are few)          no reduction, so no dependence on their number
+//     threads: filters, and channels where filters are few    (no reduction: results do not depend on their number)
 //       groups of filter blocks whose accumulators fit L2
-//         bands > filter blocks: pack dY > slabs > channels: the micro-kernel
+//         bands > filter blocks: pack dY > slabs > channels > kept entries
 //
-// Operations: density * N*H*W*C*K*R*S multiply-adds. Loads per entry: R*S*F vectors, one value, one offset. Bytes:
-// dY read once; values (4) and offsets (2, made here from the bits) once per band and group; accumulators loaded and
-// stored once per (slab, channel), which is what short lists pay for.
-#include <cstdlib>
-
+// Operations: density * N*H*W*C*K*R*S multiply-adds. Loads an entry: R*S*F vectors, one value, one offset. Bytes:
+// dY once; values (4 each) and offsets (2 each, made here from the bits) once for every band and group; the
+// accumulators are loaded and stored once per (slab, channel), which is what short lists pay for.
 #include "activations.h"
-#include "shapes.h"
-#include "vec.h"
+#include "buffer.h"
+#include "compress_lanes.h"
+#include "kernels.h"
+#include "transpose.h"
 
 namespace torchswat::SWAT_ISA {
 
 namespace {
 
-constexpr int block = 16;                    // samples packed together: one cache line of dY
 constexpr int64_t slab_bytes = 40 * 1024;    // of the L1 data cache
-constexpr int64_t band_bytes = 700 * 1024;   // of the L2 cache
-constexpr int64_t group_bytes = 600 * 1024;  // of the L2 cache
+constexpr int64_t group_bytes = 600 * 1024;  // of the L2 cache, for accumulators
 constexpr int most_accumulators = registers >= 32 ? 28 : 14;
-
-struct List {  // the kept entries of one (slab, class, channel)
-    uint32_t begin, count;
-};
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-template <class T> T* allocate(int64_t count) {
-    return static_cast<T*>(std::aligned_alloc(4096, ceil_div(larger(count, 1) * sizeof(T), 4096) * 4096));
-}
+// ---------------------------------------------------------------------------------------------- geometry
 
-// One axis of the map: input coordinate x, with (x + pad) = stride * xx + class, xx counted from `first`.
+// One axis of the map: x + pad = stride * (first + at) + class for an input coordinate x. A tap j of x's class falls
+// on packed coordinate at + taps - 1 - j.
 struct Axis {
-    int stride, pad, kernel, out;
-    int first, last;    // xx of the first and of the last input coordinate
-    int taps;           // most taps that one entry meets
-    int before, after;  // zeros in the packed form before the first and after the last output
+    int stride, pad, kernel, out, first, last, taps, classes, before, after, size;
 
     Axis(int in, int kernel, int stride, int pad, int out)
         : stride(stride), pad(pad), kernel(kernel), out(out), first(pad / stride), last((in - 1 + pad) / stride),
-          taps(int(ceil_div(kernel, stride))), before(int(larger(0, taps - 1 - first))),
-          after(int(larger(0, last + 1 - out))) {}
-    int class_of(int x) const { return (x + pad) % stride; }
-    int at(int x) const { return (x + pad) / stride - first; }
+          taps(int(ceil_div(kernel, stride))), classes(int(smaller(kernel, stride))), size(last - first + taps) {
+        before = int(smaller(size, larger(0, taps - 1 - first)));  // zeros before the first output
+        after = int(smaller(size, larger(0, last + 1 - out)));     // and after the last
+    }
+    int class_of(int x) const { return (x + pad) % stride; }  // `classes` and above meet no tap
     int taps_of(int a) const { return int(ceil_div(kernel - a, stride)); }
-    int size() const { return last - first + taps; }               // packed coordinates, zeros included
-    int output(int packed) const { return packed + first - taps + 1; }  // may lie outside of 0..out-1: a zero
+    int at(int x) const { return (x + pad) / stride - first; }
+    int output(int packed) const { return packed + first - taps + 1; }  // a zero if not in 0..out-1
+    int shared() const { return before < after ? before : after; }
 };
 
-// How the map is cut, and where everything lies.
 struct Plan {
     Axis rows, columns;
-    int64_t area, words;          // positions of a map; words of bits
-    int vectors;                  // F, vectors of filters in a block
-    int64_t cell;                 // floats of one packed position
-    int64_t pitch;                // packed positions from row to row
-    int64_t sample;               // packed positions from sample to sample of a band
-    int64_t samples;              // of a slab (1 where the map is cut)
-    int64_t run;                  // positions of a slab's map, a multiple of 16
-    int64_t runs;                 // slabs over a map
-    int64_t blocks;               // of 16 samples
-    int64_t parts;                // slabs of a band
-    int64_t slabs;                // in all
+    int vectors;            // F: vectors of filters in a block
+    int64_t cell;           // floats of one packed position
+    int64_t area, words;    // positions of a map, and words of bits
+    int width;              // of the input
+    int64_t pitch;          // packed positions from row to row
+    int64_t run, runs;      // positions of a slab's map (a multiple of 16), and how many runs make a map
+    int64_t samples;        // of a slab: 1 where the map is cut
+    int64_t packed_rows;    // most rows of a run
+    int64_t sample;         // packed positions from sample to sample
+    int64_t block, blocks;  // samples of a band; bands along the samples
+    int64_t parts;          // slabs of a band
     int classes;
-    int64_t band_positions;
 
-    int64_t row_of(int64_t p) const { return p / (columns.width); }
+    explicit Plan(const ConvShape& s)
+        : rows(s.h, s.r, s.stride_h, s.pad_h, s.out_h), columns(s.w, s.s, s.stride_w, s.pad_w, s.out_w) {}
+    int64_t slabs() const { return blocks * runs * parts; }
+    int64_t slab(int64_t block, int64_t run, int64_t part) const { return (block * runs + run) * parts + part; }
+    int first_row(int64_t r) const { return rows.at(int(r * run / width)); }
+    int rows_of(int64_t r) const {
+        const int64_t last = smaller(area, (r + 1) * run) - 1;
+        return rows.at(int(last / width)) - first_row(r) + rows.taps;
+    }
+    int64_t shared_rows() const { return runs == 1 ? rows.shared() : 0; }
+    int64_t band_positions() const { return block * sample + (shared_rows() + 1) * pitch + columns.size; }
 };
 
+// More vectors of filters save loads of values and offsets; fewer leave room for more positions in a slab, that is for
+// longer lists, which count where little is kept.
+int choose_vectors(const ConvShape& s, double density) {
+    const int rows = int(smaller(3, ceil_div(s.r, s.stride_h))), columns = int(smaller(3, ceil_div(s.s, s.stride_w)));
+    int vectors = rows * columns == 1 ? 4 : rows * columns <= 4 || density > 0.35 ? 2 : 1;
+    while (vectors > 1 && (rows * columns * vectors > most_accumulators || s.k <= vectors / 2 * W)) vectors /= 2;
+    return vectors;
+}
+
+Plan make_plan(const ConvShape& s, double density) {
+    Plan p(s);
+    p.vectors = choose_vectors(s, density);
+    p.cell = p.vectors * W;
+    p.area = int64_t(s.h) * s.w;
+    p.words = units(p.area);
+    p.width = s.w;
+    p.pitch = p.columns.size - p.columns.shared();
+    p.classes = p.rows.classes * p.columns.classes;
+
+    const int64_t positions = slab_bytes / int64_t(p.cell * sizeof(float));
+    const int64_t whole = (p.rows.size - p.rows.shared()) * p.pitch;
+    p.block = whole <= positions ? 16 : 32;  // one or two cache lines of dY (two help its prefetching)
+    p.blocks = ceil_div(s.n, p.block);
+    const int64_t most = smaller(p.block, s.n);
+    if (whole <= positions) {
+        p.runs = 1;
+        p.run = p.words * unit;
+        p.packed_rows = p.rows.size;
+        p.sample = whole;
+        p.parts = ceil_div(most, smaller(most, positions / whole));
+        p.samples = ceil_div(most, p.parts);
+    } else {
+        p.samples = 1;
+        p.parts = most;
+        for (int64_t cuts = 2;; ++cuts) {  // ever shorter runs until one fits (or is a single word of bits)
+            p.run = ceil_div(p.words, cuts) * unit;
+            p.runs = ceil_div(p.words * unit, p.run);
+            p.packed_rows = 0;
+            for (int64_t r = 0; r < p.runs; ++r) p.packed_rows = larger(p.packed_rows, p.rows_of(r));
+            if (p.run == unit || p.packed_rows * p.pitch <= positions) break;
+        }
+        p.sample = p.packed_rows * p.pitch;
+    }
+    const int64_t furthest = (p.samples - 1) * p.sample + p.packed_rows * p.pitch;
+    if (furthest * p.cell / 2 > 65535) invalid("grad_weight: the input is too wide for 16-bit offsets");
+    return p;
+}
+
+// -------------------------------------------------------------------------------------- lists of entries
+
+struct List {  // the kept entries of one (slab, class, channel)
+    uint32_t begin, count;
+};
+
+struct Entries {
+    const float* values;
+    const uint16_t* offsets;  // of the window, in units of 8 bytes
+    const List* lists;        // [slab][class][c]
+};
+
+struct Positions {
+    Buffer<uint16_t> offset;  // [words * 16], within a slab's first sample
+    Buffer<uint16_t> member;  // [classes][words], which positions of a word are of that class
+
+    explicit Positions(const Plan& p) : offset(p.words * unit), member(p.classes * p.words) {
+        std::memset(offset.data, 0, sizeof(uint16_t) * p.words * unit);
+        std::memset(member.data, 0, sizeof(uint16_t) * p.words * p.classes);
+        for (int64_t i = 0; i < p.area; ++i) {
+            const int h = int(i / p.width), w = int(i % p.width);
+            const int64_t at = (p.rows.at(h) - p.first_row(i / p.run)) * p.pitch + p.columns.at(w);
+            offset.data[i] = uint16_t(at * p.cell / 2);
+            const int a = p.rows.class_of(h), b = p.columns.class_of(w);
+            if (a < p.rows.classes && b < p.columns.classes)
+                member.data[(a * p.columns.classes + b) * p.words + i / unit] |= uint16_t(1u << i % unit);
+        }
+    }
+};
+
+struct Channel {  // of the compressed activations
+    int64_t c, channels, n;
+    const uint16_t* bits;
+    int64_t start, end;
+};
+
+// Appends the offsets of the entries in one word, and says how many; up to `room` places may be written.
+inline int64_t append_offsets(uint16_t* to, int64_t room, const uint16_t* offset, uint32_t shift, uint32_t word) {
+#if defined(__AVX512BW__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)));
+    const __m512i moved = _mm512_add_epi32(wide, _mm512_set1_epi32(int(shift)));
+    const __m256i kept = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(__mmask16(word), moved));
+    const int count = __builtin_popcount(word);
+    if (room >= unit) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), kept);
+    else _mm256_mask_storeu_epi16(to, __mmask16((1u << count) - 1), kept);
+    return count;
+#else
+#if defined(__AVX2__)
+    if (room >= unit) {
+        const int low = __builtin_popcount(word & 255);
+        const __m128i add = _mm_set1_epi16(int16_t(shift));
+        for (int half = 0; half < 2; ++half) {
+            const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset + 8 * half));
+            const __m128i lanes = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(int64_t(compressed_lanes[word >> 8 * half & 255])));
+            const __m128i bytes = _mm_add_epi16(_mm_mullo_epi16(lanes, _mm_set1_epi16(0x202)), _mm_set1_epi16(0x100));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + half * low), _mm_shuffle_epi8(_mm_add_epi16(all, add), bytes));
+        }
+        return low + __builtin_popcount(word >> 8);
+    }
+#endif
+    (void)room;
+    int64_t count = 0;
+    for (; word; word &= word - 1) to[count++] = uint16_t(offset[__builtin_ctz(word)] + shift);
+    return count;
+#endif
+}
+
+// The values of those entries of `word` that are in `member`; all of them stand compressed at `from`.
+inline void append_values(float* to, const float* from, uint32_t word, uint32_t member) {
+#if defined(__AVX512F__)
+    const __m512 dense = _mm512_maskz_expandloadu_ps(__mmask16(word), from);
+    const __mmask16 first = __mmask16((1u << __builtin_popcount(member)) - 1);
+    _mm512_mask_storeu_ps(to, first, _mm512_maskz_compress_ps(__mmask16(member), dense));
+#else
+    for (; word; word &= word - 1, ++from)
+        if (member & word & -word) *to++ = *from;
+#endif
+}
+
+// A channel's lists where every entry meets the same window: the values are used where they lie.
+void list_in_place(const Plan& p, const Positions& positions, const Channel& channel, uint16_t* offsets, List* lists) {
+    int64_t at = channel.start;
+    for (int64_t i = 0; i < channel.n; ++i) {
+        const int64_t part = i % p.block / p.samples, within = i % p.block % p.samples;
+        const uint32_t shift = uint32_t(within * p.sample * p.cell / 2);
+        for (int64_t r = 0; r < p.runs; ++r) {
+            List& list = lists[p.slab(i / p.block, r, part) * channel.channels + channel.c];
+            if (!within) list.begin = uint32_t(at);
+            const int64_t end = smaller(p.words, (r + 1) * p.run / unit);
+            for (int64_t word = r * p.run / unit; word < end; ++word)
+                at += append_offsets(offsets + at, channel.end - at, positions.offset.data + word * unit, shift,
+                                     channel.bits[i * p.words + word]);
+            list.count = uint32_t(at - list.begin);
+        }
+    }
+}
+
+// A channel's lists by class: the values are copied, sorted by class within each slab.
+void list_by_class(const Plan& p, const Positions& positions, const Channel& channel, const float* values,
+                   float* sorted, uint16_t* offsets, List* lists) {
+    const float* read = values + channel.start;
+    int64_t at = channel.start, last = 0;
+    for (int64_t first = 0; first < channel.n; first = last) {
+        last = smaller(smaller(channel.n, first + p.samples), (first / p.block + 1) * p.block);  // none crosses a band
+        for (int64_t r = 0; r < p.runs; ++r) {
+            const int64_t begin = r * p.run / unit, end = smaller(p.words, (r + 1) * p.run / unit);
+            const int64_t slab = p.slab(first / p.block, r, first % p.block / p.samples);
+            List* list = lists + slab * p.classes * channel.channels + channel.c;  // of class 0
+            for (int k = 0; k < p.classes; ++k) {
+                const uint16_t* member = positions.member.data + k * p.words;
+                list[k * channel.channels].begin = uint32_t(at);
+                for (int64_t i = first; i < last; ++i)
+                    for (int64_t word = begin; word < end; ++word)
+                        at += __builtin_popcount(channel.bits[i * p.words + word] & member[word]);
+            }
+            for (int64_t i = first; i < last; ++i) {
+                const uint32_t shift = uint32_t((i - first) * p.sample * p.cell / 2);
+                for (int64_t word = begin; word < end; ++word) {
+                    const uint32_t all = channel.bits[i * p.words + word];
+                    for (int k = 0; k < p.classes; ++k) {
+                        const uint32_t some = all & positions.member.data[k * p.words + word];
+                        if (!some) continue;
+                        List& of_class = list[k * channel.channels];
+                        const int64_t to = of_class.begin + of_class.count;
+                        append_values(sorted + to, read, all, some);
+                        of_class.count += uint32_t(
+                            append_offsets(offsets + to, 0, positions.offset.data + word * unit, shift, some));
+                    }
+                    read += __builtin_popcount(all);
+                }
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------- output gradient
+
+// Packs the rows of run r for the samples and filters that begin at n0 and k0.
+void pack(const ConvShape& s, const Plan& p, const float* grad, int64_t n0, int64_t r, int64_t k0, float* packed) {
+    const int64_t count = smaller(p.block, s.n - n0), map = s.output_map();
+    const int64_t all_rows = p.rows_of(r), own_rows = all_rows - p.shared_rows();
+    const int first = p.first_row(r);
+
+    const int64_t ahead = 5 * int64_t(s.n);  // positions that are asked for before their turn
+    const auto zero = [&](int64_t at, int64_t positions) {
+        std::memset(packed + at * p.cell, 0, sizeof(float) * positions * p.cell);
+    };
+    for (int64_t row = 0; row < own_rows; ++row) {
+        const int out_row = p.rows.output(int(first + row));
+        const bool inside = out_row >= 0 && out_row < s.out_h;
+        // Columns begin..end-1 hold outputs.
+        int64_t begin = p.columns.before, end = smaller(p.pitch, s.out_w - p.columns.output(0));
+        if (!inside || end < begin) begin = end = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t at = i * p.sample + row * p.pitch;
+            if (begin) zero(at, begin);
+            if (end < p.pitch) zero(at + end, p.pitch - end);
+        }
+        for (int64_t column = begin; column < end; ++column) {
+            const float* from = grad + k0 * map + (int64_t(out_row) * s.out_w + p.columns.output(int(column))) * s.n + n0;
+            float* to = packed + (row * p.pitch + column) * p.cell;
+            for (int64_t v = 0; v < p.vectors; ++v)
+                for (int64_t i = 0; i < count; i += W) {
+                    const int lanes = int(smaller(W, count - i));
+                    const int64_t filters = smaller(W, s.k - k0 - v * W);
+                    vf tile[W];
+                    if (filters == W && lanes == W) {
+#pragma GCC unroll 16
+                        for (int j = 0; j < W; ++j) {
+                            const float* line = from + (v * W + j) * map + i;
+                            __builtin_prefetch(line + ahead);
+                            tile[j] = loadu(line);
+                        }
+                    } else {
+                        for (int j = 0; j < W; ++j)
+                            tile[j] = j < filters ? load_first(from + (v * W + j) * map + i, lanes) : vf{};
+                    }
+                    transpose(tile);
+                    if (lanes == W) {
+#pragma GCC unroll 16
+                        for (int j = 0; j < W; ++j) store(to + (i + j) * p.sample * p.cell + v * W, tile[j]);
+                    } else {
+                        for (int j = 0; j < lanes; ++j) store(to + (i + j) * p.sample * p.cell + v * W, tile[j]);
+                    }
+                }
+        }
+    }
+    for (int64_t i = 0; i < count; ++i)  // what the next sample does not supply
+        if (i == count - 1 || own_rows * p.pitch < p.sample)
+            zero(i * p.sample + own_rows * p.pitch, p.shared_rows() * p.pitch + p.columns.size - p.pitch);
+}
+
+// ----------------------------------------------------------------------------------------- micro-kernels
+
+// One slab, one window of taps, some channels.
+struct Work {
+    const float* packed;  // of the window of an entry with offset 0
+    int64_t row;          // floats from row to row of it
+    Entries entries;      // lists: those of this slab and class
+    int64_t begin, end;   // channels
+    float* sums;          // of channel `begin` and the window's first tap
+    int64_t channel, tap_row, tap_column;  // floats from one to the next in `sums`; taps run backwards
+};
+
+template <int R, int C, int F> void multiply(const Work& work) {
+    constexpr int sets = R * C * F >= 8 ? 1 : R * C * F >= 4 ? 2 : 4;  // enough chains to hide the latency
+    const char* packed = reinterpret_cast<const char*>(work.packed);
+    const int64_t row = work.row * sizeof(float);
+    float* sums = work.sums;
+    for (int64_t c = work.begin; c < work.end; ++c, sums += work.channel) {
+        const List list = work.entries.lists[c];
+        if (!list.count) continue;
+        const float* values = work.entries.values + list.begin;
+        const uint16_t* offsets = work.entries.offsets + list.begin;
+        vf sum[sets][R][C][F];
+#pragma GCC unroll 4
+        for (int i = 0; i < sets; ++i)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int s = 0; s < C; ++s)
+#pragma GCC unroll 8
+                    for (int f = 0; f < F; ++f)
+                        sum[i][r][s][f] = i ? vf{} : load(sums + r * work.tap_row + s * work.tap_column + f * W);
+
+        const auto add = [&](int i, float value, uint64_t offset) {
+            const char* window = packed + 8 * offset;
+            const vf x = splat(value);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                if (r) window += row;
+                asm("" : "+r"(window));  // keeps every tap at a constant distance from its row's pointer
+#pragma GCC unroll 4
+                for (int s = 0; s < C; ++s)
+#pragma GCC unroll 8
+                    for (int f = 0; f < F; ++f)
+                        sum[i][r][s][f] += x * load(reinterpret_cast<const float*>(window) + (s * F + f) * W);
+            }
+        };
+        const List next = work.entries.lists[c + 1];  // its lines are asked for while this one is worked on
+        const float* next_values = work.entries.values + next.begin;
+        const uint16_t* next_offsets = work.entries.offsets + next.begin;
+        int64_t e = 0;
+        for (; e + 4 <= list.count; e += 4) {
+            uint64_t four;
+            std::memcpy(&four, offsets + e, 8);
+            __builtin_prefetch(next_values + e);
+            __builtin_prefetch(next_offsets + e);
+            add(0, values[e], four & 0xffff);
+            add(1 % sets, values[e + 1], four >> 16 & 0xffff);
+            add(2 % sets, values[e + 2], four >> 32 & 0xffff);
+            add(3 % sets, values[e + 3], four >> 48);
+        }
+        for (; e < list.count; ++e) add(0, values[e], offsets[e]);
+
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int s = 0; s < C; ++s)
+#pragma GCC unroll 8
+                for (int f = 0; f < F; ++f) {
+                    vf total = sum[0][r][s][f];
+#pragma GCC unroll 4
+                    for (int i = 1; i < sets; ++i) total += sum[i][r][s][f];
+                    store(sums + r * work.tap_row + s * work.tap_column + f * W, total);
+                }
+    }
+}
+
+using Multiply = void (*)(const Work&);
+
+template <int R, int C, int F> constexpr Multiply multiply_if() {
+    if constexpr (R * C * F <= most_accumulators) return &multiply<R, C, F>;
+    else return nullptr;
+}
+
+template <int F> Multiply choose_columns(int64_t rows, int64_t columns) {
+    static constexpr Multiply table[3][3] = {
+        {multiply_if<1, 1, F>(), multiply_if<1, 2, F>(), multiply_if<1, 3, F>()},
+        {multiply_if<2, 1, F>(), multiply_if<2, 2, F>(), multiply_if<2, 3, F>()},
+        {multiply_if<3, 1, F>(), multiply_if<3, 2, F>(), multiply_if<3, 3, F>()}};
+    return table[rows - 1][columns - 1];
+}
+
+Multiply choose_multiply(int vectors, int64_t rows, int64_t columns) {
+    switch (vectors) {
+        case 1: return choose_columns<1>(rows, columns);
+        case 2: return choose_columns<2>(rows, columns);
+        case 4: return choose_columns<4>(rows, columns);
+        default: return choose_columns<8>(rows, columns);
+    }
+}
+
+// All classes and taps of one slab, in windows of at most 3 x 3 taps.
+void multiply_slab(const ConvShape& s, const Plan& p, const float* packed, const Entries& slab, int64_t begin,
+                   int64_t end, float* sums) {
+    for (int a = 0; a < p.rows.classes; ++a)
+        for (int b = 0; b < p.columns.classes; ++b) {
+            Entries entries = slab;
+            entries.lists += (a * p.columns.classes + b) * s.c;
+            const int64_t rows = p.rows.taps_of(a), columns = p.columns.taps_of(b);
+            for (int64_t j = 0; j < rows; j += 3)
+                for (int64_t i = 0; i < columns; i += 3) {
+                    const int64_t height = smaller(3, rows - j), width = smaller(3, columns - i);
+                    // The window's first cell in memory belongs to its last tap.
+                    const int64_t tap_h = a + (j + height - 1) * s.stride_h, tap_w = b + (i + width - 1) * s.stride_w;
+                    const int64_t cell = (p.rows.taps - j - height) * p.pitch + p.columns.taps - i - width;
+                    const Work work{packed + cell * p.cell,
+                                    p.pitch * p.cell,
+                                    entries,
+                                    begin,
+                                    end,
+                                    sums + (tap_h * s.s + tap_w) * p.cell,
+                                    s.r * s.s * p.cell,
+                                    -s.stride_h * s.s * p.cell,
+                                    -s.stride_w * p.cell};
+                    choose_multiply(p.vectors, height, width)(work);
+                }
+        }
+}
+
+// ---------------------------------------------------------------------------------------------- threads
+
+// sums [taps][cell] of one filter block, for channels begin..end-1, to their places in dW.
+void write_block(const ConvShape& s, const Plan& p, const float* sums, int64_t k0, int64_t begin, int64_t end,
+                 float* grad_weight) {
+    const int64_t row = int64_t(s.c) * s.r * s.s, taps = (end - begin) * s.r * s.s;
+    float* to = grad_weight + begin * s.r * s.s;
+    for (int64_t v = 0; v < p.vectors; ++v)
+        for (int64_t t = 0; t < taps; t += W) {
+            const int lanes = int(smaller(W, taps - t));
+            const int64_t filters = smaller(W, s.k - k0 - v * W);
+            vf tile[W];
+            for (int j = 0; j < W; ++j) tile[j] = j < lanes ? load(sums + (t + j) * p.cell + v * W) : vf{};
+            transpose(tile);
+            for (int64_t j = 0; j < filters; ++j) store_first(to + (k0 + v * W + j) * row + t, tile[j], lanes);
+        }
+}
+
+struct Share {  // of one thread: filter blocks and channels
+    int64_t first_block, last_block, begin, end;
+};
+
+// A grid of threads over filter blocks and channels: the one whose largest share is smallest, filters preferred
+// because every further cut of the channels packs dY once more.
+void choose_grid(int64_t filter_blocks, int64_t channels, int threads, int& over_filters, int& over_channels) {
+    double best = 1e30;
+    for (int f = 1; f <= threads; ++f) {
+        if (threads % f) continue;
+        const int c = threads / f;
+        const double largest = double(ceil_div(filter_blocks, f)) * double(ceil_div(channels, c) + 8);
+        if (largest <= best) best = largest, over_filters = f, over_channels = c;
+    }
+}
+
+Share share_of(int thread, int over_filters, int over_channels, int64_t filter_blocks, int64_t channels) {
+    const int64_t f = thread % over_filters, c = thread / over_filters;
+    return {f * filter_blocks / over_filters, (f + 1) * filter_blocks / over_filters, c * channels / over_channels,
+            (c + 1) * channels / over_channels};
+}
+
+void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entries& entries, const float* grad,
+               float* packed, float* sums, int64_t group, float* grad_weight) {
+    const int64_t block_sums = (share.end - share.begin) * s.r * s.s * p.cell;
+    for (int64_t first = share.first_block; first < share.last_block; first += group) {
+        const int64_t last = smaller(share.last_block, first + group);
+        std::memset(sums, 0, sizeof(float) * block_sums * (last - first));
+        for (int64_t b = 0; b < p.blocks; ++b)
+            for (int64_t r = 0; r < p.runs; ++r)
+                for (int64_t k = first; k < last; ++k) {
+                    pack(s, p, grad, b * p.block, r, k * p.cell, packed);
+                    const int64_t parts = ceil_div(smaller(p.block, s.n - b * p.block), p.samples);
+                    for (int64_t part = 0; part < parts; ++part) {
+                        Entries slab = entries;
+                        slab.lists += p.slab(b, r, part) * p.classes * s.c;
+                        multiply_slab(s, p, packed + part * p.samples * p.sample * p.cell, slab, share.begin, share.end,
+                                      sums + (k - first) * block_sums);
+                    }
+                }
+        for (int64_t k = first; k < last; ++k)
+            write_block(s, p, sums + (k - first) * block_sums, k * p.cell, share.begin, share.end, grad_weight);
+    }
+}
+
 }  // namespace
+
+// values, bits, starts: compressed activations (activations.h); grad: [k][out_h][out_w][n]; grad_weight: [k][c][r][s].
+void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
+                 const float* grad, float* grad_weight, int threads) {
+    const int64_t channels = shape.c, kept = starts[channels];
+    if (kept > UINT32_MAX) invalid("grad_weight: more than 4 billion kept activations");
+    const Plan p = make_plan(shape, double(kept) / double(channels * shape.input_map()));
+    const Positions positions(p);
+    const bool strided = shape.stride_h > 1 || shape.stride_w > 1;
+    const int64_t count = p.slabs() * p.classes * channels + 1;  // one more: the list after the last is asked for
+    Buffer<List> lists(count);
+    Buffer<uint16_t> offsets(kept);
+    Buffer<float> sorted(strided ? kept : 0);
+    std::memset(lists.data, 0, sizeof(List) * count);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t c = 0; c < channels; ++c) {
+        const Channel channel{c, channels, shape.n, bits + c * shape.n * p.words, starts[c], starts[c + 1]};
+        if (strided) list_by_class(p, positions, channel, values, sorted.data, offsets.data, lists.data);
+        else list_in_place(p, positions, channel, offsets.data, lists.data);
+    }
+    const Entries entries{strided ? sorted.data : values, offsets.data, lists.data};
+
+    const int64_t filter_blocks = ceil_div(shape.k, p.cell);
+    int over_filters = 1, over_channels = 1;
+    choose_grid(filter_blocks, channels, threads, over_filters, over_channels);
+    const int64_t most_channels = ceil_div(channels, over_channels), most_blocks = ceil_div(filter_blocks, over_filters);
+    const int64_t block_sums = most_channels * shape.r * shape.s * p.cell;
+    const int64_t group = smaller(most_blocks, larger(1, group_bytes / int64_t(block_sums * sizeof(float))));
+    const int64_t packed_floats = p.band_positions() * p.cell;
+    Buffer<float> packed(threads * packed_floats), sums(threads * group * block_sums);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int t = 0; t < threads; ++t)
+        run_share(shape, p, share_of(t, over_filters, over_channels, filter_blocks, channels), entries, grad,
+                  packed.data + t * packed_floats, sums.data + t * group * block_sums, group, grad_weight);
+}
 
 }  // namespace torchswat::SWAT_ISA

@@ -71,7 +71,33 @@ struct Threshold {
     X(void, average_backward, (const float* grad_y, int64_t channels, int64_t area, int64_t n, float* grad_x,    \
                                int threads))
 
-#define SWAT_KERNELS(X) SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X)
+#define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
+    X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
+    X(int64_t, weight_capacity, (ConvShape shape, int product))                                                  \
+    X(int64_t, pack_weights,                                                                                     \
+      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product, int32_t* starts,\
+       float* values, uint16_t* offsets, int threads))                                                           \
+    X(int64_t, conv_workspace, (ConvShape shape, int threads))                                                   \
+    X(void, conv_forward,                                                                                        \
+      (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
+       const float* bias, float* y, float* workspace, int threads))                                              \
+    X(void, conv_grad_input,                                                                                     \
+      (ConvShape shape, const float* grad_y, const int32_t* starts, const float* values, const uint16_t* offsets, \
+       float* grad_x, float* workspace, int threads))
+
+#define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
+    X(int64_t, compress,                                                                                         \
+      (const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n, float* values,  \
+       int64_t capacity, uint16_t* bits, int64_t* starts, int threads))                                          \
+    X(void, expand,                                                                                              \
+      (const float* values, const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n,     \
+       float* x, int threads))                                                                                   \
+    X(void, grad_weight,                                                                                         \
+      (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
+       const float* grad, float* grad_weight, int threads))
+
+#define SWAT_KERNELS(X)                                                                                          \
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_SPARSE_ACTIVATIONS(X)
 
 namespace torchswat {
 

@@ -4,83 +4,100 @@
 //     channels_last [N][H*W][C]       one for each position, N x C
 //     inner         [C][H*W][N]
 //
-// A tile of W x W floats is turned in registers: W loads, W log2(W) interleavings, W stores; whole lines of the
-// cache are read and written on AVX-512. Bytes: 4 read and 4 written an entry (and 4 more read by the cache for what
-// is written): bandwidth bound. What is left at the edges goes entry by entry.
+// A tile of W x W floats is turned in registers: W loads, W log2(W) shuffles, W stores; the tiles that fill a line of
+// the cache follow each other, so that large results can be streamed past it. Bytes: 4 read and 4 written an entry
+// (and 4 more read where the result is not streamed): bandwidth bound. What is left at the edges goes entry by entry.
 #include "kernels.h"
-#include "mask.h"
+#include "stream.h"
+#include "transpose.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
 
-// The first (or second) halves of a and b, interleaved.
-vf interleave(vf a, vf b, int half) {
-    vi from{};
-    for (int lane = 0; lane < W; ++lane) from[lane] = half * W / 2 + lane / 2 + (lane % 2) * W;
-    return __builtin_shuffle(a, b, from);
-}
+constexpr int64_t line = 16;  // floats in a line of the cache
 
-// log2(W) perfect shuffles of the W*W entries: each moves the row index one bit towards the column's place.
-void transpose_tile(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-    vf rows[W], turned[W];
+// A matrix in memory: where it begins, and the distance between its rows.
+struct From {
+    const float* data;
+    int64_t stride;
+};
+struct To {
+    float* data;
+    int64_t stride;
+};
+
+template <bool streaming> void transpose_tile(From from, To to) {
+    vf rows[W];
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) rows[i] = loadu(from + i * from_stride);
-#pragma GCC unroll 4
-    for (int step = 1; step < W; step *= 2) {
+    for (int i = 0; i < W; ++i) rows[i] = loadu(from.data + i * from.stride);
+    transpose(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < W / 2; ++i) {
-            turned[2 * i] = interleave(rows[i], rows[i + W / 2], 0);
-            turned[2 * i + 1] = interleave(rows[i], rows[i + W / 2], 1);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) rows[i] = turned[i];
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) storeu(to + i * to_stride, rows[i]);
+    for (int i = 0; i < W; ++i) put<streaming>(to.data + i * to.stride, rows[i]);
 }
 
 // to[column][row] = from[row][column] for rows x columns entries.
-void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+template <bool streaming> void transpose_matrix(From from, To to, int64_t rows, int64_t columns) {
     const int64_t whole_rows = rows / W * W, whole_columns = columns / W * W;
-    for (int64_t row = 0; row < whole_rows; row += W)
+    for (int64_t first = 0; first < whole_rows; first += line)
         for (int64_t column = 0; column < whole_columns; column += W)
-            transpose_tile(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
+            for (int64_t row = first; row < first + line && row < whole_rows; row += W)
+                transpose_tile<streaming>({from.data + row * from.stride + column, from.stride},
+                                          {to.data + column * to.stride + row, to.stride});
     for (int64_t column = 0; column < columns; ++column)
         for (int64_t row = column < whole_columns ? whole_rows : 0; row < rows; ++row)
-            to[column * to_stride + row] = from[row * from_stride + column];
+            to.data[column * to.stride + row] = from.data[row * from.stride + column];
 }
 
-// One large transposition, cut along `cut` so that the lines of one block stay in the cache.
+// `parts` transpositions, each from and to a place that is a fixed step further on, shared by the threads.
+template <bool streaming>
+void transpose_parts(From from, int64_t from_step, To to, int64_t to_step, int64_t rows, int64_t columns,
+                     int64_t parts, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t part = 0; part < parts; ++part)
+            transpose_matrix<streaming>({from.data + part * from_step, from.stride},
+                                        {to.data + part * to_step, to.stride}, rows, columns);
+        settle<streaming>();
+    }
+}
+
+// Streams only where a vector is a line: of half lines, with others in between, each would be flushed alone.
+void transpose_all(From from, int64_t from_step, To to, int64_t to_step, int64_t rows, int64_t columns, int64_t parts,
+                   int threads) {
+    const bool aligned = to.stride % W == 0 && to_step % W == 0;
+    const bool streaming = W == line && aligned && worth_streaming(to.data, rows * columns * parts, W);
+    const auto run = streaming ? transpose_parts<true> : transpose_parts<false>;
+    run(from, from_step, to, to_step, rows, columns, parts, threads);
+}
+
+// A large transposition is cut along the long side into parts whose lines stay in the cache.
 constexpr int64_t block = 64;
 
 }  // namespace
 
 void nchw_to_inner(const float* nchw, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
-    const int64_t size = c * h * w;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t begin = 0; begin < size; begin += block)
-        transpose(nchw + begin, size, inner + begin * n, n, n, least(block, size - begin));
+    const int64_t size = c * h * w, whole = size / block;
+    transpose_all({nchw, size}, block, {inner, n}, block * n, n, block, whole, threads);
+    const int64_t done = whole * block;
+    transpose_matrix<false>({nchw + done, size}, {inner + done * n, n}, n, size - done);
 }
 
 void inner_to_nchw(const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
-    const int64_t size = c * h * w;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t begin = 0; begin < size; begin += block)
-        transpose(inner + begin * n, n, nchw + begin, size, least(block, size - begin), n);
+    const int64_t size = c * h * w, whole = size / block;
+    transpose_all({inner, n}, block * n, {nchw, size}, block, block, n, whole, threads);
+    const int64_t done = whole * block;
+    transpose_matrix<false>({inner + done * n, n}, {nchw + done, size}, size - done, n);
 }
 
 void channels_last_to_inner(const float* nhwc, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
     const int64_t area = h * w;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t place = 0; place < area; ++place)
-        transpose(nhwc + place * c, area * c, inner + place * n, area * n, n, c);
+    transpose_all({nhwc, area * c}, c, {inner, area * n}, n, n, c, area, threads);
 }
 
 void inner_to_channels_last(const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
     const int64_t area = h * w;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t place = 0; place < area; ++place)
-        transpose(inner + place * n, area * n, nhwc + place * c, area * c, c, n);
+    transpose_all({inner, area * n}, n, {nhwc, area * c}, c, c, n, area, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -4,7 +4,7 @@
 
 namespace torchswat::SWAT_ISA {
 
-typedef int32_t vi __attribute__((vector_size(4 * W), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef int32_t vi_any __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
 constexpr unsigned all_lanes = unsigned((uint64_t(1) << W) - 1);

@@ -1,7 +1,8 @@
 // The Python module torchswat.engine._native: every kernel of the list, called with addresses.
 //
 // A pointer travels as an integer (torch's data_ptr(); 0 is the null pointer), the GIL is released, and the
-// instruction set is looked up at each call. The adaptors in Python check shapes, strides and dtypes before.
+// instruction set is looked up at each call: an impossible TORCHSWAT_ISA is a ValueError at the first. The adaptors
+// in Python check shapes, strides and dtypes before.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -36,14 +37,12 @@ void bind(nb::module_& module, const char* name, const char* signature, Result (
 }  // namespace
 
 NB_MODULE(_native, module) {
-    isa();  // an impossible TORCHSWAT_ISA stops the import, with its reason
-
     module.doc() = "The compiled kernels of torchswat; see kernels.h for the list and each file for its layout.";
     module.def("available", &available, "Instruction sets that are built in and run here, best first.");
     module.def("force", &force, nb::arg("name"), "Use this instruction set from now on.");
     module.def("isa", &isa, "The instruction set that is in use.");
 
-    nb::class_<Threshold>(module, "Threshold", "What a selection found: its threshold and how many lie at and above it.")
+    nb::class_<Threshold>(module, "Threshold", "A threshold, how many exceed and equal it, and whether a NaN was met.")
         .def_ro("value", &Threshold::value)
         .def_ro("greater", &Threshold::greater)
         .def_ro("equal", &Threshold::equal)

@@ -19,6 +19,7 @@
 
 #include "kernels.h"
 #include "mask.h"
+#include "stream.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
@@ -53,7 +54,8 @@ Moments moments(const float* x, int64_t length) {
     Moments all{0, 0};
     for (int64_t begin = 0; begin < length; begin += piece) {
         const int64_t end = least(begin + piece, length), count = end - begin;
-        const double mean = sum_piece(begin, end, [&](int64_t i, int lanes) { return load_first(x + i, lanes); }) / count;
+        const double sum = sum_piece(begin, end, [&](int64_t i, int lanes) { return load_first(x + i, lanes); });
+        const double mean = sum / count;
         const vf centre = splat(float(mean));
         const double squares = sum_piece(begin, end, [&](int64_t i, int lanes) {
             const vf deviation = keep(load_first(x + i, lanes) - centre, first_lanes(lanes));
@@ -67,39 +69,61 @@ Moments moments(const float* x, int64_t length) {
     return all;
 }
 
+template <bool answer> struct Known {
+    static constexpr bool value = answer;
+};
+
+// Calls work with what is a question at run time as an answer at compile time.
+template <class Work> void decide(bool question, Work work) {
+    if (question) work(Known<true>{});
+    else work(Known<false>{});
+}
+
 // y = x * scale + shift (+ residual) (through a ReLU, whose bits go to `positive` if that is wanted).
-template <bool relu, bool with_residual>
+template <bool relu, bool with_residual, bool streaming>
 void affine(const float* x, int64_t length, float scale, float shift, const float* residual, float* y,
             uint64_t* positive) {
     const vf scales = splat(scale), shifts = splat(shift);
-    const auto one = [&](int64_t i, int lanes, uint64_t& bits, int at) {
+    const auto value_at = [&](int64_t i, int lanes, uint64_t& bits) {
         vf value = load_first(x + i, lanes) * scales + shifts;
         if constexpr (with_residual) value += load_first(residual + i, lanes);
         if constexpr (relu) {
             const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
-            bits |= uint64_t(through) << at;
+            bits |= uint64_t(through) << (i % word);
             value = keep(value, through);
         }
-        store_first(y + i, value, lanes);
+        return value;
     };
-    for (int64_t begin = 0; begin < length; begin += word) {
+    int64_t begin = 0;
+    for (; begin + word <= length; begin += word) {
         uint64_t bits = 0;
-        if (begin + word <= length)
 #pragma GCC unroll 16
-            for (int at = 0; at < word; at += W) one(begin + at, W, bits, at);
-        else
-            for (int64_t at = 0; begin + at < length; at += W)
-                one(begin + at, int(least(W, length - begin - at)), bits, int(at));
+        for (int at = 0; at < word; at += W) put<streaming>(y + begin + at, value_at(begin + at, W, bits));
         if (relu && positive) positive[begin / word] = bits;
     }
+    if (begin == length) return;
+    uint64_t bits = 0;
+    for (int64_t i = begin; i < length; i += W) {
+        const int lanes = int(least(W, length - i));
+        store_first(y + i, value_at(i, lanes, bits), lanes);
+    }
+    if (relu && positive) positive[begin / word] = bits;
 }
 
-void affine_any(const float* x, int64_t length, float scale, float shift, const float* residual, bool relu, float* y,
-                uint64_t* positive) {
-    if (relu && residual) affine<true, true>(x, length, scale, shift, residual, y, positive);
-    else if (relu) affine<true, false>(x, length, scale, shift, residual, y, positive);
-    else if (residual) affine<false, true>(x, length, scale, shift, residual, y, positive);
-    else affine<false, false>(x, length, scale, shift, residual, y, positive);
+// Output of a tensor that shares the memory of an input is in the cache already.
+bool streams(const float* to, int64_t channels, int64_t length, const float* input, const float* other) {
+    return to != input && to != other && worth_streaming(to, channels * length, length);
+}
+
+// One channel of the above, with the questions answered.
+template <bool streaming>
+void affine_channel(const float* x, int64_t length, float scale, float shift, const float* residual, bool relu,
+                    float* y, uint64_t* positive) {
+    decide(relu, [&](auto with_relu) {
+        decide(residual != nullptr, [&](auto with_residual) {
+            affine<with_relu.value, with_residual.value, streaming>(x, length, scale, shift, residual, y, positive);
+        });
+    });
 }
 
 // The gradient behind the ReLU at entry i: grad_y where `positive` has a bit, all of it without a ReLU.
@@ -132,36 +156,64 @@ Sums gradient_sums(const float* grad_y, const uint64_t* positive, const float* x
     return all;
 }
 
-// grad_x = scale * (g - mean of g - normalised x * mean of g * normalised x), as g * scale + x * slope + offset.
-template <bool relu>
-void gradient_of_x(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float mean,
-                   float scale, float slope, float offset, float* grad_x, float* grad_residual) {
-    const vf centre = splat(mean), scales = splat(scale), slopes = splat(slope), offsets = splat(offset);
-    const auto one = [&](int64_t i, int lanes) {
-        const vf g = masked<relu>(grad_y, positive, i, lanes);
-        const vf result = g * scales + ((load_first(x + i, lanes) - centre) * slopes + offsets);
-        if (grad_residual) store_first(grad_residual + i, g, lanes);
-        store_first(grad_x + i, result, lanes);
+// grad_x = scale * (g - mean of g - normalised x * mean of g * normalised x),
+// as g * scale + (x - mean) * slope + offset.
+struct Slopes {
+    float mean, scale, slope, offset;
+};
+
+template <bool relu, bool with_residual, bool streaming>
+void gradient_of_x(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, Slopes line,
+                   float* grad_x, float* grad_residual) {
+    const vf mean = splat(line.mean), scale = splat(line.scale), slope = splat(line.slope), offset = splat(line.offset);
+    const auto result = [&](vf g, int64_t i, int lanes) {
+        return g * scale + ((load_first(x + i, lanes) - mean) * slope + offset);
     };
     int64_t i = 0;
-    for (; i + W <= length; i += W) one(i, W);
-    if (i < length) one(i, int(length - i));
+    for (; i + W <= length; i += W) {
+        const vf g = masked<relu>(grad_y, positive, i, W), gradient = result(g, i, W);
+        if constexpr (with_residual) put<streaming>(grad_residual + i, g);
+        put<streaming>(grad_x + i, gradient);
+    }
+    if (i == length) return;
+    const int lanes = int(length - i);
+    const vf g = masked<relu>(grad_y, positive, i, lanes), gradient = result(g, i, lanes);
+    if constexpr (with_residual) store_first(grad_residual + i, g, lanes);
+    store_first(grad_x + i, gradient, lanes);
 }
 
-template <bool relu>
+// One channel of the backward pass.
+template <bool streaming>
 void backward_channel(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float weight,
                       float mean, float inverse, float* grad_x, float* grad_residual, float* grad_weight,
                       float* grad_bias) {
-    const Sums sums = gradient_sums<relu>(grad_y, positive, x, length, mean, inverse);
-    const double scale = double(weight) * inverse;
-    gradient_of_x<relu>(grad_y, positive, x, length, mean, float(scale),
-                        float(-scale * inverse * sums.projected / double(length)),
-                        float(-scale * sums.gradient / double(length)), grad_x, grad_residual);
-    *grad_weight = float(sums.projected);
-    *grad_bias = float(sums.gradient);
+    decide(positive != nullptr, [&](auto relu) {
+        const Sums sums = gradient_sums<relu.value>(grad_y, positive, x, length, mean, inverse);
+        const double scale = double(weight) * inverse;
+        const Slopes line{mean, float(scale), float(-scale * inverse * sums.projected / double(length)),
+                          float(-scale * sums.gradient / double(length))};
+        decide(grad_residual != nullptr, [&](auto with_residual) {
+            gradient_of_x<relu.value, with_residual.value, streaming>(grad_y, positive, x, length, line, grad_x,
+                                                                      grad_residual);
+        });
+        *grad_weight = float(sums.projected);
+        *grad_bias = float(sums.gradient);
+    });
 }
 
 int64_t words(int64_t length) { return (length + word - 1) / word; }
+
+// Calls work(channel, streaming) for all channels, a thread having whole ones.
+template <class Work> void each_channel(int64_t channels, bool streaming, int threads, Work work) {
+    decide(streaming, [&](auto known) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+#pragma omp for schedule(static) nowait
+            for (int64_t c = 0; c < channels; ++c) work(c, known);
+            settle<known.value>();
+        }
+    });
+}
 
 }  // namespace
 
@@ -172,23 +224,23 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
                         double epsilon, const float* residual, bool relu, float* y, uint64_t* positive, float* mean,
                         float* inverse_deviation, float* running_mean, float* running_variance, double momentum,
                         int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < channels; ++c) {
+    const bool streaming = streams(y, channels, length, x, residual);
+    each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
         const Moments found = moments(x + start, length);
         const double inverse = 1 / std::sqrt(found.squares / double(length) + epsilon);
         const double scale = inverse * (weight ? weight[c] : 1.0f);
         const double shift = (bias ? bias[c] : 0.0f) - found.mean * scale;
-        affine_any(x + start, length, float(scale), float(shift), residual ? residual + start : nullptr, relu, y + start,
-                   positive ? positive + c * words(length) : nullptr);
+        affine_channel<known.value>(x + start, length, float(scale), float(shift),
+                                    residual ? residual + start : nullptr, relu, y + start,
+                                    positive ? positive + c * words(length) : nullptr);
         mean[c] = float(found.mean);
         inverse_deviation[c] = float(inverse);
-        if (running_mean) {
-            const double unbiased = found.squares / double(length > 1 ? length - 1 : 1);
-            running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * found.mean);
-            running_variance[c] = float((1 - momentum) * running_variance[c] + momentum * unbiased);
-        }
-    }
+        if (!running_mean) return;
+        const double unbiased = found.squares / double(length > 1 ? length - 1 : 1);
+        running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * found.mean);
+        running_variance[c] = float((1 - momentum) * running_variance[c] + momentum * unbiased);
+    });
 }
 
 // Gradients of batch_norm_forward; positive is null without a ReLU, grad_residual without a residual, weight may be.
@@ -196,25 +248,25 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
 void batch_norm_backward(const float* grad_y, const uint64_t* positive, const float* x, int64_t channels,
                          int64_t length, const float* weight, const float* mean, const float* inverse_deviation,
                          float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < channels; ++c) {
+    const bool streaming = streams(grad_x, channels, length, grad_y, x) &&
+                           (!grad_residual || streams(grad_residual, channels, length, grad_y, x));
+    each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
-        const auto run = positive ? backward_channel<true> : backward_channel<false>;
-        run(grad_y + start, positive ? positive + c * words(length) : nullptr, x + start, length,
-            weight ? weight[c] : 1.0f, mean[c], inverse_deviation[c], grad_x + start,
-            grad_residual ? grad_residual + start : nullptr, grad_weight + c, grad_bias + c);
-    }
+        backward_channel<known.value>(grad_y + start, positive ? positive + c * words(length) : nullptr, x + start,
+                                      length, weight ? weight[c] : 1.0f, mean[c], inverse_deviation[c], grad_x + start,
+                                      grad_residual ? grad_residual + start : nullptr, grad_weight + c, grad_bias + c);
+    });
 }
 
 // y = x * scale + shift a channel (+ residual) (ReLU): batch norm with fixed statistics. positive may be null.
 void affine_forward(const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,
                     const float* residual, bool relu, float* y, uint64_t* positive, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < channels; ++c) {
+    const bool streaming = streams(y, channels, length, x, residual);
+    each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
-        affine_any(x + start, length, scale[c], shift[c], residual ? residual + start : nullptr, relu, y + start,
-                   positive ? positive + c * words(length) : nullptr);
-    }
+        affine_channel<known.value>(x + start, length, scale[c], shift[c], residual ? residual + start : nullptr, relu,
+                                    y + start, positive ? positive + c * words(length) : nullptr);
+    });
 }
 
 namespace {
@@ -225,19 +277,22 @@ constexpr int64_t stretch = 64 * word;  // entries of a flat array that a thread
 
 // y = max(x, 0) and its bits, of n entries in any order.
 void relu_forward(const float* x, int64_t n, float* y, uint64_t* positive, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t begin = 0; begin < n; begin += stretch)
-        affine<true, false>(x + begin, least(stretch, n - begin), 1, 0, nullptr, y + begin,
-                            positive ? positive + begin / word : nullptr);
+    each_channel((n + stretch - 1) / stretch, streams(y, 1, n, x, x), threads, [=](int64_t part, auto known) {
+        const int64_t begin = part * stretch;
+        affine<true, false, known.value>(x + begin, least(stretch, n - begin), 1, 0, nullptr, y + begin,
+                                         positive ? positive + begin / word : nullptr);
+    });
 }
 
 void relu_backward(const float* grad_y, const uint64_t* positive, int64_t n, float* grad_x, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t begin = 0; begin < n; begin += stretch)
-        for (int64_t i = begin; i < least(begin + stretch, n); i += W) {
-            const int lanes = int(least(W, n - i));
-            store_first(grad_x + i, masked<true>(grad_y, positive, i, lanes), lanes);
-        }
+    each_channel((n + stretch - 1) / stretch, streams(grad_x, 1, n, grad_y, grad_y), threads,
+                 [=](int64_t part, auto known) {
+                     int64_t i = part * stretch;
+                     const int64_t end = least(i + stretch, n);
+                     for (; i + W <= end; i += W) put<known.value>(grad_x + i, masked<true>(grad_y, positive, i, W));
+                     const int lanes = int(end - i);
+                     if (lanes) store_first(grad_x + i, masked<true>(grad_y, positive, i, lanes), lanes);
+                 });
 }
 
 }  // namespace torchswat::SWAT_ISA

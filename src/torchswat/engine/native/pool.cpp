@@ -12,6 +12,7 @@
 //     average:                            forward 4 read,                   backward 4 written
 #include "kernels.h"
 #include "mask.h"
+#include "stream.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
@@ -26,12 +27,18 @@ void store_bytes(uint8_t* to, vi x, int lanes) {
 vi load_bytes(const uint8_t* from, int lanes) {
     vb bytes{};
     std::memcpy(&bytes, from, size_t(lanes));
+#if defined(__AVX512F__)  // the compiler would widen lane by lane
+    return reinterpret_cast<vi>(_mm512_maskz_cvtepu8_epi32(0xffff, reinterpret_cast<__m128i>(bytes)));
+#else
     return __builtin_convertvector(bytes, vi);
+#endif
 }
 
 struct Window {
-    int h, w, kernel, stride, padding;
-    int out(int size) const { return (size + 2 * padding - kernel) / stride + 1; }
+    int h, w, kernel, stride, padding, rows, columns;  // rows and columns of y
+
+    int begin(int p) const { return p * stride - padding; }  // the first row (or column) of x under window p
+    bool overlaps() const { return stride < kernel; }
 };
 
 int most(int a, int b) { return a > b ? a : b; }
@@ -40,7 +47,7 @@ int fewest(int a, int b) { return a < b ? a : b; }
 // y and the winning tap of one window: rows [top, bottom) x columns [left, right) of the map, at sample i.
 void pool_one(const float* x, const Window& window, int64_t n, int p, int q, int64_t i, int lanes, float* y,
               uint8_t* winner) {
-    const int row = p * window.stride - window.padding, column = q * window.stride - window.padding;
+    const int row = window.begin(p), column = window.begin(q);
     const int top = most(row, 0), bottom = fewest(row + window.kernel, window.h);
     const int left = most(column, 0), right = fewest(column + window.kernel, window.w);
     vf best = splat(-__builtin_inff());
@@ -56,25 +63,6 @@ void pool_one(const float* x, const Window& window, int64_t n, int p, int q, int
     store_bytes(winner + i, tap, lanes);
 }
 
-// What the windows over position (row, column) that chose it hand back, at sample i.
-void gather_one(const float* grad_y, const uint8_t* winner, const Window& window, int64_t n, int row, int column,
-                int64_t i, int lanes, float* grad_x) {
-    const int rows = window.out(window.h), columns = window.out(window.w);
-    const auto first = [&](int at) {  // the first window that reaches `at`
-        return most(0, (at + window.padding - window.kernel + window.stride) / window.stride);
-    };
-    vf sum{};
-    for (int p = first(row); p < rows && p * window.stride - window.padding <= row; ++p)
-        for (int q = first(column); q < columns && q * window.stride - window.padding <= column; ++q) {
-            const int tap = (row + window.padding - p * window.stride) * window.kernel + column + window.padding -
-                            q * window.stride;
-            const int64_t at = (int64_t(p) * columns + q) * n + i;
-            const vi won = load_bytes(winner + at, lanes) == tap;
-            sum += reinterpret_cast<vf>(reinterpret_cast<vi>(load_first(grad_y + at, lanes)) & won);
-        }
-    store_first(grad_x + i, sum, lanes);
-}
-
 // Calls work(i, lanes) for the vectors of one row of n samples.
 template <class Work> void along_samples(int64_t n, Work work) {
     int64_t i = 0;
@@ -82,25 +70,62 @@ template <class Work> void along_samples(int64_t n, Work work) {
     if (i < n) work(i, int(n - i));
 }
 
-void check(const Window& window) {
-    if (window.kernel < 1 || window.kernel > 16) invalid("max_pool: the kernel must have 1 to 16 rows (a tap is one byte).");
-    if (window.stride < 1) invalid("max_pool: the stride must be at least 1.");
-    if (window.padding < 0 || 2 * window.padding > window.kernel) invalid("max_pool: the padding must be at most half the kernel.");
-    if (window.out(window.h) < 1 || window.out(window.w) < 1) invalid("max_pool: the kernel is larger than the padded map.");
+// What the windows from (first_p, first_q) on that reach position (row, column) and chose it hand back, for all
+// samples. Streaming is for windows that do not overlap: the second would read what the first wrote.
+template <bool streaming>
+void gather_position(const float* grad_y, const uint8_t* winner, const Window& window, int64_t n, int row, int column,
+                     int first_p, int first_q, float* grad_x) {
+    bool written = false;
+    for (int p = first_p; p < window.rows && window.begin(p) <= row; ++p)
+        for (int q = first_q; q < window.columns && window.begin(q) <= column; ++q) {
+            const int tap = (row - window.begin(p)) * window.kernel + column - window.begin(q);
+            const int64_t at = (int64_t(p) * window.columns + q) * n;
+            along_samples(n, [&](int64_t i, int lanes) {
+                const vi won = load_bytes(winner + at + i, lanes) == tap;
+                vf gradient = reinterpret_cast<vf>(reinterpret_cast<vi>(load_first(grad_y + at + i, lanes)) & won);
+                if (streaming) return put<streaming>(grad_x + i, gradient);
+                if (written) gradient += load_first(grad_x + i, lanes);
+                store_first(grad_x + i, gradient, lanes);
+            });
+            written = true;
+        }
+    if (!written) std::memset(grad_x, 0, sizeof(float) * size_t(n));
+}
+
+template <bool streaming>
+void gather_channel(const float* grad_y, const uint8_t* winner, const Window& window, int64_t n, float* grad_x) {
+    int p = 0;
+    for (int row = 0; row < window.h; ++row) {
+        while (window.begin(p) + window.kernel <= row) ++p;
+        int q = 0;
+        for (int column = 0; column < window.w; ++column) {
+            while (window.begin(q) + window.kernel <= column) ++q;
+            gather_position<streaming>(grad_y, winner, window, n, row, column, p, q,
+                                       grad_x + (int64_t(row) * window.w + column) * n);
+        }
+    }
+    settle<streaming>();
+}
+
+Window window_of(int h, int w, int kernel, int stride, int padding) {
+    if (kernel < 1 || kernel > 16) invalid("max_pool: the kernel must have 1 to 16 rows (a tap is one byte).");
+    if (stride < 1) invalid("max_pool: the stride must be at least 1.");
+    if (padding < 0 || 2 * padding > kernel) invalid("max_pool: the padding must be at most half the kernel.");
+    if (fewest(h, w) + 2 * padding < kernel) invalid("max_pool: the kernel is larger than the padded map.");
+    const int rows = (h + 2 * padding - kernel) / stride + 1, columns = (w + 2 * padding - kernel) / stride + 1;
+    return {h, w, kernel, stride, padding, rows, columns};
 }
 
 }  // namespace
 
 void max_pool_forward(const float* x, int64_t channels, int h, int w, int64_t n, int kernel, int stride, int padding,
                       float* y, uint8_t* winner, int threads) {
-    const Window window{h, w, kernel, stride, padding};
-    check(window);
-    const int rows = window.out(h), columns = window.out(w);
+    const Window window = window_of(h, w, kernel, stride, padding);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t c = 0; c < channels; ++c)
-        for (int p = 0; p < rows; ++p)
-            for (int q = 0; q < columns; ++q) {
-                const int64_t at = ((c * rows + p) * columns + q) * n;
+        for (int p = 0; p < window.rows; ++p)
+            for (int q = 0; q < window.columns; ++q) {
+                const int64_t at = ((c * window.rows + p) * window.columns + q) * n;
                 along_samples(n, [&](int64_t i, int lanes) {
                     pool_one(x + c * h * w * n, window, n, p, q, i, lanes, y + at, winner + at);
                 });
@@ -109,18 +134,14 @@ void max_pool_forward(const float* x, int64_t channels, int h, int w, int64_t n,
 
 void max_pool_backward(const float* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n,
                        int kernel, int stride, int padding, float* grad_x, int threads) {
-    const Window window{h, w, kernel, stride, padding};
-    check(window);
-    const int64_t out_map = int64_t(window.out(h)) * window.out(w) * n;
+    const Window window = window_of(h, w, kernel, stride, padding);
+    const bool streaming = !window.overlaps() && worth_streaming(grad_x, channels * h * w * n, n);
+    const auto run = streaming ? gather_channel<true> : gather_channel<false>;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < channels; ++c)
-        for (int row = 0; row < h; ++row)
-            for (int column = 0; column < w; ++column) {
-                float* to = grad_x + ((c * h + row) * w + column) * n;
-                along_samples(n, [&](int64_t i, int lanes) {
-                    gather_one(grad_y + c * out_map, winner + c * out_map, window, n, row, column, i, lanes, to);
-                });
-            }
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t before = c * window.rows * window.columns * n;
+        run(grad_y + before, winner + before, window, n, grad_x + c * h * w * n);
+    }
 }
 
 // y [C][N] = mean over the map of x [C][area][N], summed in blocks of 64 positions.

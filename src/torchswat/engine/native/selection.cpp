@@ -21,9 +21,11 @@ namespace torchswat::SWAT_ISA {
 namespace {
 
 typedef uint32_t Key;
+typedef Key FloatBits __attribute__((may_alias));  // to read floats as keys where they lie
 constexpr Key magnitude = 0x7fffffff, infinity = 0x7f800000;
 constexpr int64_t chunk = 1 << 14;      // entries a thread takes at a time
 constexpr int64_t small = 1 << 15;      // below, bracketing does not pay
+constexpr int64_t worth_a_thread = 1 << 18;
 constexpr int64_t most_samples = 1 << 15;
 constexpr int bucket_bits = 11, buckets = 1 << bucket_bits;
 
@@ -50,21 +52,22 @@ struct Histogram {
 
 // The keys in [low, low + 2^bits), counted by their `shift`-ed distance from low.
 void count_buckets(const float* values, int64_t n, Key low, int shift, Key used, Histogram& histogram) {
-    const Key* keys = reinterpret_cast<const Key*>(values);
+    const FloatBits* keys = reinterpret_cast<const FloatBits*>(values);
     for (int64_t i = 0; i < n; ++i) {
         const Key bucket = ((keys[i] & magnitude) - low) >> shift;
         if (bucket < used) ++histogram.counts[i & 1][bucket];
     }
 }
 
+// The keys from `key` to `last` hold the one that was looked for: `equal` of them, and `greater` are beyond.
 struct Found {
-    Key key;
+    Key key, last;
     int64_t greater, equal;
 };
 
-// The k-th largest of the keys in [low, low + 2^bits), all of which the caller knows to be at least k.
-Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int threads) {
-    const int parts = int(least(threads, (n + chunk - 1) / chunk));
+// The k-th largest of the keys in [low, low + 2^bits), which hold at least k; to 2^resolution keys.
+Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int threads, int resolution = 0) {
+    const int parts = int(least(threads, n / worth_a_thread + 1));
     Buffer<Histogram> histograms{size_t(parts)};
     int64_t greater = 0;
     for (;;) {
@@ -86,7 +89,7 @@ Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int t
                 inside += int64_t(histograms[part].counts[0][bucket]) + histograms[part].counts[1][bucket];
         }
         low += bucket << shift;
-        if (shift == 0) return {low, greater, inside};
+        if (shift <= resolution) return {low, low + (Key(1) << shift) - 1, greater, inside};
         bits = shift;
     }
 }
@@ -118,14 +121,15 @@ struct Bracket {
 };
 
 Bracket bracket(const float* values, int64_t n, int64_t k) {
-    const int64_t samples = least(most_samples, n / 16);
+    const int64_t samples = least(most_samples, n / 64 > 2048 ? n / 64 : 2048);
     Buffer<float> sample{size_t(samples)};
     draw(values, n, samples, 0, sample.data);
     const int64_t rank = int64_t(double(k) / double(n) * double(samples));
     const int64_t margin = 4 * square_root(int64_t(double(rank) * double(samples - rank) / double(samples))) + 4;
     Bracket range{0, magnitude};
-    if (rank - margin >= 1) range.high = narrow(sample.data, samples, rank - margin, 0, 31, 1).key;
-    if (rank + margin <= samples) range.low = narrow(sample.data, samples, rank + margin, 0, 31, 1).key;
+    const int coarse = 9;  // two passes instead of three
+    if (rank - margin >= 1) range.high = narrow(sample.data, samples, rank - margin, 0, 31, 1, coarse).last;
+    if (rank + margin <= samples) range.low = narrow(sample.data, samples, rank + margin, 0, 31, 1, coarse).key;
     return range;
 }
 
@@ -190,26 +194,73 @@ Tally split_all(const float* values, int64_t n, Bracket range, Key* inside, int6
 
 int bits_to_hold(Key range) { return range ? 32 - __builtin_clz(range) : 0; }
 
-Threshold select(const float* values, int64_t n, int64_t k, int threads) {
-    if (n > small) {
-        const Bracket range = bracket(values, n, k);
-        const int64_t room = n / 8;
-        Buffer<Key> inside{size_t(room)};
-        const Tally tally = split_all(values, n, range, inside.data, room, threads);
-        const bool nan = tally.largest > infinity;
-        const int64_t missing = k - tally.greater;
-        if (missing > 0 && missing <= tally.inside && tally.inside <= room) {
-            const Found found = narrow(reinterpret_cast<float*>(inside.data), tally.inside, missing, range.low + 1,
-                                       bits_to_hold(range.high - range.low - 1), threads);
-            return {value_of(found.key), tally.greater + found.greater, found.equal, nan};
-        }
-        if (missing > tally.inside && missing <= tally.inside + tally.equal)
-            return {value_of(range.low), tally.greater + tally.inside, tally.equal, nan};
-    }
+Threshold by_histogram(const float* values, int64_t n, int64_t k, int threads) {
     const Found found = narrow(values, n, k, 0, 31, threads);
-    Key largest = 0;
-    for (int64_t i = 0; i < n; ++i) largest = key_of(values[i]) > largest ? key_of(values[i]) : largest;
-    return {value_of(found.key), found.greater, found.equal, largest > infinity};
+    vi largest{};
+    int64_t i = 0;
+    for (; i + W <= n; i += W) largest = load_keys(values + i) > largest ? load_keys(values + i) : largest;
+    bool nan = bits_of(largest > int32_t(infinity)) != 0;
+    for (; i < n; ++i) nan |= key_of(values[i]) > infinity;
+    return {value_of(found.key), found.greater, found.equal, nan};
+}
+
+Threshold select(const float* values, int64_t n, int64_t k, int threads) {
+    if (n <= small) return by_histogram(values, n, k, threads);
+    const Bracket range = bracket(values, n, k);
+    const int64_t room = n / 8;
+    Buffer<Key> inside{size_t(room)};
+    const Tally tally = split_all(values, n, range, inside.data, room, threads);
+    const bool nan = tally.largest > infinity;
+    const int64_t missing = k - tally.greater;
+    if (missing > 0 && missing <= tally.inside && tally.inside <= room) {
+        const Found found = narrow(reinterpret_cast<float*>(inside.data), tally.inside, missing, range.low + 1,
+                                   bits_to_hold(range.high - range.low - 1), threads);
+        return {value_of(found.key), tally.greater + found.greater, found.equal, nan};
+    }
+    if (missing > tally.inside && missing <= tally.inside + tally.equal)
+        return {value_of(range.low), tally.greater + tally.inside, tally.equal, nan};
+    return by_histogram(values, n, k, threads);
+}
+
+// The k-th largest of up to W columns, `across` apart, whose entries are `along` apart. Their keys are packed
+// [length][W] and searched bit by bit from the highest: 32 passes of two operations for W entries. For short columns
+// a histogram would cost more to clear than this.
+void bisect_columns(const float* from, int64_t across, int64_t along, int64_t length, int columns, int64_t k,
+                    vi* packed, Threshold* results) {
+    for (int64_t i = 0; i < length; ++i)
+        if (across == 1) {
+            packed[i] = reinterpret_cast<vi>(load_first(from + i * along, columns)) & int32_t(magnitude);
+        } else {
+            packed[i] = vi{};
+            for (int lane = 0; lane < columns; ++lane)
+                packed[i][lane] = int32_t(key_of(from[lane * across + i * along]));
+        }
+    vi found{};
+    for (int bit = 30; bit >= 0; --bit) {
+        const vi candidate = found | (1 << bit);
+        vi count{};
+        for (int64_t i = 0; i < length; ++i) count -= packed[i] >= candidate;
+        found = count >= int32_t(k) ? candidate : found;
+    }
+    vi greater{}, equal{}, largest{};
+    for (int64_t i = 0; i < length; ++i) {
+        greater -= packed[i] > found;
+        equal -= packed[i] == found;
+        largest = packed[i] > largest ? packed[i] : largest;
+    }
+    for (int lane = 0; lane < columns; ++lane)
+        results[lane] = {value_of(Key(found[lane])), greater[lane], equal[lane], Key(largest[lane]) > infinity};
+}
+
+// The same for long columns: each is copied to memory of its own, where it has not that already.
+void select_columns(const float* from, int64_t across, int64_t along, int64_t length, int columns, int64_t k,
+                    vi* packed, Threshold* results) {
+    float* copy = reinterpret_cast<float*>(packed);
+    if (along > 1)
+        for (int64_t i = 0; i < length; ++i)
+            for (int lane = 0; lane < columns; ++lane) copy[lane * length + i] = from[lane * across + i * along];
+    for (int lane = 0; lane < columns; ++lane)
+        results[lane] = select(along > 1 ? copy + lane * length : from + lane * across, length, k, 1);
 }
 
 void check(int64_t n, int64_t k) {
@@ -227,31 +278,34 @@ Threshold kth_largest(const float* values, int64_t n, int64_t k, int threads) {
 
 // One exact threshold for each group and lane of values[groups][length][lanes]: rows of a matrix (lanes = 1), samples
 // of a batch-innermost activation (groups = 1 or its channels, lanes = N). Results are [groups][lanes]; returns
-// whether a NaN was met. Lanes are copied out, up to 16 at a time, so that each line of the cache is read once.
+// whether a NaN was met. Columns are copied out of the array W at a time: their lines of the cache are shared.
 bool kth_largest_lanes(const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k,
                        float* thresholds, int64_t* greater, int64_t* equal, int threads) {
     check(length, k);
-    constexpr int64_t together = 16;
-    const int64_t blocks = (lanes + together - 1) / together;
+    const bool rows = lanes == 1;  // then the groups are the columns
+    const int64_t across = rows ? length : 1, along = lanes;
+    const int64_t columns = rows ? groups : lanes, matrices = rows ? 1 : groups, blocks = (columns + W - 1) / W;
     int nan = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2) reduction(| : nan) if (threads > 1)
-    for (int64_t group = 0; group < groups; ++group)
-        for (int64_t block = 0; block < blocks; ++block) {
-            const int64_t first = block * together, count = least(together, lanes - first);
-            const float* source = values + group * length * lanes + first;
-            Buffer<float> columns{size_t(lanes > 1 ? count * length : 1)};
-            if (lanes > 1)
-                for (int64_t i = 0; i < length; ++i)
-                    for (int64_t lane = 0; lane < count; ++lane) columns[lane * length + i] = source[i * lanes + lane];
-            for (int64_t lane = 0; lane < count; ++lane) {
-                const Threshold found = select(lanes > 1 ? columns.data + lane * length : source, length, k, 1);
-                const int64_t at = group * lanes + first + lane;
-                thresholds[at] = found.value;
-                greater[at] = found.greater;
-                equal[at] = found.equal;
-                nan |= found.not_a_number;
+#pragma omp parallel num_threads(threads) reduction(| : nan) if (threads > 1)
+    {
+        Buffer<vi> packed{size_t(length)};
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t matrix = 0; matrix < matrices; ++matrix)
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int count = int(least(W, columns - block * W));
+                const float* from = values + matrix * length * lanes + block * W * across;
+                Threshold found[W];
+                if (length > small) select_columns(from, across, along, length, count, k, packed.data, found);
+                else bisect_columns(from, across, along, length, count, k, packed.data, found);
+                for (int lane = 0; lane < count; ++lane) {
+                    const int64_t at = matrix * columns + block * W + lane;
+                    thresholds[at] = found[lane].value;
+                    greater[at] = found[lane].greater;
+                    equal[at] = found[lane].equal;
+                    nan |= found[lane].not_a_number;
+                }
             }
-        }
+    }
     return nan;
 }
 
@@ -273,7 +327,8 @@ Threshold count_kept(const float* values, int64_t n, float threshold, int thread
     int64_t greater = 0, equal = 0;
     int nan = 0;
     const int64_t chunks = (n + chunk - 1) / chunk;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : greater, equal) reduction(| : nan) if (threads > 1)
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : greater, equal) reduction(| : nan) \
+    if (threads > 1)
     for (int64_t c = 0; c < chunks; ++c) {
         const int64_t begin = c * chunk, end = least(begin + chunk, n);
         vi more{}, same{}, largest{};
@@ -323,18 +378,24 @@ void magnitude_mask(const float* values, int64_t length, int64_t lanes, float th
                     equals[lane * chunks + c] += key_of(values[i * lanes + lane]) == limit;
     }
     if (all <= ties) return;
+    Buffer<int64_t> surplus{size_t(chunks)};
+    std::memset(surplus.data, 0, sizeof(int64_t) * size_t(chunks));
     int64_t left = ties;
     for (int64_t i = 0; i < chunks * lanes; ++i) {  // from counts to how many of them stay
-        equals[i] = least(equals[i], left);
-        left -= equals[i];
+        const int64_t stay = least(equals[i], left);
+        surplus[i % chunks] += equals[i] - stay;
+        equals[i] = stay;
+        left -= stay;
     }
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t c = 0; c < chunks; ++c) {
+        if (surplus[c] == 0) continue;
         for (int64_t i = c * rows; i < least((c + 1) * rows, length); ++i)
             for (int64_t lane = 0; lane < lanes; ++lane) {
                 const int64_t at = i * lanes + lane;
                 if (key_of(values[at]) == limit && equals[lane * chunks + c]-- <= 0) mask[at] = 0;
             }
+    }
 }
 
 }  // namespace torchswat::SWAT_ISA

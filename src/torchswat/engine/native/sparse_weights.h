@@ -1,8 +1,11 @@
 // The kept weights of a layer, in the order in which a product walks them.
 //
-//     bucket (block, row): the kept weights from one block of source channels to one row of the result, by channel
-//     starts[blocks*rows + 1]   where each bucket begins in the two arrays below
-//     values[kept], offsets[kept]   a weight, and where its source lies in the packed tile (bytes)
+//     block of source channels            block_capacity entries each, the kept ones at its beginning
+//       row (result channel, class)       one after the other
+//         list (tap, in trimmed tiles)    weights by source channel
+//
+//     starts[blocks][rows*lists + 1]   where each list begins in the two arrays below, and where the block ends
+//     values[], offsets[]              a weight, and where its source lies in the packed tile (bytes)
 //
 // 6 bytes a kept weight. Tiles depend on the shape but not on the number of samples, and so do these lists.
 #pragma once
@@ -15,5 +18,7 @@ struct SparseWeights {
     const float* values;
     const uint16_t* offsets;
 };
+
+inline int64_t block_starts(const Tiles& t) { return int64_t(t.rows()) * t.lists() + 1; }
 
 }  // namespace torchswat::SWAT_ISA

@@ -1,0 +1,118 @@
+"""Which engine runs: the compiled kernels or plain torch.
+
+The environment variable ``TORCHSWAT_ENGINE`` decides: ``auto`` (the default) takes the compiled kernels
+where they were built, ``reference`` never does, ``native`` makes their absence an error. A second one,
+``TORCHSWAT_ISA``, forces an instruction set of the compiled kernels (``avx512``, ``avx2`` or ``plain``).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchswat.errors import MissingDependency, UnknownName
+
+CHOICES = ("auto", "native", "reference")
+_forced: list[str] = []
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    """Return the compiled module, or None and the reason why not."""
+    try:
+        from torchswat.engine import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, str(error)
+    return _native, f"compiled, {_native.isa()}"
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        f"torchswat runs without its compiled engine, in plain torch: right but slower ({reason}). "
+        "Install it again where a C++ compiler is at hand.",
+        stacklevel=4,
+    )
+
+
+def choice() -> str:
+    """Return which engine is asked for: one of `CHOICES`."""
+    asked = _forced[-1] if _forced else os.environ.get("TORCHSWAT_ENGINE", "auto")
+    if asked not in CHOICES:
+        raise UnknownName.of("engine in TORCHSWAT_ENGINE", asked, CHOICES)
+    return asked
+
+
+def native() -> ModuleType | None:
+    """Return the compiled module where it is to be used, else None.
+
+    Raises
+    ------
+    MissingDependency
+        Where ``TORCHSWAT_ENGINE=native`` asks for what was not built.
+    """
+    asked = choice()
+    if asked == "reference":
+        return None
+    module, reason = _load()
+    if module is None:
+        if asked == "native":
+            raise MissingDependency(
+                f"TORCHSWAT_ENGINE=native, but the compiled engine is not there: {reason}."
+            )
+        _warn_once(reason)
+    return module
+
+
+def native_for(*tensors: Tensor | None) -> ModuleType | None:
+    """Return the compiled module where it can work on all of these tensors (float32 on the CPU)."""
+    for tensor in tensors:
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            return None
+    return native()
+
+
+@contextmanager
+def engine(asked: str):
+    """Use the engine `asked` (one of `CHOICES`) within a ``with`` block, whatever the environment says.
+
+    Examples
+    --------
+    >>> with engine("reference"):
+    ...     info()["engine"]
+    'reference'
+    """
+    if asked not in CHOICES:
+        raise UnknownName.of("engine", asked, CHOICES)
+    _forced.append(asked)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def info() -> dict[str, Any]:
+    """Return what runs here: engine, instruction set, threads, and the reason where it is the reference.
+
+    Examples
+    --------
+    >>> sorted(info())
+    ['available', 'engine', 'isa', 'reason', 'threads']
+    """
+    module, reason = _load()
+    asked = choice()
+    used = module if asked != "reference" else None
+    return {
+        "engine": "native" if used else "reference",
+        "reason": reason if asked != "reference" else "asked for by TORCHSWAT_ENGINE",
+        "isa": used.isa() if used else None,
+        "available": used.available() if used else [],
+        "threads": torch.get_num_threads(),
+    }

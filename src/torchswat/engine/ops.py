@@ -1,0 +1,333 @@
+"""Every operation of the engine as torch sees it: schema, fake kernel and its two bodies.
+
+Activations and gradients are *batch-innermost* here: a tensor (N, C, H, W) whose memory is [C][H][W][N].
+Elementwise operations of torch keep such strides, a 1x1 convolution is a plain matrix product on them, and
+every tap of a convolution is an aligned vector of samples.
+
+Each body takes the compiled kernels where `torchswat.engine.loader` says so and plain torch otherwise.
+Packed weights are opaque: only the engine that packed them can read them. Compressed activations have one
+form, described in ``native/activations.h``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from torchswat.engine.loader import native_for
+from torchswat.engine.products import Conv2dProducts
+
+FORWARD, GRAD_INPUT = 0, 1
+"""The two products with sparse weights; each walks through them in an order of its own."""
+
+UNIT = 16  # positions in a word of the bits of compressed activations
+
+
+def is_inner(x: Tensor) -> bool:
+    """Tell whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
+    return x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
+
+
+def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
+    """Return an uninitialised batch-innermost tensor (N, C, H, W)."""
+    return like.new_empty((c, h, w, n)).permute(3, 0, 1, 2)
+
+
+def output_size(
+    input_size: list[int], weight_size: list[int], stride: list[int], padding: list[int]
+) -> list[int]:
+    """Return (N, K, P, Q) of a convolution's output."""
+    height, width = (
+        (input_size[2 + i] + 2 * padding[i] - weight_size[2 + i]) // stride[i] + 1 for i in (0, 1)
+    )
+    return [input_size[0], weight_size[0], height, width]
+
+
+def _shape(native, input_size: list[int], weight_size: list[int], stride: list[int], padding: list[int]):
+    n, c, h, w = input_size
+    k, _, r, s = weight_size
+    _, _, p, q = output_size(input_size, weight_size, stride, padding)
+    return native.ConvShape(n, c, h, w, k, r, s, *stride, *padding, p, q)
+
+
+# ---- layout ------------------------------------------------------------------------------------------------
+
+
+@custom_op("torchswat::to_inner", mutates_args=())
+def to_inner(x: Tensor) -> Tensor:
+    """Return a batch-innermost copy of `x`, (N, C, H, W)."""
+    result = empty_inner(*x.shape, like=x)
+    native = native_for(x)
+    if native and x.is_contiguous():
+        native.nchw_to_inner(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    elif native and x.is_contiguous(memory_format=torch.channels_last):
+        native.channels_last_to_inner(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    else:
+        result.copy_(x)
+    return result
+
+
+@to_inner.register_fake
+def _(x: Tensor) -> Tensor:
+    return empty_inner(*x.shape, like=x)
+
+
+to_inner.register_autograd(lambda ctx, gradient: gradient)
+
+
+@custom_op("torchswat::to_channels_last", mutates_args=())
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    native = native_for(x)
+    if native and is_inner(x):
+        native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    else:
+        result.copy_(x)
+    return result
+
+
+@to_channels_last.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+to_channels_last.register_autograd(lambda ctx, gradient: gradient)
+
+
+# ---- sparse weights ----------------------------------------------------------------------------------------
+
+
+@custom_op("torchswat::pack_weight", mutates_args=())
+def pack_weight(
+    weight: Tensor,
+    mask: Tensor | None,
+    limit: float,
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    product: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather the weights (K, C, R, S) that are kept, in the order in which `product` walks through them.
+
+    Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`.
+    """
+    native = native_for(weight)
+    weight = weight.contiguous()
+    if native is None:
+        kept = weight.abs() >= limit if mask is None else mask
+        positions = kept.flatten().nonzero().squeeze(1)
+        return (
+            positions.new_empty(0, dtype=torch.int32),
+            weight.flatten()[positions],
+            positions.to(torch.int32),
+        )
+    shape = _shape(native, input_size, list(weight.shape), stride, padding)
+    mask = None if mask is None else mask.contiguous()
+    starts = torch.empty(native.weight_starts(shape, product), dtype=torch.int32)
+    capacity = native.weight_capacity(shape, product)
+    values = torch.empty(capacity)
+    offsets = torch.empty(capacity, dtype=torch.int16)
+    native.pack_weights(
+        shape,
+        weight.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        limit,
+        product,
+        *(t.data_ptr() for t in (starts, values, offsets)),
+        torch.get_num_threads(),
+    )
+    return starts, values, offsets
+
+
+@pack_weight.register_fake
+def _(weight, mask, limit, input_size, stride, padding, product):
+    count, buckets = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    return (
+        weight.new_empty(buckets, dtype=torch.int32),
+        weight.new_empty(count),
+        weight.new_empty(count, dtype=torch.int16),
+    )
+
+
+def _unpack(values: Tensor, positions: Tensor, size: list[int]) -> Tensor:
+    """Return the dense weight of a weight packed without the compiled kernels."""
+    dense = values.new_zeros(size)
+    dense.view(-1)[positions.long()] = values
+    return dense
+
+
+@custom_op("torchswat::conv2d_packed", mutates_args=())
+def conv2d_packed(
+    x: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    weight_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """Convolve a batch-innermost `x` with packed weights; the result is batch-innermost."""
+    native = native_for(x, values)
+    result = empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+    if native is None:
+        weight = _unpack(values, offsets, weight_size)
+        return result.copy_(F.conv2d(x, weight, bias, stride, padding))
+    shape = _shape(native, list(x.shape), weight_size, stride, padding)
+    threads = torch.get_num_threads()
+    workspace = torch.empty(native.conv_workspace(shape, threads))
+    native.conv_forward(
+        shape,
+        x.data_ptr(),
+        *(t.data_ptr() for t in (starts, values, offsets)),
+        0 if bias is None else bias.data_ptr(),
+        result.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return result
+
+
+@conv2d_packed.register_fake
+def _(x, starts, values, offsets, bias, weight_size, stride, padding):
+    return empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+
+
+@custom_op("torchswat::conv2d_packed_grad_input", mutates_args=())
+def conv2d_packed_grad_input(
+    gradient: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    input_size: list[int],
+    weight_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """Return the gradient of the input from a batch-innermost `gradient` and packed weights."""
+    native = native_for(gradient, values)
+    result = empty_inner(*input_size, like=gradient)
+    if native is None:
+        weight = _unpack(values, offsets, weight_size)
+        products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
+        return result.copy_(products.grad_input(gradient, (weight,), result))
+    shape = _shape(native, input_size, weight_size, stride, padding)
+    threads = torch.get_num_threads()
+    workspace = torch.empty(native.conv_workspace(shape, threads))
+    packed = (t.data_ptr() for t in (starts, values, offsets))
+    native.conv_grad_input(
+        shape, gradient.data_ptr(), *packed, result.data_ptr(), workspace.data_ptr(), threads
+    )
+    return result
+
+
+@conv2d_packed_grad_input.register_fake
+def _(gradient, starts, values, offsets, input_size, weight_size, stride, padding):
+    return empty_inner(*input_size, like=gradient)
+
+
+# ---- sparse activations ------------------------------------------------------------------------------------
+
+
+@custom_op("torchswat::compress", mutates_args=())
+def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the kept entries of a batch-innermost `x` (N, C, H, W): values, bits, and starts of channels.
+
+    Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`, and every NaN.
+    `capacity` is how many are expected; where there are more, the pass is made twice.
+    """
+    n, c, h, w = x.shape
+    words = -(-h * w // UNIT)
+    native = native_for(x)
+    if native is None:
+        flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the bits
+        kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
+        powers = 2 ** torch.arange(UNIT, device=x.device)
+        padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
+        bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16)
+        starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
+        return flat[kept], bits, starts
+    bits = torch.empty(c, n, words, dtype=torch.int16)
+    starts = torch.empty(c + 1, dtype=torch.int64)
+    which = x.data_ptr(), 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+    threads = torch.get_num_threads()
+    while True:
+        values = torch.empty(capacity)
+        count = native.compress(
+            *which, values.data_ptr(), capacity, bits.data_ptr(), starts.data_ptr(), threads
+        )
+        if count <= capacity:
+            return values[:count].clone() if count < 0.9 * capacity else values[:count].view(-1), bits, starts
+        capacity = count
+
+
+@compress.register_fake
+def _(x, mask, limit, capacity):
+    n, c, h, w = x.shape
+    count = torch.library.get_ctx().new_dynamic_size()
+    bits = x.new_empty((c, n, -(-h * w // UNIT)), dtype=torch.int16)
+    return x.new_empty(count), bits, x.new_empty(c + 1, dtype=torch.int64)
+
+
+@custom_op("torchswat::expand", mutates_args=())
+def expand(values: Tensor, bits: Tensor, starts: Tensor, size: list[int]) -> Tensor:
+    """Return the batch-innermost tensor of `size` (N, C, H, W) with zeros where nothing was kept."""
+    n, c, h, w = size
+    result = empty_inner(n, c, h, w, like=values)
+    native = native_for(values)
+    if native is None:
+        powers = 2 ** torch.arange(UNIT, device=bits.device)
+        kept = ((bits.long() & 0xFFFF).unsqueeze(-1) & powers != 0).flatten(2)[..., : h * w]
+        flat = values.new_zeros(c, n, h * w)
+        flat[kept] = values
+        return result.copy_(flat.view(c, n, h, w).transpose(0, 1))
+    native.expand(
+        *(t.data_ptr() for t in (values, bits, starts)),
+        c,
+        h * w,
+        n,
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return result
+
+
+@expand.register_fake
+def _(values, bits, starts, size):
+    n, c, h, w = size
+    return empty_inner(n, c, h, w, like=values)
+
+
+@custom_op("torchswat::conv2d_compressed_grad_weight", mutates_args=())
+def conv2d_compressed_grad_weight(
+    values: Tensor,
+    bits: Tensor,
+    starts: Tensor,
+    gradient: Tensor,
+    input_size: list[int],
+    weight_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """Return the dense gradient of the weight from compressed activations, all batch-innermost."""
+    native = native_for(values, gradient)
+    if native is None:
+        x = torch.ops.torchswat.expand(values, bits, starts, input_size)
+        products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
+        return products.grad_weight(gradient, (x,), values.new_empty(weight_size))
+    shape = _shape(native, input_size, weight_size, stride, padding)
+    result = torch.empty(weight_size)
+    native.grad_weight(
+        shape,
+        *(t.data_ptr() for t in (values, bits, starts, gradient, result)),
+        torch.get_num_threads(),
+    )
+    return result
+
+
+@conv2d_compressed_grad_weight.register_fake
+def _(values, bits, starts, gradient, input_size, weight_size, stride, padding):
+    return values.new_empty(weight_size)

@@ -1,0 +1,165 @@
+"""The products of a convolution on packed weights and compressed activations, batch-innermost.
+
+Each of the three products runs sparse or dense, whichever a `Choice` says is faster. Dense ones convert to
+the layout in which torch's convolution is fast, but for 1x1 kernels, which are matrix products as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torchswat.engine import ops
+from torchswat.engine.products import Conv2dProducts, Form
+from torchswat.engine.topk import SMALLEST, Selection
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which products run on sparse operands; the others run on dense ones with zeros."""
+
+    forward: bool
+    grad_input: bool
+    grad_weight: bool
+
+
+ALL_SPARSE, ALL_DENSE = Choice(True, True, True), Choice(False, False, False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one convolution."""
+
+    input: tuple[int, int, int, int]
+    weight: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def __str__(self) -> str:
+        n, c, h, w = self.input
+        k, _, r, s = self.weight
+        stride, padding = ("{}{}".format(*pair) for pair in (self.stride, self.padding))
+        return f"{n}x{c}x{h}x{w}-{k}x{r}x{s}-s{stride}-p{padding}"
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a matrix product: a 1x1 kernel without padding."""
+        return self.weight[2:] == (1, 1) and self.padding == (0, 0)
+
+
+@dataclass(frozen=True)
+class PackedConv2dProducts(Conv2dProducts):
+    """A convolution without groups and dilation, its operands packed where that is faster."""
+
+    shape: Shape = field(kw_only=True)
+    choice: Choice = field(kw_only=True, default=ALL_SPARSE)
+    one_weight_form = False
+
+    @classmethod
+    def of(cls, shape: Shape, choice: Choice) -> PackedConv2dProducts:
+        """Make the products of a shape."""
+        return cls(shape.stride, shape.padding, shape=shape, choice=choice)
+
+    @property
+    def compresses(self) -> bool:  # type: ignore[override]
+        """Whether the activation kept is its kept values only."""
+        return self.choice.grad_weight
+
+    def adapt(self, activation: Tensor) -> Tensor:
+        return activation if ops.is_inner(activation) else ops.to_inner(activation)
+
+    # ---- forms: one tensor is dense, three are packed
+
+    def forward_weight(self, weight: Tensor, selection: Selection | None) -> Form:
+        return self._pack(weight, selection, ops.FORWARD, self.choice.forward)
+
+    def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
+        return self._pack(weight, selection, ops.GRAD_INPUT, self.choice.grad_input)
+
+    def _pack(self, weight: Tensor, selection: Selection | None, product: int, sparse: bool) -> Form:
+        if selection is None:
+            return (weight,)
+        if not sparse:
+            return (selection.kept(weight),)
+        sizes = list(self.shape.input), list(self.stride), list(self.padding)
+        return ops.pack_weight(weight, selection.mask, selection.limit, *sizes, product)
+
+    def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
+        if selection is None:
+            return (activation,)
+        if not self.choice.grad_weight:
+            return (selection.kept(activation),)
+        limit = max(selection.limit, SMALLEST)  # zeros add nothing to a product
+        capacity = selection.count
+        if capacity is None:
+            capacity = int(1.02 * selection.expected) + 4096 if selection.expected else activation.numel()
+        return ops.compress(activation, selection.mask, limit, min(capacity, activation.numel()))
+
+    # ---- products
+
+    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
+        if len(weight) == 3:
+            return ops.conv2d_packed(activation, *weight, bias, *self._sizes())
+        if self.shape.is_pointwise:
+            return _matrix_forward(_strided(activation, self.stride), weight[0], bias)
+        return ops.to_inner(super().forward(ops.to_channels_last(activation), weight, bias))
+
+    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
+        gradient = self.adapt(gradient)
+        if len(weight) == 3:
+            return ops.conv2d_packed_grad_input(gradient, *weight, list(self.shape.input), *self._sizes())
+        if self.shape.is_pointwise:
+            return _matrix_grad_input(gradient, weight[0], self.shape.input, self.stride)
+        like = torch.empty(like.shape, memory_format=torch.channels_last)
+        return ops.to_inner(super().grad_input(ops.to_channels_last(gradient), weight, like))
+
+    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
+        gradient = self.adapt(gradient)
+        if len(activation) == 3:
+            sizes = list(self.shape.input), *self._sizes()
+            return ops.conv2d_compressed_grad_weight(*activation, gradient, *sizes)
+        if self.shape.is_pointwise:
+            return _matrix_grad_weight(gradient, _strided(activation[0], self.stride))
+        dense = (ops.to_channels_last(activation[0]),)
+        return super().grad_weight(ops.to_channels_last(gradient), dense, like)
+
+    def _sizes(self) -> tuple[list[int], list[int], list[int]]:
+        return list(self.shape.weight), list(self.stride), list(self.padding)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """View a batch-innermost tensor (N, C, H, W) as the matrix (C, H * W * N) that it is in memory."""
+    return x.permute(1, 2, 3, 0).flatten(1)
+
+
+def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Return the positions that a strided 1x1 kernel meets, batch-innermost."""
+    if stride == (1, 1):
+        return x
+    return x[:, :, :: stride[0], :: stride[1]].permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+
+
+def _matrix_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    n, _, h, w = x.shape
+    matrix = weight.flatten(1)  # (K, C)
+    rows = matrix @ _rows(x) if bias is None else torch.addmm(bias.unsqueeze(1), matrix, _rows(x))
+    return rows.view(len(weight), h, w, n).permute(3, 0, 1, 2)
+
+
+def _matrix_grad_input(
+    gradient: Tensor, weight: Tensor, input_size: tuple, stride: tuple[int, int]
+) -> Tensor:
+    n, _, p, q = gradient.shape
+    c = weight.shape[1]
+    rows = (weight.flatten(1).T @ _rows(gradient)).view(c, p, q, n)
+    if stride == (1, 1):
+        return rows.permute(3, 0, 1, 2)
+    result = gradient.new_zeros((c, *input_size[2:], n))
+    result[:, :: stride[0], :: stride[1]] = rows
+    return result.permute(3, 0, 1, 2)
+
+
+def _matrix_grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    return (_rows(gradient) @ _rows(x).T).view(gradient.shape[1], x.shape[1], 1, 1)

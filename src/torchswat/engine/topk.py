@@ -1,0 +1,111 @@
+"""What a selection found, and the k largest magnitudes of a float32 tensor by the compiled kernels.
+
+The plain torch counterpart is `torchswat.selection`, which also does every other dtype, device and scope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchswat.engine.loader import native_for
+
+SMALLEST = 2.0**-149
+"""The smallest positive float32: as a limit it keeps all but zeros."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which entries of one tensor are kept: those marked by `mask`, or else all of at least `limit`.
+
+    A limit saves the mask's byte an entry and the pass that writes it; the compiled kernels take either.
+    """
+
+    mask: Tensor | None = None
+    limit: float = 0.0
+    count: int | None = None
+    """How many are kept, where that is known."""
+    expected: int | None = None
+    """How many are about kept, where nobody has counted."""
+
+    def mask_of(self, tensor: Tensor) -> Tensor:
+        """Return the mask (bool, shaped and laid out like `tensor`, the one that was selected from)."""
+        if self.mask is not None:
+            return self.mask
+        mask = marked(tensor, self.limit)
+        return tensor.detach().abs() >= self.limit if mask is None else mask
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """Return `tensor` with zeros where nothing is kept (where there was an infinity as well)."""
+        return torch.where(self.mask_of(tensor), tensor, tensor.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The k-th largest magnitude, how many exceed it and equal it, and whether a NaN was met."""
+
+    value: float
+    greater: int
+    equal: int
+    not_a_number: bool
+
+
+def memory_order(tensor: Tensor) -> Tensor | None:
+    """Return a flat view of `tensor` in the order of its memory, or None where it has gaps."""
+    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    permuted = tensor.permute(by_stride)
+    return permuted.view(-1) if permuted.is_contiguous() else None
+
+
+def kth_largest(tensor: Tensor, k: int) -> Found | None:
+    """Find the k-th largest magnitude, or return None where the kernel does not apply."""
+    native = native_for(tensor)
+    flat = memory_order(tensor.detach()) if native else None
+    if native is None or flat is None:
+        return None
+    found = native.kth_largest(flat.data_ptr(), flat.numel(), k, torch.get_num_threads())
+    return Found(found.value, found.greater, found.equal, found.not_a_number)
+
+
+def sampled_threshold(tensor: Tensor, k: int, samples: int) -> float | None:
+    """Estimate the k-th largest magnitude, or return None where the kernel does not apply."""
+    native = native_for(tensor)
+    flat = memory_order(tensor.detach()) if native else None
+    if native is None or flat is None:
+        return None
+    return native.sampled_threshold(flat.data_ptr(), flat.numel(), k, samples, 0)
+
+
+def count_kept(tensor: Tensor, limit: float) -> Found | None:
+    """Count what exceeds and what equals `limit`, or return None where the kernel does not apply."""
+    native = native_for(tensor)
+    flat = memory_order(tensor.detach()) if native else None
+    if native is None or flat is None:
+        return None
+    found = native.count_kept(flat.data_ptr(), flat.numel(), limit, torch.get_num_threads())
+    return Found(found.value, found.greater, found.equal, found.not_a_number)
+
+
+def marked(tensor: Tensor, limit: float, ties: int | None = None) -> Tensor | None:
+    """Return the mask of the magnitudes above `limit` and of those equal to it, all or the first `ties`.
+
+    First is meant in the order of the shape. None where the kernel does not apply: it knows two orders of
+    memory, that of the shape and the one with the first dimension innermost.
+    """
+    native = native_for(tensor)
+    tensor = tensor.detach()
+    if native is None or tensor.dim() == 0:
+        return None
+    if tensor.is_contiguous():
+        lanes = 1
+    elif tensor.movedim(0, -1).is_contiguous():
+        lanes = tensor.shape[0]
+    else:
+        return None
+    mask = torch.empty_like(tensor, dtype=torch.bool)
+    sizes = tensor.numel() // lanes, lanes
+    ties = tensor.numel() if ties is None else ties
+    native.magnitude_mask(tensor.data_ptr(), *sizes, limit, ties, mask.data_ptr(), torch.get_num_threads())
+    return mask

@@ -1,0 +1,203 @@
+"""Batch norm with residual and ReLU against torch's own modules in float64."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from inner_layout import CACHED_FLOATS, empty_inner, inner, unpack_bits
+from torch.nn import functional
+
+fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sizes = st.tuples(st.integers(2, 70), st.integers(1, 9), st.integers(1, 8), st.integers(1, 8))
+EPSILON, MOMENTUM = 1e-5, 0.1
+
+
+def address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def bitmask(channels: int, length: int) -> torch.Tensor:
+    return torch.empty(channels, (length + 63) // 64, dtype=torch.int64)
+
+
+class Case:
+    """One batch norm (+ residual) (+ ReLU), run natively forward and backward and by torch in float64."""
+
+    def __init__(
+        self, size: tuple[int, int, int, int], relu: bool, residual: bool, shift: float = 0.0
+    ) -> None:
+        n, c, h, w = size
+        generator = torch.Generator().manual_seed(n + 100 * c)
+        self.x = inner(torch.randn(size, generator=generator) * 2 + shift)
+        self.residual = inner(torch.randn(size, generator=generator)) if residual else None
+        self.grad_y = inner(torch.randn(size, generator=generator))
+        self.weight = torch.rand(c, generator=generator) + 0.5
+        self.bias = torch.randn(c, generator=generator)
+        self.size, self.relu, self.length = size, relu, n * h * w
+        self.running = [torch.zeros(c), torch.ones(c)]
+
+    def run(self, native: ModuleType, threads: int = 1) -> None:
+        c = self.size[1]
+        self.y, self.grad_x = empty_inner(self.size), empty_inner(self.size)
+        self.grad_residual = empty_inner(self.size) if self.residual is not None else None
+        self.positive = bitmask(c, self.length) if self.relu else None
+        self.mean, self.inverse, self.grad_weight, self.grad_bias = torch.empty(4, c)
+        native.batch_norm_forward(
+            self.x.data_ptr(), c, self.length, self.weight.data_ptr(), self.bias.data_ptr(), EPSILON,
+            address(self.residual), self.relu, self.y.data_ptr(), address(self.positive),
+            self.mean.data_ptr(), self.inverse.data_ptr(), self.running[0].data_ptr(),
+            self.running[1].data_ptr(), MOMENTUM, threads,
+        )  # fmt: skip
+        native.batch_norm_backward(
+            self.grad_y.data_ptr(), address(self.positive), self.x.data_ptr(), c, self.length,
+            self.weight.data_ptr(), self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
+            address(self.grad_residual), self.grad_weight.data_ptr(), self.grad_bias.data_ptr(), threads,
+        )  # fmt: skip
+
+    def expected(self) -> dict[str, torch.Tensor]:
+        x = self.x.double().requires_grad_()
+        weight, bias = self.weight.double().requires_grad_(), self.bias.double().requires_grad_()
+        running_mean, running_variance = torch.zeros_like(bias), torch.ones_like(bias)
+        y = functional.batch_norm(x, running_mean, running_variance, weight, bias, True, MOMENTUM, EPSILON)
+        if self.residual is not None:
+            y = y + self.residual.double()
+        if self.relu:
+            # The bits decide, so that an entry at the ReLU's edge is judged as float32 judged it.
+            assert self.positive is not None
+            n, c, h, w = self.size
+            through = unpack_bits(self.positive, c, self.length).view(c, h, w, n).permute(3, 0, 1, 2)
+            assert (y.detach()[through] > -1e-5).all() and (y.detach()[~through] < 1e-5).all()
+            y = y * through
+        y.backward(self.grad_y.double())
+        assert x.grad is not None and weight.grad is not None and bias.grad is not None
+        return {
+            "y": y.detach(),
+            "grad_x": x.grad,
+            "grad_weight": weight.grad,
+            "grad_bias": bias.grad,
+            "running_mean": running_mean,
+            "running_variance": running_variance,
+        }
+
+    def found(self) -> dict[str, torch.Tensor]:
+        mean, variance = self.running
+        names = ("y", "grad_x", "grad_weight", "grad_bias")
+        return {name: getattr(self, name) for name in names} | {
+            "running_mean": mean,
+            "running_variance": variance,
+        }
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, name: str, tolerance: float = 1e-5) -> None:
+    worst = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
+    assert worst < tolerance, f"{name} is off by {worst:.1e}"
+
+
+def check_training(
+    native: ModuleType, size: tuple[int, int, int, int], relu: bool, residual: bool, threads: int
+) -> None:
+    case = Case(size, relu, residual)
+    case.run(native, threads)
+    expected = case.expected()
+    for name, value in case.found().items():
+        # few entries a channel: the gradient cancels to almost nothing, so what is left is rounding
+        assert_near(value, expected[name], name, 1e-5 if case.length > 16 else 1e-3)
+    if case.grad_residual is not None:
+        masked = case.grad_y.clone()
+        if case.positive is not None:
+            n, c, h, w = size
+            through = unpack_bits(case.positive, c, case.length)
+            masked = masked * through.view(c, h, w, n).permute(3, 0, 1, 2)
+        assert torch.equal(case.grad_residual, masked)
+
+
+@fast
+@given(size=sizes, relu=st.booleans(), residual=st.booleans(), threads=st.integers(1, 3))
+@example(size=(128, 3, 16, 16), relu=True, residual=True, threads=2)
+@example(size=(3, 2, 1, 1), relu=True, residual=False, threads=1)
+def test_training_matches_torch(
+    native: ModuleType, size: tuple[int, int, int, int], relu: bool, residual: bool, threads: int
+) -> None:
+    check_training(native, size, relu, residual, threads)
+
+
+@pytest.mark.parametrize("size", [(32, 48, 40, 40), (24, 64, 37, 37)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_results_beyond_the_cache(
+    native: ModuleType, size: tuple[int, int, int, int], residual: bool
+) -> None:
+    assert torch.Size(size).numel() > CACHED_FLOATS
+    check_training(native, size, True, residual, 2)
+
+
+def test_a_large_mean_loses_nothing(native: ModuleType) -> None:
+    case = Case((64, 2, 8, 8), relu=False, residual=False, shift=1000.0)
+    case.run(native)
+    x = case.x.double()
+    assert_near(case.inverse, (x.var((0, 2, 3), unbiased=False) + EPSILON).rsqrt(), "inverse deviation", 1e-6)
+    assert_near(case.mean, x.mean((0, 2, 3)), "mean", 1e-6)
+    assert_near(case.y, case.expected()["y"], "y", 1e-3)
+
+
+def test_threads_change_no_bit(native: ModuleType) -> None:
+    first, second = Case((37, 5, 9, 9), True, True), Case((37, 5, 9, 9), True, True)
+    first.run(native, 1)
+    second.run(native, 3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.found().values(), second.found().values(), strict=True)
+    )
+    assert first.positive is not None and second.positive is not None
+    assert torch.equal(first.positive, second.positive)
+
+
+def test_outputs_may_be_the_gradients_own_memory(native: ModuleType) -> None:
+    case, again = Case((20, 3, 4, 5), True, True), Case((20, 3, 4, 5), True, True)
+    case.run(native)
+    again.run(native)
+    assert again.grad_residual is not None and case.grad_residual is not None
+    gradient, other = again.grad_y.clone(), again.x.clone()
+    for grad_x, grad_residual in ((gradient, other), (other, gradient)):
+        gradient.copy_(case.grad_y)
+        native.batch_norm_backward(
+            gradient.data_ptr(), address(case.positive), case.x.data_ptr(), 3, case.length,
+            case.weight.data_ptr(), case.mean.data_ptr(), case.inverse.data_ptr(), grad_x.data_ptr(),
+            grad_residual.data_ptr(), case.grad_weight.data_ptr(), case.grad_bias.data_ptr(), 1,
+        )  # fmt: skip
+        assert torch.equal(grad_x, case.grad_x)
+        assert torch.equal(grad_residual, case.grad_residual)
+
+
+@fast
+@given(size=sizes, relu=st.booleans(), residual=st.booleans())
+def test_fixed_statistics(
+    native: ModuleType, size: tuple[int, int, int, int], relu: bool, residual: bool
+) -> None:
+    case = Case(size, relu, residual)
+    c = size[1]
+    y = empty_inner(size)
+    native.affine_forward(
+        case.x.data_ptr(), c, case.length, case.weight.data_ptr(), case.bias.data_ptr(),
+        address(case.residual), relu, y.data_ptr(), 0, 1,
+    )  # fmt: skip
+    expected = case.x.double() * case.weight.view(-1, 1, 1) + case.bias.view(-1, 1, 1)
+    if case.residual is not None:
+        expected = expected + case.residual
+    assert_near(y, expected.relu() if relu else expected, "y")
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 127, 4096, 10_001, CACHED_FLOATS + 64])
+def test_relu_and_its_gradient_from_bits(native: ModuleType, n: int) -> None:
+    x, gradient = torch.randn(n), torch.randn(n)
+    x[0], gradient[0] = float("nan"), 3.0
+    if n > 4:
+        x[1:4] = torch.tensor([0.0, -0.0, float("inf")])
+    y, back, bits = torch.empty(n), torch.empty(n), bitmask(1, n)
+    native.relu_forward(x.data_ptr(), n, y.data_ptr(), bits.data_ptr(), 2)
+    native.relu_backward(gradient.data_ptr(), bits.data_ptr(), n, back.data_ptr(), 2)
+    assert torch.equal(unpack_bits(bits, 1, n)[0], ~(x <= 0))
+    assert torch.equal(y.nan_to_num(7.0), x.relu().nan_to_num(7.0))
+    assert torch.equal(back, torch.where(x <= 0, 0.0, gradient))
