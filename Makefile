@@ -1,0 +1,47 @@
+# Every target makes its own virtual environment first; `make PYTHON=python3.12 test` chooses another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# What an installation is made from; Python files are not among it, for it is editable.
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/torchswat/engine/native/*)
+
+.PHONY: help venv demo test test-all bench lint format
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(INSTALLED)  ## train a network with SWAT, from nothing, in a minute or two
+	$(BIN)/torchswat demo
+
+test: $(INSTALLED)  ## the tests that CI runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED)  ## the slow tests too
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## dense and sparse side by side, in seconds
+	$(BIN)/torchswat bench
+
+lint: $(INSTALLED)  ## style, types, and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## put the style right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+venv: $(INSTALLED)
+
+# The build tools come first, so that the native engine is built with the tested versions of them, and again
+# only where it changed: without isolation the folder build/ stays valid.
+$(INSTALLED): $(SOURCES)
+	@$(PYTHON) -c 'import sys; v = "{}.{}".format(*sys.version_info); \
+	    (3, 10) <= sys.version_info < (3, 14) or sys.exit("torchswat needs Python 3.10 to 3.13, and " \
+	    + sys.executable + " is " + v + ": name another one, for example make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind cmake ninja
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@$(BIN)/python -c 'import torchswat.engine._native' 2> /dev/null || echo "torchswat is installed without its \
+	native engine (was there a C++ compiler?): everything works, in plain torch, slower."
+	@touch $@
