@@ -1,0 +1,136 @@
+"""From a recipe to the things it names: data, network, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from torchswat import data, models
+from torchswat.convert import load_sparse_state_, sparsify_
+from torchswat.data import Batches, Dataset
+from torchswat.errors import InvalidData
+from torchswat.models.registry import MODELS
+from torchswat.schedules import Cubic
+from torchswat.training.checkpoint import Checkpoint
+from torchswat.training.recipe import Recipe
+
+
+def build_data(recipe: Recipe) -> Dataset:
+    """Load the data set of a recipe, cut to its limits."""
+    section = recipe.data
+    dataset = data.load(section.name, section.root, **section.options)
+    if section.train_limit:
+        dataset = replace(dataset, train=dataset.train.limit(section.train_limit))
+    if section.test_limit:
+        dataset = replace(dataset, test=dataset.test.limit(section.test_limit))
+    return dataset
+
+
+def train_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: int = 1) -> Batches:
+    """Training batches in an order drawn from the seed; a last batch that is not full is left out."""
+    return Batches(
+        dataset.train,
+        recipe.data.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+        augment=dataset.augmentation if recipe.data.augment else None,
+        drop_last=True,
+        rank=rank,
+        world_size=processes,
+    )
+
+
+def test_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: int = 1) -> Batches:
+    """All test images, as they are and in order."""
+    return Batches(dataset.test, recipe.data.batch_size, rank=rank, world_size=processes)
+
+
+def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """Make the sparse network of a recipe with fresh weights drawn from its seed.
+
+    The form is the recipe's; where it names none, the form made for pictures nearest in size to the data's.
+    """
+    torch.manual_seed(recipe.seed)
+    section = recipe.model
+    colours, height, _ = dataset.shape
+    model = models.create(
+        section.name,
+        form=section.form or _nearest_form(section.name, height),
+        num_classes=len(dataset.classes),
+        in_channels=colours,
+        width=section.width,
+    )
+    return sparsify_as(recipe, model)
+
+
+def sparsify_as(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """Make a plain network sparse in place, as the recipe says."""
+    section = recipe.sparse
+    targets = section.sparsity if isinstance(section.sparsity, dict) else {"*": section.sparsity}
+    ramp = section.ramp
+    by_layer = {name: Cubic(final, steps=ramp) if ramp else final for name, final in targets.items()}
+    return sparsify_(
+        model,
+        algorithm=section.algorithm,
+        sparsity=by_layer,
+        scope=section.scope,
+        method=section.method,
+        exact=section.exact,
+        period=section.period,
+        warmup=section.warmup,
+        skip=section.skip,
+    )
+
+
+def load_model(recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint) -> nn.Module:
+    """Make the sparse network of a recipe with the weights and thresholds of a checkpoint, on the CPU."""
+    with torch.random.fork_rng():
+        model = build_model(recipe, dataset)
+    load_weights_(model, checkpoint)
+    return model
+
+
+def load_weights_(model: nn.Module, checkpoint: Checkpoint, rank: int = 0) -> None:
+    """Put weights of a checkpoint, and thresholds as the process `rank` had them, into its sparse network."""
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise InvalidData(f"the checkpoint does not fit the model of its recipe: {error}") from None
+    thresholds = {
+        name.removeprefix("sparse/"): tensor
+        for name, tensor in checkpoint.ranks[rank].items()
+        if name.startswith("sparse/")
+    }
+    load_sparse_state_(model, thresholds)
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Stochastic gradient descent; with ``decay_norm: false`` batch norm's parameters do not decay."""
+    section = recipe.optimizer
+    of_norm = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters(recurse=False)
+    }
+    norm = [parameter for parameter in model.parameters() if id(parameter) in of_norm]
+    other = [parameter for parameter in model.parameters() if id(parameter) not in of_norm]
+    groups = [
+        {"params": other, "weight_decay": section.weight_decay},
+        {"params": norm, "weight_decay": section.weight_decay if section.decay_norm else 0.0},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=section.lr_at(0),
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+    )
+
+
+def _nearest_form(name: str, height: int) -> str:
+    forms = [model for model in MODELS if model.name == name]
+    if not forms:
+        return models.info(name).form  # raises, with the nearest name
+    return min(forms, key=lambda model: abs(model.image_size - height)).form

@@ -1,0 +1,367 @@
+"""The training loop: what it does in which order, and what it leaves behind when it stops."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate.utils import broadcast, gather_object
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from torchswat.convert import sparse_state
+from torchswat.data import Batches
+from torchswat.errors import CheckpointError, InvalidValue, NotFinite
+from torchswat.training import checkpoint as checkpoints
+from torchswat.training.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    load_weights_,
+    test_batches,
+    train_batches,
+)
+from torchswat.training.checkpoint import Checkpoint, Progress
+from torchswat.training.diagnose import first_not_finite, is_finite
+from torchswat.training.display import Display
+from torchswat.training.evaluate import batch_sums, evaluate, means
+from torchswat.training.finish import Summary, summarise
+from torchswat.training.interrupt import Interrupted, StopRequest
+from torchswat.training.plot import plot_curves
+from torchswat.training.processes import make_accelerator
+from torchswat.training.recipe import Recipe
+from torchswat.training.run_folder import EpochMetrics, RunFolder
+
+
+def train(recipe: Recipe, output: str | Path, *, console: Console | None = None) -> Summary:
+    """Train a network as a recipe says, from its beginning to the final table.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls it alike; `output` must then lie where all
+    of them can read it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to do; see `load_recipe`.
+    output : str or Path
+        Folder of the run. It may exist, but may not hold a run already.
+    console : rich.console.Console, optional
+        Where progress is shown; by default nothing is.
+
+    Returns
+    -------
+    Summary
+        Accuracies of the sparse and of the pruned network, and the operations and bytes saved.
+
+    Raises
+    ------
+    InvalidValue
+        The folder holds a run already, or the batch size cannot be shared among the processes.
+    NotFinite
+        Loss or gradient became NaN or infinite; the message names the layer.
+    CheckpointError
+        A file could not be written; the previous checkpoint is intact.
+    Interrupted
+        Ctrl-C or SIGTERM came; a checkpoint was written.
+    """
+    trainer = Trainer(recipe, Path(output), console)
+    trainer.begin()
+    return trainer.run()
+
+
+def resume(folder: str | Path, *, console: Console | None = None) -> Summary:
+    """Continue a run that stopped for whatever reason, bit for bit as if it had not.
+
+    A run that was killed before its first checkpoint starts again; one that has finished is only read.
+
+    Parameters
+    ----------
+    folder : str or Path
+        What `train` was given as `output`.
+    console : rich.console.Console, optional
+        As for `train`.
+
+    Raises
+    ------
+    MissingData, InvalidData
+        There is no run in `folder`, or its newest checkpoint is damaged.
+    InvalidValue
+        The run was made by another number of processes.
+    """
+    run_folder = RunFolder.open(Path(folder))
+    finished = run_folder.summary()
+    if finished is not None:
+        return Summary.from_json(finished)
+    trainer = Trainer(run_folder.recipe(), run_folder.path, console)
+    trainer.restore()
+    return trainer.run()
+
+
+class Trainer:
+    """One run: the network, its optimizer, its data, and where it stands."""
+
+    def __init__(self, recipe: Recipe, path: Path, console: Console | None) -> None:
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        self.recipe = recipe
+        self.folder = RunFolder(path)
+        self.console = console or Console(quiet=True)
+        self.accelerator = make_accelerator()
+        self.processes = self.accelerator.num_processes
+        self.data = build_data(recipe)
+        share = (self.accelerator.process_index, self.processes)
+        self.train_batches = train_batches(recipe, self.data, *share)
+        self.test_batches = test_batches(recipe, self.data, *share)
+        self.model = build_model(recipe, self.data)
+        self.network, self.optimizer = self.accelerator.prepare(
+            self.model, build_optimizer(recipe, self.model)
+        )
+        self.loss_function = partial(cross_entropy, label_smoothing=recipe.optimizer.label_smoothing)
+        self.progress = Progress()
+        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images: of the epoch under way
+        self.saved_at = -1
+        self.events: SummaryWriter | None = None
+        self.steps_per_epoch = len(self.train_batches)
+        # Each process draws from the same stream: masks that are drawn for weights must agree among them.
+        torch.manual_seed(recipe.seed + 1)
+
+    # ---- beginning and going on --------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make the folder of a new run."""
+        if self.accelerator.is_main_process:
+            RunFolder.create(self.folder.path, self.recipe)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint, and forget what was recorded after it."""
+        newest = self.folder.latest_checkpoint()
+        if newest is not None:
+            self._load(Checkpoint.load(newest))
+            self.saved_at = self.progress.step
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.folder.truncate_metrics(self.progress.epoch)
+
+    def _load(self, saved: Checkpoint) -> None:
+        if saved.processes != self.processes:
+            raise InvalidValue(
+                f"the run was made by {saved.processes} process(es) and can be resumed by as many, "
+                f"not by {self.processes}"
+            )
+        rank = self.accelerator.process_index
+        load_weights_(self.model, saved, rank)
+        checkpoints.load_optimizer_tensors_(self.model, self._plain_optimizer, saved.optimizer)
+        mine = saved.ranks[rank]
+        self.sums = mine["sums"]
+        torch.set_rng_state(mine["rng/torch"])
+        if "rng/cuda" in mine and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["rng/cuda"])
+        self.progress = saved.progress
+
+    # ---- the run -----------------------------------------------------------------------------------------
+
+    def run(self) -> Summary:
+        """Train the epochs that remain, then prune and summarise."""
+        main = self.accelerator.is_main_process
+        if main:
+            self.folder.record_versions(self.processes)
+            # Events recorded after the checkpoint are purged: the run is going to repeat them.
+            self.events = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.progress.step + 1)
+        console = self.console if main else Console(quiet=True)
+        epochs = self.recipe.optimizer.epochs
+        try:
+            with StopRequest() as stop, Display(console, epochs, self.steps_per_epoch) as display:
+                while self.progress.epoch < epochs:
+                    seconds = self._train_epoch(stop, display)
+                    self._end_epoch(seconds, display)
+                    self._stop_if_asked(stop)
+        finally:
+            if self.events is not None:
+                self.events.close()
+        return self._finish()
+
+    def _train_epoch(self, stop: StopRequest, display: Display) -> float:
+        """Take the steps of the epoch that remain; return the seconds they took."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.optimizer.lr_at(self.progress.epoch)
+        self.network.train()
+        started, seen_before = time.perf_counter(), float(self.sums[2])
+        self.train_batches.set_epoch(self.progress.epoch, start=self.progress.step_in_epoch)
+        for images, labels in self.train_batches:
+            self._step(images.to(self.device), labels.to(self.device))
+            self.progress = self.progress.next_step()
+            loss, accuracy = means(self.sums)
+            seconds = time.perf_counter() - started
+            speed = self.processes * (float(self.sums[2]) - seen_before) / seconds
+            display.step(self.progress.epoch + 1, self.progress.step, loss, accuracy, speed)
+            every = self.recipe.checkpoint.every_steps
+            if (
+                every
+                and self.progress.step % every == 0
+                and self.progress.step_in_epoch < self.steps_per_epoch
+            ):
+                self._save()
+            self._stop_if_asked(stop)
+        return time.perf_counter() - started
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of stochastic gradient descent; the weights only change if everything is finite."""
+        try:
+            outputs = self.network(images)
+            loss = self.loss_function(outputs, labels)
+            self.accelerator.backward(loss)
+        except NotFinite as error:  # a sparse layer refuses to select among NaN
+            raise self._not_finite(str(error)) from None
+        loss = loss.detach()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not (torch.isfinite(loss) and is_finite(gradients)):
+            culprit = first_not_finite(self.model, images, labels, self.loss_function)
+            raise self._not_finite(f"{culprit} is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums += batch_sums(loss, outputs, labels)
+        if self.events is not None:
+            self.events.add_scalar("step/loss", loss.item(), self.progress.step + 1)
+
+    def _end_epoch(self, seconds: float, display: Display) -> None:
+        """Evaluate, record the epoch, save."""
+        if self.processes > 1:
+            broadcast(list(self.model.buffers()))  # batch norm's statistics: those of the first process count
+        train_sums = self._total(self.sums)
+        train_loss, train_accuracy = means(train_sums)
+        test_loss, test_accuracy = self.evaluate(self.model)
+        epoch = self.progress.epoch + 1
+        row = EpochMetrics(
+            epoch=epoch,
+            step=self.progress.step,
+            learning_rate=self.recipe.optimizer.lr_at(self.progress.epoch),
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            seconds=round(seconds, 3),
+            images_per_second=round(float(train_sums[2]) / seconds, 1),
+        )
+        self.progress = self.progress.next_epoch()
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        if test_accuracy > self.progress.best_accuracy:
+            self.progress = replace(self.progress, best_accuracy=test_accuracy, best_step=self.progress.step)
+        if self.events is not None:
+            self.folder.append(row)
+            for name in ("learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+                self.events.add_scalar(f"epoch/{name}", getattr(row, name), row.step)
+        display.epoch(row)
+        self._save()
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Test loss and accuracy in per cent; the processes share the images."""
+        loss, accuracy = means(self._total(evaluate(model, self.test_batches, device=self.device)))
+        if loss != loss or loss in (float("inf"), -float("inf")):
+            raise self._not_finite("the loss on the test images is not finite")
+        return loss, accuracy
+
+    # ---- stopping ----------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write a checkpoint of this instant and discard those that are no longer needed."""
+        mine = {"sums": self.sums, "rng/torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            mine["rng/cuda"] = torch.cuda.get_rng_state()
+        mine |= {f"sparse/{name}": tensor.cpu() for name, tensor in sparse_state(self.model).items()}
+        ranks = gather_object([mine]) if self.processes > 1 else [mine]
+        if self.accelerator.is_main_process:
+            assert self.events is not None
+            self.events.flush()
+            saved = Checkpoint(
+                recipe=self.recipe.model_dump(mode="json"),
+                progress=self.progress,
+                processes=self.processes,
+                model=self.model.state_dict(),
+                optimizer=checkpoints.optimizer_tensors(self.model, self._plain_optimizer),
+                ranks=ranks,
+            )
+            self._write(saved)
+        self.saved_at = self.progress.step
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, saved: Checkpoint) -> None:
+        folder = self.folder.checkpoints
+        try:
+            saved.save(checkpoints.checkpoint_path(folder, saved.progress.step))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {self._way_back()}") from error
+        checkpoints.discard_old(folder, self.recipe.checkpoint.keep, saved.progress.best_step)
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        """Save and leave, if any process was asked to; called where all processes are at the same step."""
+        if not self._total(torch.tensor([float(stop.requested)])).item():
+            return
+        if self.saved_at != self.progress.step:
+            self._save()
+        raise Interrupted(
+            f"interrupted after step {self.progress.step}, which is saved. Continue with: {self._command()}"
+        )
+
+    def _not_finite(self, problem: str) -> NotFinite:
+        place = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+        return NotFinite(
+            f"training stopped at {place}: {problem}. A lower optimizer.lr often helps. {self._way_back()}"
+        )
+
+    def _way_back(self) -> str:
+        newest = self.folder.latest_checkpoint()
+        if newest is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {newest}; continue from it with: {self._command()}"
+
+    def _command(self) -> str:
+        return f"torchswat train --resume {self.folder.path}"
+
+    # ---- the end -----------------------------------------------------------------------------------------
+
+    def _finish(self) -> Summary:
+        """Prune the best and the last checkpoint, evaluate them again, count the savings, draw the curves."""
+        rows = self.folder.metrics()
+        summary = summarise(
+            self.recipe,
+            self.data,
+            best=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.best_step),
+            last=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.step),
+            measure=lambda model: self.evaluate(model.to(self.device))[1],
+            example=self._example(),
+            seconds=sum(row.seconds for row in rows),
+        )
+        if self.accelerator.is_main_process:
+            plot_curves(rows, self.folder.path, f"{self.recipe.model.name}, {summary.title}")
+            self.folder.write_summary(summary.to_json())
+        self.accelerator.wait_for_everyone()
+        return summary
+
+    # ---- small things ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.accelerator.device
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer  # inside accelerate's
+
+    def _example(self) -> Tensor:
+        """A few test images, for counting what a step costs."""
+        few = self.data.test.subset(torch.arange(min(16, len(self.data.test))))
+        return next(iter(Batches(few, len(few))))[0]
+
+    def _total(self, sums: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.processes == 1:
+            return sums
+        return cast(Tensor, self.accelerator.reduce(sums.to(self.device), "sum")).cpu()

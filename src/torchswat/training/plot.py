@@ -1,0 +1,47 @@
+"""Learning curves of a run, as a drawing that scales and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from torchswat.training.run_folder import EpochMetrics
+
+_TRAIN, _TEST = "#9a9a9a", "#0b62a4"
+
+
+def plot_curves(rows: list[EpochMetrics], folder: Path, title: str) -> Path:
+    """Draw loss and accuracy over the epochs as ``curves.svg`` and ``curves.png`` in `folder`.
+
+    Parameters
+    ----------
+    rows : list of EpochMetrics
+        The epochs, at least one.
+    folder : Path
+        Where the two files go.
+    title : str
+        Stands above both panels.
+
+    Returns
+    -------
+    Path
+        Of the PNG file.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row.epoch for row in rows]
+    marker = "o" if len(rows) == 1 else None  # a line of one point cannot be seen
+    for panel, quantity, unit in ((losses, "loss", "nats"), (accuracies, "accuracy", "%")):
+        for part, colour in (("train", _TRAIN), ("test", _TEST)):
+            values = [getattr(row, f"{part}_{quantity}") for row in rows]
+            panel.plot(epochs, values, color=colour, marker=marker, label=part)
+        panel.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False)
+    figure.suptitle(title)
+    for suffix in ("svg", "png"):
+        figure.savefig(folder / f"curves.{suffix}", dpi=150)
+    return folder / "curves.png"

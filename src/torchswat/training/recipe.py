@@ -1,0 +1,311 @@
+"""What a training run is, as data: read from YAML, checked before anything starts, frozen afterwards.
+
+A recipe answers five questions (which model, on which data, how sparse, optimized how, saved when). Each
+answer has a dotted path, ``optimizer.lr``, which is how the command line overrides it and how an error
+names it. This module imports no torch, so a wrong recipe is refused before the slow imports begin.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from torchswat.errors import InvalidValue, MissingData, UnknownName
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    """A part of a recipe: immutable, and no key but those it declares."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """Which network."""
+
+    name: Name
+    form: Name | None = None  # cifar, imagenet or digits; None: the one that suits the size of the images
+    width: Positive | None = None  # channels of the first stage; None: as published
+
+
+class DataSection(_Section):
+    """Which images, and how they come."""
+
+    name: Name
+    root: Path | None = None  # None: the folder named by TORCHSWAT_DATA
+    batch_size: Positive = 128  # over all processes together
+    augment: bool = True
+    options: dict[str, Any] = {}  # what torchswat.data.load takes for this set, for instance size and resize
+    train_limit: Positive | None = None  # use only that many training images
+    test_limit: Positive | None = None
+
+
+class SparseSection(_Section):
+    """Which tensors become sparse, and how sparse."""
+
+    algorithm: Name = "swat"
+    sparsity: float | dict[str, float] = 0.8  # the share set to zero, or one for each pattern of layer names
+    scope: Name = "nchw"
+    method: Name = "histogram"
+    exact: bool = True  # exactly k entries are kept; false: all that tie with the k-th as well
+    ramp: NotNegative = 0  # over so many iterations the sparsity rises from 0; see torchswat.schedules.Cubic
+    period: Positive = 1  # search the threshold anew every so many iterations
+    warmup: NotNegative = 0  # until this iteration, search it at every one
+    skip: tuple[str, ...] = ()
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        for share in value.values() if isinstance(value, dict) else [value]:
+            number = _as_number(share)
+            if number is None:
+                raise ValueError("should be a number, or a mapping from layer name patterns to numbers")
+            if not 0 <= number < 1:
+                raise ValueError("should be at least 0 (nothing is set to zero) and less than 1")
+        return value
+
+    @field_validator("skip", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+
+class OptimizerSection(_Section):
+    """Stochastic gradient descent and its learning rate over time."""
+
+    epochs: Positive = 150
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm: bool = True  # whether batch norm's weights and biases decay as well
+    milestones: tuple[Positive, ...] = ()  # epochs at which the learning rate is multiplied by `factor`
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerSection:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones should rise, not {list(self.milestones)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0.
+
+        Examples
+        --------
+        >>> OptimizerSection(lr=0.1, milestones=(50, 100), factor=0.5).lr_at(60)
+        0.05
+        """
+        return self.lr * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+class CheckpointSection(_Section):
+    """When the run is saved. One checkpoint is written after every epoch in any case."""
+
+    every_steps: Positive | None = None
+    keep: Positive = 2  # so many of the newest, and always the best
+
+
+class Recipe(_Section):
+    """A whole training run, as data.
+
+    Examples
+    --------
+    >>> recipe = load_recipe("cifar-paper", ["sparse.sparsity=0.9", "optimizer.epochs=3"])
+    >>> recipe.sparse.sparsity, recipe.optimizer.epochs, recipe.optimizer.lr
+    (0.9, 3, 0.1)
+    """
+
+    name: Name
+    about: str = ""
+    model: ModelSection
+    data: DataSection
+    sparse: SparseSection = SparseSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    seed: NotNegative = 0
+    threads: Positive | None = None  # of torch; None: as many as there are cores
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text that `load_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package.
+
+    Examples
+    --------
+    >>> "cifar-paper" in recipe_names()
+    True
+    """
+    folder = resources.files("torchswat").joinpath("recipes")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name out of `recipe_names`, or the path of a YAML file of your own.
+    overrides : list of str, default ()
+        Values to replace, each as ``"dotted.path=value"`` with the value written as YAML. A later one wins.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    UnknownName
+        The recipe, or a key in it, does not exist; the message holds the nearest that does.
+    InvalidValue
+        A value has the wrong type or is out of range, or the file is not YAML.
+    MissingData
+        The path of a recipe file is not there.
+
+    Examples
+    --------
+    >>> load_recipe("digits-demo", ["seed=7"]).seed
+    7
+    >>> load_recipe("digits-demo", ["optimizer.lrr=1"])
+    Traceback (most recent call last):
+        ...
+    torchswat.errors.UnknownName: unknown recipe key 'optimizer.lrr': did you mean 'optimizer.lr'? ...
+    """
+    values = _parse_mapping(_read(name_or_path), str(name_or_path))
+    for override in overrides:
+        _override(values, override)
+    return make_recipe(values)
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Check a mapping and make the recipe; errors as those of `load_recipe`."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _read(name_or_path: str | Path) -> str:
+    """Text of a recipe: what ends in .yaml or holds a separator is a path, anything else is a name."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
+        try:
+            return Path(text).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            known = ", ".join(recipe_names())
+            raise MissingData(
+                f"no recipe file {text!r}. Give a YAML file, or one of the names {known}."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidValue(f"cannot read the recipe file {text!r}: {error}") from None
+    if text not in recipe_names():
+        raise UnknownName.of("recipe", text, recipe_names())
+    return (
+        resources.files("torchswat").joinpath("recipes").joinpath(f"{text}.yaml").read_text(encoding="utf-8")
+    )
+
+
+def _parse_mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidValue(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InvalidValue(f"{origin} should be a YAML mapping of keys to values, not {values!r:.60}")
+    return values
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    """Apply one ``dotted.path=value`` to nested mappings, in place."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise InvalidValue(f"cannot understand the setting {assignment!r}: write it as optimizer.lr=0.05")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidValue(f"the value of {path.strip()} is not valid YAML: {text!r}") from None
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InvalidValue(
+                f"{path.strip()} cannot be set: {section} is a value, not a section of the recipe"
+            )
+    values[key] = value
+
+
+def _explain(error: ValidationError) -> InvalidValue | UnknownName:
+    """Turn pydantic's report into one line about the first thing that is wrong."""
+    details = error.errors()
+    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UnknownName.of("recipe key", path, _known_beside(path))
+    if first["type"] == "missing":
+        return InvalidValue(f"the recipe lacks {path}, which has no default")
+    problem = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    where = f"recipe value {path}" if path else "recipe"
+    given = "" if isinstance(first["input"], BaseModel | dict) else f", not {first['input']!r:.60}"
+    return InvalidValue(f"{where}: {problem}{given}")
+
+
+def _known_beside(path: str) -> list[str]:
+    """The keys that an unknown one could have been: those of its section, or of that name in any section."""
+    section, _, name = path.rpartition(".")
+    if section:
+        return [key for key in recipe_keys() if key.rpartition(".")[0] == section]
+    return [*Recipe.model_fields, *(key for key in recipe_keys() if key.endswith(f".{name}"))]
+
+
+def recipe_keys() -> list[str]:
+    """Every dotted path that a recipe may set.
+
+    Examples
+    --------
+    >>> [key for key in recipe_keys() if key.startswith("optimizer.m")]
+    ['optimizer.momentum', 'optimizer.milestones']
+    """
+    keys = []
+    for name, field in Recipe.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, _Section):
+            keys += [f"{name}.{inner}" for inner in kind.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _as_number(value: Any) -> float | None:
+    """The value as a float where it is a number or reads as one, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,0 +1,81 @@
+"""A trained network again, from the folder of its run or from one checkpoint alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchswat.convert import desparsify_, prune_
+from torchswat.errors import MissingData
+from torchswat.training.build import build_data, load_model, test_batches
+from torchswat.training.checkpoint import Checkpoint, checkpoint_path
+from torchswat.training.evaluate import evaluate, means
+from torchswat.training.processes import device
+from torchswat.training.recipe import make_recipe
+from torchswat.training.run_folder import RunFolder
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the best one of the run in a folder.
+
+    Raises
+    ------
+    MissingData
+        There is neither.
+    """
+    if not path.is_dir():
+        return path
+    folder = RunFolder.open(path)
+    newest = folder.latest_checkpoint()
+    if newest is None:
+        raise MissingData(f"the run in {path} has no checkpoint yet")
+    progress = Checkpoint.load(newest).progress
+    return checkpoint_path(folder.checkpoints, progress.best_step) if progress.best_step else newest
+
+
+def evaluate_saved(
+    path: Path, *, data: str | None = None, root: Path | None = None, pruned: bool = False
+) -> dict[str, Any]:
+    """Evaluate a trained network on test images.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint, or the folder of a run, whose best checkpoint is taken.
+    data : str, optional
+        Another data set, with as many classes; by default the one it was trained on.
+    root : Path, optional
+        Folder of the data sets; by default that of the training.
+    pruned : bool, default False
+        Prune the network to plain dense modules first.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` in per cent, ``loss``, ``images``, ``data``, ``checkpoint``, ``epoch``, ``pruned``.
+    """
+    file = find_checkpoint(path)
+    saved = Checkpoint.load(file)
+    changes = {key: value for key, value in (("name", data), ("root", root)) if value is not None}
+    if data is not None:
+        changes |= {"options": {}, "train_limit": None, "test_limit": None}
+    recipe = make_recipe({**saved.recipe, "data": {**saved.recipe["data"], **changes}})
+    torch.manual_seed(recipe.seed)
+    dataset = build_data(recipe)
+    model: nn.Module = load_model(recipe, dataset, saved)
+    if pruned:
+        model = desparsify_(prune_(model))
+    place = device()
+    loss, accuracy = means(evaluate(model.to(place), test_batches(recipe, dataset), device=place))
+    return {
+        "accuracy": accuracy,
+        "loss": loss,
+        "images": len(dataset.test),
+        "data": recipe.data.name,
+        "checkpoint": str(file),
+        "epoch": saved.progress.epoch,
+        "pruned": pruned,
+    }
