@@ -15,9 +15,9 @@ from torch import nn
 
 import torchswat
 from torchswat import models
+from torchswat.accounting import COUNTS, Cost, Count, cost
 from torchswat.algorithms import ALGORITHMS
 from torchswat.convert import sparse_layers, sparse_state
-from torchswat.accounting import COUNTS, Cost, Count, cost
 from torchswat.engine.loader import engine
 from torchswat.errors import InvalidValue, NotFinite
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchswat import models
-    from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.accounting import cost
+    from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
     from torchswat.selection import select
 

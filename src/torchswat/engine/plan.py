@@ -13,8 +13,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -71,11 +71,32 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     return timings[key].choice()
 
 
+_followed: list[Path] = []
+
+
+@contextmanager
+def followed(file: Path) -> Iterator[None]:
+    """Keep the choices made within a ``with`` block in `file`, which begins with what the machine knows.
+
+    A training that is resumed then takes the same products as before, and so rounds the same, whatever became
+    of the machine's own file. ``TORCHSWAT_PLAN`` has the last word.
+    """
+    if not file.exists() and native() is not None:
+        _save(file, machine(), _known(path(), machine()))
+    _followed.append(file)
+    try:
+        yield
+    finally:
+        _followed.pop()
+
+
 def path() -> Path:
     """Return the file of the measurements."""
     asked = os.environ.get("TORCHSWAT_PLAN", "")
     if asked and asked not in ("sparse", "dense"):
         return Path(asked)
+    if _followed:
+        return _followed[-1]
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "torchswat" / "plan.json"
 

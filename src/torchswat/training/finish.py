@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchswat.convert import desparsify_, prune_
 from torchswat.accounting import cost
+from torchswat.convert import desparsify_, prune_
 from torchswat.data import Dataset
 from torchswat.training.build import load_model
 from torchswat.training.checkpoint import Checkpoint

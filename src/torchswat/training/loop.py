@@ -17,6 +17,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from torchswat.convert import sparse_state
 from torchswat.data import Batches
+from torchswat.engine import plan
 from torchswat.errors import CheckpointError, InvalidValue, NotFinite
 from torchswat.training import checkpoint as checkpoints
 from torchswat.training.build import (
@@ -176,16 +177,17 @@ class Trainer:
             self.events = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.progress.step + 1)
         console = self.console if main else Console(quiet=True)
         epochs = self.recipe.optimizer.epochs
-        try:
-            with StopRequest() as stop, Display(console, epochs, self.steps_per_epoch) as display:
-                while self.progress.epoch < epochs:
-                    seconds = self._train_epoch(stop, display)
-                    self._end_epoch(seconds, display)
-                    self._stop_if_asked(stop)
-        finally:
-            if self.events is not None:
-                self.events.close()
-        return self._finish()
+        with plan.followed(self.folder.path / "plan.json"):  # resumed, the run takes the same kernels
+            try:
+                with StopRequest() as stop, Display(console, epochs, self.steps_per_epoch) as display:
+                    while self.progress.epoch < epochs:
+                        seconds = self._train_epoch(stop, display)
+                        self._end_epoch(seconds, display)
+                        self._stop_if_asked(stop)
+            finally:
+                if self.events is not None:
+                    self.events.close()
+            return self._finish()
 
     def _train_epoch(self, stop: StopRequest, display: Display) -> float:
         """Take the steps of the epoch that remain; return the seconds they took."""
