@@ -18,8 +18,10 @@ test: $(INSTALLED)  ## the tests that CI runs
 test-all: $(INSTALLED)  ## the slow tests too
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED)  ## dense and sparse side by side, in seconds
-	$(BIN)/torchswat bench
+bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
+	$(BIN)/torchswat bench products --quick
+	$(BIN)/torchswat bench step --quick
+	$(BIN)/torchswat bench selection --quick
 
 lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check

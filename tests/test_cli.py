@@ -24,6 +24,8 @@ OPTIONS = {
     "algorithms": "help json",
     "data": "check data-root help json",
     "recipes": "help json",
+    "plan": "clear help json",
+    "bench": "help",
 }
 TINY = [
     "--set",
@@ -88,21 +90,10 @@ def test_a_wrong_recipe_is_refused_without_torch():
 
 def test_the_options_are_these():
     """A new option is a decision: add it here too."""
-    commands = typer.main.get_command(cli.app).commands
-    found = {
-        name: " ".join(
-            sorted(
-                {
-                    option[2:]
-                    for parameter in command.params
-                    for option in parameter.opts
-                    if option[:2] == "--"
-                }
-                | {"help"}
-            )
-        )
-        for name, command in commands.items()
-    }
+    found = {}
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        found[name] = " ".join(sorted(option[2:] for option in options | {"--help"} if option[:2] == "--"))
     assert found == OPTIONS
 
 

@@ -19,6 +19,8 @@ try:
     import typer
     from rich.console import Console
     from rich.table import Table
+
+    from torchswat.bench import commands as bench
 except ModuleNotFoundError as missing:
     print(
         f"torchswat: the command line needs {missing.name}, which is not installed: {INSTALL}",
@@ -38,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(bench.app, name="bench")
+app.command()(bench.plan)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -226,8 +230,8 @@ def cost(
     import torch
 
     from torchswat import models
-    from torchswat.convert import sparsify_
     from torchswat.accounting import cost as count
+    from torchswat.convert import sparsify_
 
     info = models.info(model, form)
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ says. The optimizer updates the dense weight with a dense gradient; bias and its
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -117,6 +118,18 @@ def _like(tensor: Tensor) -> Callable[[], Tensor]:
 
 def _inside_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+def _never_compiled(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Let `torch.compile` break its graph around a pass with state in Python and sizes that depend on data."""
+
+    @functools.wraps(forward)
+    def eager(self: Any, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # only then: asking for it imports the whole compiler
+            return torch.compiler.disable(forward)(self, input)
+        return forward(self, input)
+
+    return eager
 
 
 @dataclass
@@ -343,6 +356,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         Where a tensor to select from has a NaN, naming the layer.
     """
 
+    @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (N, C, H, W) or (C, H, W)
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
@@ -403,6 +417,7 @@ class SparseLinear(SparseLayer, nn.Linear):
         Where a tensor to select from has a NaN, naming the layer.
     """
 
+    @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(

@@ -9,6 +9,7 @@ instead of the ReLU's output.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +27,6 @@ def _takes(x: Tensor, *parameters: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or x.dim() != 4 or len(x) < 2 or not ops.is_inner(x):
         return False
     return native_for(x, *parameters) is not None
-
-
-def _inner(x: Tensor) -> Tensor:
-    return x if ops.is_inner(x) else ops.to_inner(x)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -62,7 +59,7 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         x, weight, mean, inverse_deviation, positive = ctx.saved_tensors
-        gradient = _inner(gradient)
+        gradient = ops.as_inner(gradient)
         channels, length = x.shape[1], x.numel() // x.shape[1]
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
         native().batch_norm_backward(  # type: ignore[union-attr]
@@ -94,7 +91,7 @@ class _ReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (positive,) = ctx.saved_tensors
-        gradient = _inner(gradient)
+        gradient = ops.as_inner(gradient)
         grad_x = torch.empty_like(gradient)
         native().relu_backward(  # type: ignore[union-attr]
             *(gradient.data_ptr(), positive.data_ptr(), gradient.numel(), grad_x.data_ptr()),
@@ -125,7 +122,7 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         (n, c, h, w), kernel, stride, padding = ctx.sizes
-        gradient = _inner(gradient)
+        gradient = ops.as_inner(gradient)
         grad_x = ops.empty_inner(n, c, h, w, like=gradient)
         native().max_pool_backward(  # type: ignore[union-attr]
             *(gradient.data_ptr(), winner.data_ptr(), c, h, w, n, kernel, stride, padding),
@@ -135,7 +132,10 @@ class _MaxPool(torch.autograd.Function):
 
 
 class NeighbourBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that takes batch-innermost inputs as they are; `rectifies` adds the ReLU behind it."""
+    """A BatchNorm2d that takes batch-innermost inputs as they are; `rectifies` adds the ReLU behind it.
+
+    A hook would see the ReLU's output in place of its own, so with a hook it leaves the ReLU alone.
+    """
 
     rectifies: bool = False
 
@@ -146,12 +146,13 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self._check_input_dim(input)
         self.num_batches_tracked.add_(1)
+        rectifies = self.rectifies and not self._forward_hooks
         output = _BatchNorm.apply(
             *(input, self.weight, self.bias, self.running_mean, self.running_var),
-            *(self.eps, self.momentum, self.rectifies),
+            *(self.eps, self.momentum, rectifies),
         )
         assert isinstance(output, Tensor)
-        output.torchswat_rectified = self.rectifies  # type: ignore[attr-defined]
+        output.torchswat_rectified = rectifies  # type: ignore[attr-defined]
         return output
 
 
@@ -174,10 +175,12 @@ class NeighbourMaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Any:
         sizes = self.kernel_size, self.stride, self.padding
         square = all(isinstance(size, int) or size[0] == size[1] for size in sizes)
-        plain = self.dilation not in (1, (1, 1)) or self.ceil_mode or self.return_indices
+        plain = self.dilation not in (1, (1, 1)) or self.return_indices
         if plain or not square or not _takes(input):
             return super().forward(input)
         kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
+        if self.ceil_mode and any((size + 2 * padding - kernel) % stride for size in input.shape[2:]):
+            return super().forward(input)  # a window reaches beyond the border
         output = _MaxPool.apply(input, kernel, stride, padding)
         assert isinstance(output, Tensor)
         return output
@@ -194,11 +197,11 @@ NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 def join_(model: nn.Module) -> None:
     """Switch the classes of `model`'s batch norms, ReLUs and pools to neighbours, in place."""
     followed = _only_read_by_relu(model)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if type(module) in NEIGHBOUR_CLASSES:
             module.__class__ = NEIGHBOUR_CLASSES[type(module)]
             if isinstance(module, NeighbourBatchNorm2d):
-                module.rectifies = name in followed and not module._forward_hooks
+                module.rectifies = module in followed
 
 
 def separate_(model: nn.Module) -> None:
@@ -217,37 +220,41 @@ class _Tracer(fx.Tracer):
         return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _only_read_by_relu(model: nn.Module) -> set[str]:
-    """Return the names of the batch norms whose output goes to a ReLU module and nowhere else.
+def _only_read_by_relu(model: nn.Module) -> set[nn.Module]:
+    """Return the batch norms whose output goes to a ReLU module and nowhere else, at each of their uses.
 
     A model that cannot be traced (its flow depends on data) is read where it is made of `nn.Sequential`.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    first_name = {id(module): name for name, module in model.named_modules()}
     try:
         graph = _Tracer().trace(model)
     except Exception:  # whatever a user's forward may raise on symbolic values
-        return _followed_in_sequentials(model)
-    followed: dict[str, bool] = {}
-    for node in graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        return _every_reader_is_relu(_pairs_in_sequentials(model))
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def called(node: fx.Node) -> nn.Module | None:
+        return modules.get(str(node.target)) if node.op == "call_module" else None
+
+    return _every_reader_is_relu(
+        (called(node), called(reader) if len(node.users) == 1 else None)
+        for node in graph.nodes
+        for reader in node.users or (node,)
+    )
+
+
+def _pairs_in_sequentials(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module | None]]:
+    """Yield every child with what reads its output, where a plain `nn.Sequential` tells; None elsewhere."""
+    for module in model.modules():
+        children = [*module._modules.values(), None]
+        if type(module).forward is not nn.Sequential.forward:
+            yield from ((child, None) for child in children)
+        else:
+            yield from itertools.pairwise(children)
+
+
+def _every_reader_is_relu(pairs: Iterable[tuple[nn.Module | None, nn.Module | None]]) -> set[nn.Module]:
+    """Return the batch norms all of whose pairs are with a ReLU (a subclass may compute something else)."""
+    verdicts: dict[nn.Module, bool] = {}
+    for module, reader in pairs:
         if isinstance(module, nn.BatchNorm2d):
-            readers = [
-                modules.get(str(user.target)) if user.op == "call_module" else None for user in node.users
-            ]
-            name = first_name[id(module)]
-            followed[name] = (
-                followed.get(name, True) and len(readers) == 1 and isinstance(readers[0], nn.ReLU)
-            )
-    return {name for name, only in followed.items() if only}
-
-
-def _followed_in_sequentials(model: nn.Module) -> set[str]:
-    names = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential):
-            children = list(module.named_children())
-            for (child, first), (_, second) in itertools.pairwise(children):
-                if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU):
-                    names.add(f"{name}.{child}".removeprefix("."))
-    return names
+            verdicts[module] = verdicts.get(module, True) and type(reader) is nn.ReLU
+    return {module for module, only in verdicts.items() if only}

@@ -28,7 +28,7 @@ SCOPES = ("nchw", "chw", "hw")
 """Over what ``k`` is counted, from the loosest to the strictest: the whole tensor, each entry of the first
 dimension (filter or sample), each entry of the first two (kernel or channel map)."""
 
-_SAMPLE_SIZE = 65536
+_SAMPLE_SIZE = 16384  # a density error of about 0.3 points at a fifth kept, for a tenth of a millisecond
 _HISTOGRAM_BITS = 11
 _BITS = {
     torch.float64: torch.int64,
@@ -143,7 +143,7 @@ METHODS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "introselect": _by_introselect,
     "sample": _by_sample,
 }
-"""Ways of finding the k-th largest magnitude. All are exact but ``sample``, which estimates it from 65,536
+"""Ways of finding the k-th largest magnitude. All are exact but ``sample``, which estimates it from 16,384
 entries (exact where there are fewer)."""
 
 APPROXIMATE = frozenset({"sample"})
@@ -454,7 +454,8 @@ class Selector:
 
     def measure(self, values: Tensor, entries: int, name: str) -> None:
         """Finish a lean selection: `values` are what was kept of `entries`, every NaN among them."""
-        if values.isnan().any():
+        found = topk.count_kept(values, 0.0)
+        if values.isnan().any() if found is None else found.not_a_number:
             raise _not_a_number(values, name)
         self.density = values.numel() / max(1, entries)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchswat.errors import MissingDependency, UnknownName
+from torchswat.errors import InvalidValue, MissingDependency, UnknownName
 
 CHOICES = ("auto", "native", "reference")
 _forced: list[str] = []
@@ -25,12 +25,21 @@ _forced: list[str] = []
 
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:
-    """Return the compiled module, or None and the reason why not."""
+    """Return the compiled module, or None and the reason why not.
+
+    Raises
+    ------
+    InvalidValue
+        Where ``TORCHSWAT_ISA`` names an instruction set that is not there.
+    """
     try:
         from torchswat.engine import _native  # type: ignore[attr-defined]
     except ImportError as error:
         return None, str(error)
-    return _native, f"compiled, {_native.isa()}"
+    try:
+        return _native, f"compiled, {_native.isa()}"
+    except ValueError as error:
+        raise InvalidValue(str(error)) from None
 
 
 @functools.cache

@@ -5,8 +5,8 @@ Elementwise operations of torch keep such strides, a 1x1 convolution is a plain 
 every tap of a convolution is an aligned vector of samples.
 
 Each body takes the compiled kernels where `torchswat.engine.loader` says so and plain torch otherwise.
-Packed weights are opaque: only the engine that packed them can read them. Compressed activations have one
-form, described in ``native/activations.h``.
+Packed weights are opaque: only the engine that packed them can read them, for the shape that they were
+packed for. Compressed activations have one form, described in ``native/activations.h``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.library import custom_op
 
 from torchswat.engine.loader import native_for
 from torchswat.engine.products import Conv2dProducts
+from torchswat.errors import InvalidValue
 
 FORWARD, GRAD_INPUT = 0, 1
 """The two products with sparse weights; each walks through them in an order of its own."""
@@ -33,6 +34,11 @@ def is_inner(x: Tensor) -> bool:
 def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     """Return an uninitialised batch-innermost tensor (N, C, H, W)."""
     return like.new_empty((c, h, w, n)).permute(3, 0, 1, 2)
+
+
+def as_inner(x: Tensor) -> Tensor:
+    """Return `x`, (N, C, H, W), batch-innermost: itself where it is that already."""
+    return x if is_inner(x) else to_inner(x)
 
 
 def output_size(
@@ -119,15 +125,12 @@ def pack_weight(
     if native is None:
         kept = weight.abs() >= limit if mask is None else mask
         positions = kept.flatten().nonzero().squeeze(1)
-        return (
-            positions.new_empty(0, dtype=torch.int32),
-            weight.flatten()[positions],
-            positions.to(torch.int32),
-        )
+        none = positions.new_empty(0, dtype=torch.int16)
+        return positions.to(torch.int32), weight.flatten()[positions], none
     shape = _shape(native, input_size, list(weight.shape), stride, padding)
     mask = None if mask is None else mask.contiguous()
-    starts = torch.empty(native.weight_starts(shape, product), dtype=torch.int32)
-    capacity = native.weight_capacity(shape, product)
+    buckets, capacity = _native_lengths(native, shape, product)
+    starts = torch.empty(buckets, dtype=torch.int32)
     values = torch.empty(capacity)
     offsets = torch.empty(capacity, dtype=torch.int16)
     native.pack_weights(
@@ -142,21 +145,36 @@ def pack_weight(
     return starts, values, offsets
 
 
+def _lengths(starts: Tensor, offsets: Tensor) -> tuple[int, int]:
+    return starts.numel(), offsets.numel()
+
+
+def _native_lengths(native, shape, product: int) -> tuple[int, int]:
+    """Return the lengths of the starts and of the lists of a weight packed by the compiled kernels."""
+    return native.weight_starts(shape, product), native.weight_capacity(shape, product)
+
+
 @pack_weight.register_fake
 def _(weight, mask, limit, input_size, stride, padding, product):
-    count, buckets = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
-    return (
-        weight.new_empty(buckets, dtype=torch.int32),
-        weight.new_empty(count),
-        weight.new_empty(count, dtype=torch.int16),
-    )
+    lengths = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    dtypes = torch.int32, weight.dtype, torch.int16
+    return tuple(weight.new_empty(n, dtype=dtype) for n, dtype in zip(lengths, dtypes, strict=True))
 
 
-def _unpack(values: Tensor, positions: Tensor, size: list[int]) -> Tensor:
+def _unpack(positions: Tensor, values: Tensor, offsets: Tensor, size: list[int]) -> Tensor:
     """Return the dense weight of a weight packed without the compiled kernels."""
+    _check_packed(positions.numel() == values.numel() and offsets.numel() == 0)
     dense = values.new_zeros(size)
     dense.view(-1)[positions.long()] = values
     return dense
+
+
+def _check_packed(fits: bool) -> None:
+    if not fits:
+        raise InvalidValue(
+            "these packed weights are of another engine, shape or product; pack them again for this one "
+            "(a backward pass must run on the engine that its forward pass ran on)."
+        )
 
 
 @custom_op("torchswat::conv2d_packed", mutates_args=())
@@ -171,12 +189,14 @@ def conv2d_packed(
     padding: list[int],
 ) -> Tensor:
     """Convolve a batch-innermost `x` with packed weights; the result is batch-innermost."""
-    native = native_for(x, values)
+    native = native_for(x, values, bias)
     result = empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
     if native is None:
-        weight = _unpack(values, offsets, weight_size)
+        weight = _unpack(starts, values, offsets, weight_size)
         return result.copy_(F.conv2d(x, weight, bias, stride, padding))
+    x, bias = as_inner(x), None if bias is None else bias.contiguous()
     shape = _shape(native, list(x.shape), weight_size, stride, padding)
+    _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, FORWARD))
     threads = torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     native.conv_forward(
@@ -211,10 +231,12 @@ def conv2d_packed_grad_input(
     native = native_for(gradient, values)
     result = empty_inner(*input_size, like=gradient)
     if native is None:
-        weight = _unpack(values, offsets, weight_size)
+        weight = _unpack(starts, values, offsets, weight_size)
         products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
         return result.copy_(products.grad_input(gradient, (weight,), result))
+    gradient = as_inner(gradient)
     shape = _shape(native, input_size, weight_size, stride, padding)
+    _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, GRAD_INPUT))
     threads = torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     packed = (t.data_ptr() for t in (starts, values, offsets))
@@ -250,6 +272,7 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
         bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16)
         starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
         return flat[kept], bits, starts
+    x, mask = as_inner(x), None if mask is None else as_inner(mask)
     bits = torch.empty(c, n, words, dtype=torch.int16)
     starts = torch.empty(c + 1, dtype=torch.int64)
     which = x.data_ptr(), 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
@@ -318,6 +341,7 @@ def conv2d_compressed_grad_weight(
         x = torch.ops.torchswat.expand(values, bits, starts, input_size)
         products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
         return products.grad_weight(gradient, (x,), values.new_empty(weight_size))
+    gradient = as_inner(gradient)
     shape = _shape(native, input_size, weight_size, stride, padding)
     result = torch.empty(weight_size)
     native.grad_weight(

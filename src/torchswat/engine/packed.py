@@ -68,7 +68,7 @@ class PackedConv2dProducts(Conv2dProducts):
         return self.choice.grad_weight
 
     def adapt(self, activation: Tensor) -> Tensor:
-        return activation if ops.is_inner(activation) else ops.to_inner(activation)
+        return ops.as_inner(activation)
 
     # ---- forms: one tensor is dense, three are packed
 
@@ -87,9 +87,14 @@ class PackedConv2dProducts(Conv2dProducts):
         return ops.pack_weight(weight, selection.mask, selection.limit, *sizes, product)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
+        sparse = selection is not None and self.choice.grad_weight
+        if not sparse and self.shape.is_pointwise:  # a strided 1x1 kernel meets a part of the positions
+            if selection is not None and selection.mask is not None:
+                selection = Selection(_strided(selection.mask, self.stride))
+            activation = _strided(activation, self.stride)
         if selection is None:
             return (activation,)
-        if not self.choice.grad_weight:
+        if not sparse:
             return (selection.kept(activation),)
         limit = max(selection.limit, SMALLEST)  # zeros add nothing to a product
         capacity = selection.count
@@ -121,7 +126,7 @@ class PackedConv2dProducts(Conv2dProducts):
             sizes = list(self.shape.input), *self._sizes()
             return ops.conv2d_compressed_grad_weight(*activation, gradient, *sizes)
         if self.shape.is_pointwise:
-            return _matrix_grad_weight(gradient, _strided(activation[0], self.stride))
+            return _matrix_grad_weight(gradient, activation[0])
         dense = (ops.to_channels_last(activation[0]),)
         return super().grad_weight(ops.to_channels_last(gradient), dense, like)
 

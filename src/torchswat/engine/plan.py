@@ -63,10 +63,11 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     asked = os.environ.get("TORCHSWAT_PLAN", "")
     if asked in ("sparse", "dense"):
         return ALL_SPARSE if asked == "sparse" else ALL_DENSE
-    key = f"{shape}-S{int(sparsity / _STEP + 1e-9) * _STEP:.2f}-t{torch.get_num_threads()}"
+    rounded = int(sparsity / _STEP + 1e-9) * _STEP
+    key = f"{shape}-S{rounded:.2f}-t{torch.get_num_threads()}"
     timings = _known(path(), machine())
     if key not in timings:
-        timings[key] = measure(shape, int(sparsity / _STEP + 1e-9) * _STEP)
+        timings[key] = measure(shape, rounded)
         _save(path(), machine(), timings)
     return timings[key].choice()
 
@@ -101,7 +102,6 @@ def path() -> Path:
     return Path(folder) / "torchswat" / "plan.json"
 
 
-@cache
 def machine() -> str:
     """Return what a measurement depends on beside the shape: processor, instruction set, torch."""
     module = native()
@@ -109,6 +109,7 @@ def machine() -> str:
     return f"{_processor()} | {isa} | torch {torch.__version__} | plan {VERSION}"
 
 
+@cache
 def _processor() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -122,11 +123,16 @@ def table(file: Path | None = None) -> dict[str, dict[str, Timing]]:
     try:
         stored = json.loads((file or path()).read_text())
         return {
-            name: {key: Timing(**{k: tuple(v) for k, v in row.items()}) for key, row in rows.items()}
+            name: {key: Timing(**{k: _pair(v) for k, v in row.items()}) for key, row in rows.items()}
             for name, rows in stored.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _pair(milliseconds: Any) -> tuple[float, float]:
+    sparse, dense = milliseconds
+    return float(sparse), float(dense)
 
 
 @cache
@@ -142,7 +148,12 @@ def _save(file: Path, name: str, timings: dict[str, Timing]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
             json.dump(stored, temporary, indent=1)
-        Path(temporary.name).replace(file)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+        try:
+            Path(temporary.name).replace(file)
+        except OSError:
+            Path(temporary.name).unlink()
 
 
 @torch.no_grad()

@@ -14,6 +14,6 @@
 namespace torchswat {
 
 constexpr int unit = 16;  // positions in a word of bits
-inline constexpr int64_t units(int64_t area) { return (area + unit - 1) / unit; }
+static constexpr int64_t units(int64_t area) { return (area + unit - 1) / unit; }
 
 }  // namespace torchswat

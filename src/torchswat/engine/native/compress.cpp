@@ -8,11 +8,11 @@
 //       ...                     --->   ...
 //      p15 [  .   .       . ]          n15 [  .   .       . ]
 //
-// Each channel is read in the order of memory, its kept values go to one strip a sample (in L2), and when the
-// channel is done its place in `values` is known (channels take their places in order) and the strips are copied
-// there. Bytes: 4 read an entry, 4 * density + 1/8 written, the strips twice 4 * density within the cache.
-#include <omp.h>
-
+// Each channel is read in the order of memory, and its kept values go to one strip a sample (in L2), which are then
+// laid end to end. Where they belong in `values` is known only when all channels before are counted: the first
+// thread writes in place, the others to memory of their own that is copied at the end. (Waiting for each other at
+// every channel would save the copy, but a thread that the system holds up would hold up all.)
+// Bytes: 4 read an entry, 4 * density + 1/8 written, twice that where copied.
 #include "activations.h"
 #include "buffer.h"
 #include "compress_lanes.h"
@@ -22,9 +22,6 @@
 namespace torchswat::SWAT_ISA {
 
 namespace {
-
-// A NaN is kept, so that it is not hidden.
-[[maybe_unused]] inline bool is_kept(float x, float threshold) { return !((x < 0 ? -x : x) < threshold); }
 
 struct Strips {  // of one channel, one a sample
     int64_t distance;
@@ -44,10 +41,12 @@ struct Square {
     int rows, lanes;
 };
 
+inline int at_most_unit(int64_t count) { return int(count < unit ? count : unit); }
+
 template <class Visit> void for_squares(int64_t n, int64_t area, const Visit& visit) {
     for (int64_t p = 0; p < area; p += unit)
         for (int64_t i = 0; i < n; i += unit)
-            visit(Square{n, p * n + i, p / unit, i, int(area - p < unit ? area - p : unit), int(n - i < unit ? n - i : unit)});
+            visit(Square{n, p * n + i, p / unit, i, at_most_unit(area - p), at_most_unit(n - i)});
 }
 
 // Rows row..row+W-1 and lanes lane..lane+W-1 of the square, turned: one vector of positions for each sample.
@@ -79,9 +78,11 @@ void compress_square(const float* x, const uint8_t* mask, float threshold, const
     const __m512 limit = _mm512_set1_ps(threshold);
     for (int j = 0; j < s.lanes; ++j) {
         const __m512 y = reinterpret_cast<__m512>(tile[j]);
-        const uint32_t kept = mask ? marked(mask, s, j) : _mm512_cmp_ps_mask(_mm512_abs_ps(y), limit, _CMP_NLT_UQ) & inside;
+        const uint32_t large = _mm512_cmp_ps_mask(_mm512_abs_ps(y), limit, _CMP_NLT_UQ);
+        const uint32_t kept = mask ? marked(mask, s, j) : large & inside;
         int64_t& count = strips.count[s.i + j];
-        _mm512_storeu_ps(strips.values + (s.i + j) * strips.distance + count, _mm512_maskz_compress_ps(__mmask16(kept), y));
+        float* to = strips.values + (s.i + j) * strips.distance + count;
+        _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(kept), y));
         count += __builtin_popcount(kept);
         bits[(s.i + j) * words + s.word] = uint16_t(kept);
     }
@@ -116,7 +117,7 @@ void compress_square(const float* x, const uint8_t* mask, float threshold, const
         int64_t count = 0;
         for (int q = 0; q < s.rows; ++q) {
             const float y = x[s.corner + q * s.n + j];
-            if (!mask) kept |= uint32_t(is_kept(y, threshold)) << q;
+            if (!mask) kept |= uint32_t(!((y < 0 ? -y : y) < threshold)) << q;
             to[count] = y;
             count += kept >> q & 1;
         }
@@ -149,34 +150,44 @@ void expand_square(float* x, const Square& s, const float** from, int64_t words,
 
 }  // namespace
 
-// x: [c][area][n]. Keeps |x| >= threshold (and every NaN) or, where a mask of the same layout is given, what it marks.
-// Returns how many are kept; if that is more than `capacity`, values are missing and the call is to be repeated.
+// x: [c][area][n]. Keeps |x| >= threshold (and every NaN) or, where a mask of the same layout is given, what that
+// marks. Returns how many are kept; if that is more than `capacity`, values are missing: call again with room.
 int64_t compress(const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n,
                  float* values, int64_t capacity, uint16_t* bits, int64_t* starts, int threads) {
     const int64_t words = units(area), distance = strip_distance(area);
-    Buffer<float> strip_values(threads * n * distance);
+    const int64_t widest = (c + threads - 1) / threads * area * n;  // entries of a thread
+    const int64_t room = widest < capacity ? widest : capacity;
+    Buffer<float> strip_values(threads * n * distance), aside((threads - 1) * room);
     Buffer<int64_t> strip_counts(threads * n);
-    starts[0] = 0;
-#pragma omp parallel for ordered schedule(static, 1) num_threads(threads)
-    for (int64_t channel = 0; channel < c; ++channel) {
-        const int64_t thread = omp_get_thread_num();
-        const Strips strips{distance, strip_values.data + thread * n * distance, strip_counts.data + thread * n};
-        std::memset(strips.count, 0, sizeof(int64_t) * n);
-        const int64_t first = channel * area * n;
-        for_squares(n, area, [&](const Square& square) {
-            compress_square(x + first, mask ? mask + first : nullptr, threshold, square, strips, words,
-                            bits + channel * n * words);
-        });
-        int64_t kept = 0, start = 0;
-        for (int64_t i = 0; i < n; ++i) kept += strips.count[i];
-#pragma omp ordered
-        {
-            start = starts[channel];
-            starts[channel + 1] = start + kept;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int t = 0; t < threads; ++t) {
+        const Strips strips{distance, strip_values.data + t * n * distance, strip_counts.data + t * n};
+        float* to = t ? aside.data + (t - 1) * room : values;
+        int64_t free = t ? room : capacity;
+        for (int64_t channel = t * c / threads; channel < (t + 1) * c / threads; ++channel) {
+            std::memset(strips.count, 0, sizeof(int64_t) * n);
+            const int64_t first = channel * area * n;
+            for_squares(n, area, [&](const Square& square) {
+                compress_square(x + first, mask ? mask + first : nullptr, threshold, square, strips, words,
+                                bits + channel * n * words);
+            });
+            int64_t kept = 0;
+            for (int64_t i = 0; i < n; ++i) kept += strips.count[i];
+            starts[channel + 1] = kept;
+            free -= kept;
+            if (free < 0) continue;
+            for (int64_t i = 0; i < n; to += strips.count[i++])
+                std::memcpy(to, strips.values + i * distance, sizeof(float) * strips.count[i]);
         }
-        if (start + kept > capacity) continue;
-        for (int64_t i = 0; i < n; start += strips.count[i++])
-            std::memcpy(values + start, strips.values + i * distance, sizeof(float) * strips.count[i]);
+    }
+    starts[0] = 0;
+    for (int64_t channel = 0; channel < c; ++channel) starts[channel + 1] += starts[channel];
+    if (starts[c] > capacity) return starts[c];
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int t = 1; t < threads; ++t) {
+        const int64_t start = starts[t * c / threads];
+        const int64_t count = starts[(t + 1) * c / threads] - start;
+        std::memcpy(values + start, aside.data + (t - 1) * room, sizeof(float) * count);
     }
     return starts[c];
 }
@@ -186,18 +197,20 @@ void expand(const float* values, const uint16_t* bits, const int64_t* starts, in
             float* x, int threads) {
     const int64_t words = units(area);
     Buffer<const float*> cursors(threads * n);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t channel = 0; channel < c; ++channel) {
-        const float** from = cursors.data + omp_get_thread_num() * n;
-        const uint16_t* own = bits + channel * n * words;
-        const float* next = values + starts[channel];
-        for (int64_t i = 0; i < n; ++i) {
-            from[i] = next;
-            for (int64_t word = 0; word < words; ++word) next += __builtin_popcount(own[i * words + word]);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int t = 0; t < threads; ++t) {
+        const float** from = cursors.data + t * n;
+        for (int64_t channel = t * c / threads; channel < (t + 1) * c / threads; ++channel) {
+            const uint16_t* own = bits + channel * n * words;
+            const float* next = values + starts[channel];
+            for (int64_t i = 0; i < n; ++i) {
+                from[i] = next;
+                for (int64_t word = 0; word < words; ++word) next += __builtin_popcount(own[i * words + word]);
+            }
+            for_squares(n, area, [&](const Square& square) {
+                expand_square(x + channel * area * n, square, from, words, own);
+            });
         }
-        for_squares(n, area, [&](const Square& square) {
-            expand_square(x + channel * area * n, square, from, words, own);
-        });
     }
 }
 

@@ -4,26 +4,32 @@
 namespace torchswat::SWAT_ISA {
 namespace {
 
-#ifndef CACHE
-#define CACHE 36
-#endif
-constexpr int cache_bytes = CACHE * 1024;  // what a block of channels may fill of the first-level cache
+
+constexpr int large_map = 200;           // positions that repay the sorting of weights by pattern
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int smaller(int a, int b) { return a < b ? a : b; }
 
+// grad_input: the class of results that a tap makes, and the source it reads for them, counted from u.
+int class_of(int tap, int stride, int pad) { return ((tap - pad) % stride + stride) % stride; }
+int step_of(int tap, int stride, int pad) { return (class_of(tap, stride, pad) + pad - tap) / stride; }
+
 Axis axis_of(Product product, int in, int out, int kernel, int stride, int pad) {
+    Axis axis{};
     if (product == Product::forward) {
-        return {in, stride, pad, smaller(stride, kernel), out, 1, 0, 1, 0, out, 0, 0, false};
+        axis = {in, stride, smaller(stride, kernel), pad, ceil_div(kernel, stride) - 1, out, 1, out, 0, 0, false};
+    } else {
+        const int first = step_of(kernel - 1, stride, pad), last = step_of(0, stride, pad);  // later taps, earlier source
+        axis = {out, 1, 1, -first, last - first, in, stride, ceil_div(in, stride), 0, 0, false};
     }
-    const int reach = ceil_div(kernel, stride) - 1;
-    return {out, 1, reach, 1, in, stride, pad, stride, pad / stride, ceil_div(in + pad, stride), 0, 0, false};
+    return axis;
 }
 
-// Whether a trimmed tile knows this axis: each of its one or two tiles ends at an edge of the map.
-bool trims(const Axis& axis, int kernel, int stride, int pad) {
-    return registers == 32 && kernel == trimmed_kernel && stride == 1 && pad == 1 &&
-           (axis.source_size == trimmed_tile || axis.source_size == 2 * trimmed_tile);
+bool is_3x3(const ConvShape& s) { return s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1; }
+
+// Whether each of the one or two tiles along this axis ends at an edge of the map.
+bool trims(const Axis& axis, int pad) {
+    return pad == 1 && (axis.source_size == trimmed_tile || axis.source_size == 2 * trimmed_tile);
 }
 
 void trim(Axis& axis) {
@@ -32,9 +38,9 @@ void trim(Axis& axis) {
     axis.extent = trimmed_tile + 2 - (axis.tiles() == 1 ? 2 : 1);
 }
 
-void cut(Axis& axis, int tile, int kernel, int stride) {
+void cut(Axis& axis, int tile) {
     axis.tile = tile;
-    axis.extent = tile + ceil_div(kernel, stride) - 1;
+    axis.extent = tile + axis.reach;
 }
 
 void choose_blocks(Tiles& t) {
@@ -65,25 +71,30 @@ Tiles tiles_of(const ConvShape& shape, Product product) {
     best.results = forward ? shape.k : shape.c;
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
                 shape.pad_w == 0;
-    best.trimmed = trims(best.h, shape.r, shape.stride_h, shape.pad_h) &&
-                   trims(best.w, shape.s, shape.stride_w, shape.pad_w);
-    if (best.trimmed) {
+    if (registers == 32 && is_3x3(shape)) {
+        if (trims(best.h, shape.pad_h) && trims(best.w, shape.pad_w)) {
+            best.lists = Lists::by_tap;
+        } else if (best.h.steps * best.w.steps >= large_map) {
+            best.lists = Lists::by_pattern;
+        }
+    }
+    if (best.lists == Lists::by_tap) {
         trim(best.h);
         trim(best.w);
         choose_blocks(best);
         return best;
     }
     if (best.flat) {
-        cut(best.h, 1, 1, 1);
-        cut(best.w, flat_tile, 1, 1);
+        cut(best.h, 1);
+        cut(best.w, flat_tile);
         choose_blocks(best);
         return best;
     }
     double least = 0;
     for (const auto& tile : conv_tile_sizes) {
         Tiles t = best;
-        cut(t.h, tile[0], shape.r, shape.stride_h);
-        cut(t.w, tile[1], shape.s, shape.stride_w);
+        cut(t.h, tile[0]);
+        cut(t.w, tile[1]);
         choose_blocks(t);
         const double c = cost(t, shape);
         if (least > 0 && c >= least) continue;
@@ -99,10 +110,11 @@ Tap tap_of(const ConvShape& shape, const Tiles& t, Product product, int r, int s
         phase_h = r % shape.stride_h, phase_w = s % shape.stride_w;
         at_h = r / shape.stride_h, at_w = s / shape.stride_w;
     } else {
-        result_class = (r % shape.stride_h) * shape.stride_w + s % shape.stride_w;
-        at_h = t.h.source_pad - r / shape.stride_h, at_w = t.w.source_pad - s / shape.stride_w;
+        result_class = class_of(r, shape.stride_h, shape.pad_h) * t.w.classes + class_of(s, shape.stride_w, shape.pad_w);
+        at_h = step_of(r, shape.stride_h, shape.pad_h) + t.h.source_pad;
+        at_w = step_of(s, shape.stride_w, shape.pad_w) + t.w.source_pad;
     }
-    if (t.trimmed) return {0, 0, at_h * trimmed_kernel + at_w};
+    if (t.lists == Lists::by_tap) return {0, 0, at_h * 3 + at_w};
     const int line = phase_h * t.h.extent + at_h, vector = (line * t.w.phases + phase_w) * t.w.extent + at_w;
     return {vector * W, result_class, 0};
 }

@@ -1,19 +1,22 @@
 // How a product with sparse weights is cut into tiles that fit the registers and the first-level cache.
 //
 // Both products are the same loop over a *source* (X, or grad_Y) that makes a *result* (Y, or grad_X). Along one
-// axis, in coordinates u that count the tile's steps:
+// axis, in coordinates u that count the tile's steps, and with results in `classes` by their index % stride:
 //
-//                     source index of tap r at u       result index of class a at u       taps of class a
-//     forward         u*stride + r - pad               u            (one class, a = 0)    all
-//     grad_input      u - r/stride                     u*stride + a - pad                 r % stride == a
+//                     result at u and class a     taps of class a                 source of tap r at u and class a
+//     forward         u   (one class, a = 0)      all                             u*stride + r - pad
+//     grad_input      u*stride + a                (r - pad - a) % stride == 0     u + (a + pad - r)/stride
 //
 // so grad_input at stride s is s classes of a convolution of stride 1 that share one source tile. A forward source
 // of stride s is stored as `phases` (index % s) one after the other; a step of u is then one vector in every tile:
 //
 //     tile of a channel = [phase_h][extent_h][phase_w][extent_w] vectors of W samples
 //
-// On maps of 4 and 8 the zeros around the map would be a third and a sixth of a 3x3 kernel's work. There tiles are
-// `trimmed`: the zeros are not stored, and the weights are listed tap by tap, each tap with its own inner loop.
+// Two refinements for the 3x3 kernel of stride 1:
+// - On maps of 4 and 8 the zeros around the map would be a third and a sixth of the work. There tiles are *trimmed*:
+//   the zeros are not stored, and the weights are listed tap by tap, each tap with its own inner loop.
+// - On large maps the weights of a row of the kernel are listed together, by which of the three are kept (7
+//   *patterns*, each with its own inner loop): they share the vectors that they load.
 #pragma once
 #include "shapes.h"
 #include "vec.h"
@@ -28,18 +31,23 @@ constexpr int conv_tile_sizes[][2] = {
     {4, 3}, {2, 4}, {2, 5}, {2, 6}, {2, 7}, {3, 4},
 #endif
 };
-constexpr int flat_tile = 8, trimmed_tile = 4, trimmed_kernel = 3;
+constexpr int cache_bytes = 36 * 1024;  // what a block of channels may fill of the first-level cache
+constexpr int flat_tile = 8, trimmed_tile = 4;
+
+enum class Lists { one, by_tap, by_pattern };  // of the weights of a row of results
+constexpr int taps_3x3 = 9, patterns = 8;  // pattern p keeps weight i of three where bit i of p is set
 
 struct Axis {
-    int source_size, source_stride, source_pad, phases;  // index = (u + i)*source_stride + phase - source_pad
-    int result_size, result_stride, result_pad, classes; // index = u*result_stride + class - result_pad
-    int begin, end;                                      // range of u
-    int tile, extent;                                    // steps of u in a tile; with the reach of the taps
+    int source_size, source_stride, phases;  // of index (u + i)*source_stride + phase - source_pad
+    int source_pad, reach;                   // how far the taps go before and after u, together
+    int result_size, classes;                // of index u*classes + class
+    int steps;                               // of u
+    int tile, extent;                        // steps of u in a tile; with the reach
     bool trimmed;
 
-    int tiles() const { return (end - begin + tile - 1) / tile; }
-    bool at_low(int u) const { return u == begin; }
-    bool at_high(int u) const { return u + tile >= end; }
+    int tiles() const { return (steps + tile - 1) / tile; }
+    bool at_low(int u) const { return u == 0; }
+    bool at_high(int u) const { return u + tile >= steps; }
     int first_source(int u) const { return u * source_stride - source_pad + (trimmed && at_low(u)); }
 };
 
@@ -49,10 +57,10 @@ struct Tiles {
     int block, blocks;        // source channels that share the cache at a time
     int channel_floats;       // of the packed tile of one source channel
     bool flat;                // 1x1: positions and samples are one long axis of vectors
-    bool trimmed;
+    Lists lists;
 
     int classes() const { return h.classes * w.classes; }
-    int lists() const { return trimmed ? trimmed_kernel * trimmed_kernel : 1; }  // of a row
+    int starts() const { return lists == Lists::by_tap ? taps_3x3 : lists == Lists::by_pattern ? patterns : 1; }
     int rows() const { return results * classes(); }
 };
 

@@ -16,16 +16,17 @@
 #include "sparse_weights.h"
 #include "stream.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include <iterator>
+#include <new>
 #include <utility>
 
 namespace torchswat::SWAT_ISA {
 namespace {
 
-constexpr int64_t partial_bytes = 640 << 10;
+constexpr int cache_line = 16;            // floats
+constexpr int lines_ahead = 64;
+constexpr int64_t partial_bytes = 1 << 20;
+constexpr int64_t streamed_floats = 1 << 19;  // a result of more than this goes past the caches
 
 // A tensor [channels][h][w][n], in floats.
 struct Source {
@@ -54,71 +55,99 @@ struct Place {
     int groups() const { return int((last - first + W - 1) / W); }
 };
 
-// The lines of a block of channels of the tile, one after the other, and the row of the source each is copied from.
-struct Lines {
-    const Work& work;
+// Walks through the vectors of the tiles of a block of channels, in the order in which they are stored.
+struct Cursor {
+    const Work* work;
     Place place;
-    int channel, last, phase = 0, i = 0;
+    int channel, last;
+    int phase_h = 0, i = 0, phase_w = 0, j = 0;
+    const float* row = nullptr;  // of the source, or null outside of the map
+    int column = 0;
 
-    bool done() const { return channel >= last; }
-    const float* source() const {  // at column 0; null for a row outside of the map
-        const Axis& h = work.tiles.h;
-        const int row = h.first_source(place.u_h) + i * h.source_stride + phase;
-        if (row < 0 || row >= h.source_size) return nullptr;
-        return work.source.data + channel * work.source.channel + row * work.source.row;
+    Cursor(const Work& work, const Place& place, int first, int last)
+        : work(&work), place(place), channel(first), last(last) {
+        find_row();
     }
-    int column() const { return work.tiles.w.first_source(place.u_w); }
+    bool done() const { return channel >= last; }
+    const float* source() const {  // the first sample, or null outside of the map
+        return row && column >= 0 && column < work->tiles.w.source_size ? row + column * work->source.column : nullptr;
+    }
     void next() {
-        if (++i < work.tiles.h.extent) return;
-        i = 0;
-        if (++phase < work.tiles.h.phases) return;
-        phase = 0;
-        channel++;
+        const Axis& w = work->tiles.w;
+        column += w.source_stride;
+        if (++j < w.extent) return;
+        j = 0;
+        if (++phase_w < w.phases) return find_column();
+        phase_w = 0;
+        const Axis& h = work->tiles.h;
+        if (++i == h.extent) {
+            i = 0;
+            if (++phase_h == h.phases) {
+                phase_h = 0;
+                channel++;
+            }
+        }
+        find_row();
+    }
+
+  private:
+    void find_column() { column = work->tiles.w.first_source(place.u_w) + phase_w; }
+    void find_row() {
+        find_column();
+        const Axis& h = work->tiles.h;
+        const int at = h.first_source(place.u_h) + i * h.source_stride + phase_h;
+        const bool inside = at >= 0 && at < h.source_size;
+        row = inside ? work->source.data + channel * work->source.channel + at * work->source.row : nullptr;
     }
 };
 
-Lines lines_of(const Work& work, const Place& place, int block) {
-    const int first = block * work.tiles.block, last = first + work.tiles.block;
-    return {work, place, first, last < work.tiles.channels ? last : work.tiles.channels};
-}
+// Packs the tiles of one block of channels, for all groups of samples of a place: a position at a time, whose samples
+// are neighbours in memory. Done a little with each row of the result of the block before, so that the multiply-adds
+// hide the way from memory; the lines are asked for some positions ahead.
+class Packer {
+    Cursor at, ahead;
+    float* to;
+    int64_t group_floats;
+    int all, shares, credit = 0;
 
-void pack(Lines lines, int64_t sample, int lanes, float* tile) {
-    const Axis& w = lines.work.tiles.w;
-    const int64_t step = lines.work.source.column;
-    for (; !lines.done(); lines.next()) {
-        const float* source = lines.source();
-        for (int phase = 0; phase < w.phases; phase++) {
-            int column = lines.column() + phase;
-            for (int j = 0; j < w.extent; j++, tile += W, column += w.source_stride) {
-                const bool inside = source && column >= 0 && column < w.source_size;
-                store(tile, inside ? load_first(source + column * step + sample, lanes) : vf{});
-            }
+    void fetch() {
+        if (ahead.done()) return;
+        if (const float* source = ahead.source()) {
+            for (int64_t n = ahead.place.first; n < ahead.place.last; n += cache_line) __builtin_prefetch(source + n, 0, 3);
         }
+        ahead.next();
     }
-}
+    void copy() {
+        const float* source = at.source();
+        float* group = to;
+        for (int64_t n = at.place.first; n < at.place.last; n += W, group += group_floats) {
+            const int64_t lanes = at.place.last - n;
+            store(group, source ? load_first(source + n, lanes < W ? int(lanes) : W) : vf{});
+        }
+        to += W;
+        at.next();
+    }
 
-// Asks for the lines of the next block while this one is worked on, a few with each row of the result, and all
-// samples of a position together: they are neighbours in memory.
-struct Prefetch {
-    Lines lines;
-    int each, columns, column = 0;
-
-    Prefetch(const Lines& next, int groups) : lines(next) {
-        const Tiles& t = next.work.tiles;
-        columns = (t.w.extent - 1) * t.w.source_stride + t.w.phases;
-        const int all = (next.last - next.channel) * t.h.phases * t.h.extent * columns;
-        each = all / (t.rows() * groups) + 1;
+  public:
+    Packer(const Work& work, const Place& place, int block, float* to)
+        : at(work, place, block * work.tiles.block, last_of(work.tiles, block)), ahead(at), to(to) {
+        const Tiles& t = work.tiles;
+        group_floats = int64_t(t.block) * t.channel_floats;
+        all = (at.last - at.channel) * (t.channel_floats / W);
+        shares = t.rows() * place.groups();
+        for (int i = 0; i < lines_ahead; i += place.groups()) fetch();
+    }
+    static int last_of(const Tiles& t, int block) {
+        return (block + 1) * t.block < t.channels ? (block + 1) * t.block : t.channels;
     }
     void some() {
-        for (int i = 0; i < each && !lines.done(); i++) {
-            if (const float* source = lines.source()) {
-                source += (lines.column() + column) * lines.work.source.column;
-                for (int64_t n = lines.place.first; n < lines.place.last; n += 16) __builtin_prefetch(source + n, 0, 2);
-            }
-            if (++column < columns) continue;
-            column = 0;
-            lines.next();
+        for (credit += all; credit >= shares && !at.done(); credit -= shares) {
+            fetch();
+            copy();
         }
+    }
+    void rest() {
+        for (; !at.done(); copy()) fetch();
     }
 };
 
@@ -176,11 +205,60 @@ template <int H, int V> struct Plain {
     }
 };
 
+// A 3x3 kernel: the kept ones of three neighbouring weights share the vectors that they load.
+template <int H, int V> struct Patterned {
+    static constexpr int height = H, width = V;
+
+    template <int pattern>
+    static inline __attribute__((always_inline)) void add_groups(Registers<H, V>& sum, const char* tile,
+                                                                 int64_t row_bytes, const float*& values,
+                                                                 const uint16_t*& offsets, int groups) {
+        constexpr bool has_a = pattern & 1, has_b = pattern & 2, has_c = pattern & 4;
+        constexpr int first = has_a ? 0 : has_b ? 1 : 2, last = V + (has_c ? 2 : has_b ? 1 : 0);
+        for (int group = 0; group < groups; group++) {
+            vf a{}, b{}, c{};
+            if constexpr (has_a) a = splat(*values++);
+            if constexpr (has_b) b = splat(*values++);
+            if constexpr (has_c) c = splat(*values++);
+            const char* line = tile + *offsets++;
+#pragma GCC unroll 8
+            for (int i = 0; i < H; i++, line += row_bytes) {
+                asm("" : "+r"(line));
+                const float* vectors = reinterpret_cast<const float*>(line);
+#pragma GCC unroll 16
+                for (int j = first; j < last; j++) {
+                    const bool by_a = has_a && j < V, by_b = has_b && j >= 1 && j <= V, by_c = has_c && j >= 2;
+                    vf x = load(vectors + j * W);
+                    if (by_a + by_b + by_c > 1) in_register(x);
+                    if (by_a) sum.at[i][j] += a * x;
+                    if (by_b) sum.at[i][j - 1] += b * x;
+                    if (by_c) sum.at[i][j - 2] += c * x;
+                }
+            }
+        }
+    }
+
+    static inline __attribute__((always_inline)) void add_row(Registers<H, V>& sum, const Tiles& t, const float* floats,
+                                                              const SparseWeights& weights, const int32_t* start) {
+        const char* tile = reinterpret_cast<const char*>(floats);
+        const int64_t row_bytes = int64_t(t.w.extent) * W * sizeof(float);
+        const float* values = weights.values + start[0];
+        const uint16_t* offsets = weights.offsets + start[0];
+        add_groups<1>(sum, tile, row_bytes, values, offsets, start[1]);
+        add_groups<2>(sum, tile, row_bytes, values, offsets, start[2]);
+        add_groups<3>(sum, tile, row_bytes, values, offsets, start[3]);
+        add_groups<4>(sum, tile, row_bytes, values, offsets, start[4]);
+        add_groups<5>(sum, tile, row_bytes, values, offsets, start[5]);
+        add_groups<6>(sum, tile, row_bytes, values, offsets, start[6]);
+        add_groups<7>(sum, tile, row_bytes, values, offsets, start[7]);
+    }
+};
+
 enum Edges { low = 1, high = 2 };  // that a tile lies at, along one axis
 
 // A 3x3 kernel on a tile at edges of the map: one list a tap, which leaves out the positions it would read zeros for.
 template <int EH, int EV> struct Trimmed {
-    static constexpr int height = trimmed_tile, width = trimmed_tile, kernel = trimmed_kernel;
+    static constexpr int height = trimmed_tile, width = trimmed_tile;
     using Sum = Registers<height, width>;
 
     template <int R, int S>
@@ -190,7 +268,7 @@ template <int EH, int EV> struct Trimmed {
         constexpr int i0 = EH & low && R == 0, i1 = height - (EH & high && R == 2);
         constexpr int j0 = EV & low && S == 0, j1 = width - (EV & high && S == 2);
         constexpr int shift = (R - (EH & low ? 1 : 0)) * extent + S - (EV & low ? 1 : 0);
-        for (int at = start[R * kernel + S], end = start[R * kernel + S + 1]; at < end; at++) {
+        for (int at = start[R * 3 + S], end = start[R * 3 + S + 1]; at < end; at++) {
             const vf weight = splat(weights.values[at]);
             const char* source = tile + weights.offsets[at];
             asm("" : "+r"(source));
@@ -228,52 +306,71 @@ struct Target {
 Target target_of(const Work& work, const Place& place, int64_t sample, int lanes, int result_class) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
-    const int first_h = place.u_h * h.result_stride + result_class / w.classes - h.result_pad;
-    const int first_w = place.u_w * w.result_stride + result_class % w.classes - w.result_pad;
-    const bool whole = first_h >= 0 && first_h + (h.tile - 1) * h.result_stride < h.result_size && first_w >= 0 &&
-                       first_w + (w.tile - 1) * w.result_stride < w.result_size && lanes == W;
+    const int first_h = place.u_h * h.classes + result_class / w.classes;
+    const int first_w = place.u_w * w.classes + result_class % w.classes;
+    const bool whole = first_h + (h.tile - 1) * h.classes < h.result_size &&
+                       first_w + (w.tile - 1) * w.classes < w.result_size && lanes == W;
     float* data = work.result.data + first_h * work.result.row + first_w * work.result.column + sample;
     return {data, first_h, first_w, lanes, whole};
 }
 
+// A tile that is cut off by the edge of the map, or has less than W samples.
 template <int H, int V>
-void write(const Work& work, const Target& target, int channel, const Registers<H, V>& sum) {
+__attribute__((noinline)) void write_part(const Work& work, const Target& target, int channel, const float* sum) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
-    const int64_t row = h.result_stride * work.result.row, column = w.result_stride * work.result.column;
     float* data = target.data + channel * work.result.channel;
-    const bool past_caches = work.past_caches;
+    for (int i = 0; i < H; i++) {
+        for (int j = 0; j < V; j++, sum += W) {
+            const int at_h = target.h + i * h.classes, at_w = target.w + j * w.classes;
+            if (at_h >= h.result_size || at_w >= w.result_size) continue;
+            store_first(data + i * h.classes * work.result.row + j * w.classes * work.result.column, load(sum),
+                        target.lanes);
+        }
+    }
+}
+
+template <bool past_caches, int H, int V>
+inline __attribute__((always_inline)) void write_whole(float* data, int64_t row, int64_t column,
+                                                       const Registers<H, V>& sum) {
 #pragma GCC unroll 8
     for (int i = 0; i < H; i++, data += row) {
 #pragma GCC unroll 16
-        for (int j = 0; j < V; j++) {
-            if (target.whole && past_caches) {
-                put<true>(data + j * column, sum.at[i][j]);
-            } else if (target.whole) {
-                storeu(data + j * column, sum.at[i][j]);
-            } else {
-                const int at_h = target.h + i * h.result_stride, at_w = target.w + j * w.result_stride;
-                if (at_h < 0 || at_h >= h.result_size || at_w < 0 || at_w >= w.result_size) continue;
-                store_first(data + j * column, sum.at[i][j], target.lanes);
-            }
-        }
+        for (int j = 0; j < V; j++) put<past_caches>(data + j * column, sum.at[i][j]);
+    }
+}
+
+template <int H, int V>
+inline __attribute__((always_inline)) void write(const Work& work, const Target& target, int channel, float* spare,
+                                                 const Registers<H, V>& sum) {
+    if (!target.whole) {
+        sum.store_to(spare);
+        return write_part<H, V>(work, target, channel, spare);
+    }
+    const int64_t row = work.tiles.h.classes * work.result.row;
+    const int64_t column = work.tiles.w.classes * work.result.column;
+    float* data = target.data + channel * work.result.channel;
+    if (work.past_caches) {
+        write_whole<true>(data, row, column, sum);
+    } else {
+        write_whole<false>(data, row, column, sum);
     }
 }
 
 // One block of channels, packed for one group of samples, to all rows of the result.
 template <class Loop>
 void add_block(const Work& work, const Place& place, int block, int group, const float* tile, float* partial,
-               Prefetch& prefetch) {
+               Packer* next) {
     constexpr int H = Loop::height, V = Loop::width;
     const Tiles& t = work.tiles;
     const bool first = block == 0, last = block + 1 == t.blocks;
     const int64_t sample = place.first + group * W;
     const int lanes = place.last - sample < W ? int(place.last - sample) : W;
-    const int classes = t.classes(), lists = t.lists();
+    const int classes = t.classes(), starts = t.starts();
     const int32_t* start = work.weights.starts + block * block_starts(t);
     for (int channel = 0; channel < t.results; channel++) {
-        for (int result_class = 0; result_class < classes; result_class++, start += lists, partial += H * V * W) {
-            prefetch.some();
+        for (int result_class = 0; result_class < classes; result_class++, start += starts, partial += H * V * W) {
+            if (next) next->some();
             Registers<H, V> sum;
             if (first) {
                 sum.fill(splat(work.bias ? work.bias[channel] : 0.0f));
@@ -282,7 +379,7 @@ void add_block(const Work& work, const Place& place, int block, int group, const
             }
             Loop::add_row(sum, t, tile, work.weights, start);
             if (last) {
-                write(work, target_of(work, place, sample, lanes, result_class), channel, sum);
+                write(work, target_of(work, place, sample, lanes, result_class), channel, partial, sum);
             } else {
                 sum.store_to(partial);
             }
@@ -290,23 +387,31 @@ void add_block(const Work& work, const Place& place, int block, int group, const
     }
 }
 
-template <class Loop>
-void run_tile(const Work& work, const Place& place, const Place& following, float* tile, float* partial) {
+// What a thread works with: the packed tiles of this block and of the next, and the sums of all rows so far.
+struct Desk {
+    float *tiles, *next_tiles, *partial;
+};
+
+// One place; its first block is packed already, and that of the following place, if there is one, will be.
+template <class Loop> void run_tile(const Work& work, const Place& place, const Place* following, Desk& desk) {
     const Tiles& t = work.tiles;
-    const int groups = place.groups();
+    const int64_t tile = int64_t(t.block) * t.channel_floats;
+    const int64_t sums = int64_t(t.rows()) * Loop::height * Loop::width * W;
     for (int block = 0; block < t.blocks; block++) {
-        const bool last = block + 1 == t.blocks;
-        Prefetch prefetch(last ? lines_of(work, following, 0) : lines_of(work, place, block + 1), groups);
-        for (int group = 0; group < groups; group++) {
-            const int64_t sample = place.first + group * W;
-            pack(lines_of(work, place, block), sample, place.last - sample < W ? int(place.last - sample) : W, tile);
-            float* saved = partial + int64_t(group) * t.rows() * Loop::height * Loop::width * W;
-            add_block<Loop>(work, place, block, group, tile, saved, prefetch);
+        const bool last = block + 1 == t.blocks, more = !last || following;
+        alignas(Packer) char memory[sizeof(Packer)];
+        Packer* next = !more  ? nullptr
+                       : last ? new (memory) Packer(work, *following, 0, desk.next_tiles)
+                              : new (memory) Packer(work, place, block + 1, desk.next_tiles);
+        for (int group = 0; group < place.groups(); group++) {
+            add_block<Loop>(work, place, block, group, desk.tiles + group * tile, desk.partial + group * sums, next);
         }
+        if (next) next->rest();
+        std::swap(desk.tiles, desk.next_tiles);
     }
 }
 
-using TileRunner = void (*)(const Work&, const Place&, const Place&, float*, float*);
+using TileRunner = void (*)(const Work&, const Place&, const Place*, Desk&);
 
 template <int EH> TileRunner trimmed_runner(int edges_w) {
     return edges_w == low    ? run_tile<Trimmed<EH, low>>
@@ -314,22 +419,23 @@ template <int EH> TileRunner trimmed_runner(int edges_w) {
                              : run_tile<Trimmed<EH, low | high>>;
 }
 
-void run_trimmed(const Work& work, const Place& place, const Place& following, float* tile, float* partial) {
+void run_trimmed(const Work& work, const Place& place, const Place* following, Desk& desk) {
     const Axis &h = work.tiles.h, &w = work.tiles.w;
     const int edges_h = h.at_low(place.u_h) * low + h.at_high(place.u_h) * high;
     const int edges_w = w.at_low(place.u_w) * low + w.at_high(place.u_w) * high;
     const TileRunner runner = edges_h == low    ? trimmed_runner<low>(edges_w)
                               : edges_h == high ? trimmed_runner<high>(edges_w)
                                                 : trimmed_runner<low | high>(edges_w);
-    runner(work, place, following, tile, partial);
+    runner(work, place, following, desk);
 }
 
 template <int... I> TileRunner runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
     if (t.flat) return run_tile<Plain<1, flat_tile>>;
-    if (t.trimmed) return run_trimmed;
+    if (t.lists == Lists::by_tap) return run_trimmed;
     TileRunner found = nullptr;
     ((t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
-          ? void(found = run_tile<Plain<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>)
+          ? void(found = t.lists == Lists::by_pattern ? run_tile<Patterned<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>
+                                                      : run_tile<Plain<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>)
           : void()),
      ...);
     return found;
@@ -343,40 +449,43 @@ int groups_together(const Tiles& t) {
     return most < 1 ? 1 : most > 8 ? 8 : int(most);
 }
 
-int64_t tile_floats(const Tiles& t) { return int64_t(t.block) * t.channel_floats; }
+int64_t tiles_floats(const Tiles& t) { return int64_t(groups_together(t)) * t.block * t.channel_floats; }
 int64_t partial_floats(const Tiles& t) {
-    return t.blocks == 1 ? 0 : int64_t(groups_together(t)) * t.rows() * t.h.tile * t.w.tile * W;
+    return int64_t(groups_together(t)) * t.rows() * t.h.tile * t.w.tile * W;
 }
-int64_t workspace_floats(const Tiles& t) { return tile_floats(t) + partial_floats(t) + 64; }
+int64_t workspace_floats(const Tiles& t) { return 2 * tiles_floats(t) + partial_floats(t) + 64; }
 
 // The i-th piece of work.
 Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
     const int64_t parts = (samples + together - 1) / together, first = i % parts * together, tile = i / parts;
-    const int u_w = int(tile % t.w.tiles()) * t.w.tile + t.w.begin;
-    const int u_h = int(tile / t.w.tiles()) * t.h.tile + t.h.begin;
+    const int u_w = int(tile % t.w.tiles()) * t.w.tile;
+    const int u_h = int(tile / t.w.tiles()) * t.h.tile;
     return {u_h, u_w, first, samples - first < together ? samples : first + together};
 }
 
 void run(Work work, int64_t samples, float* workspace, int threads) {
     const Tiles& t = work.tiles;
     const TileRunner run_one = runner_of(t, std::make_integer_sequence<int, std::size(conv_tile_sizes)>());
-    const int64_t together = groups_together(t) * W;
-    const int64_t pieces = (samples + together - 1) / together * t.h.tiles() * t.w.tiles();
-    const int64_t fair = pieces / (8 * int64_t(threads)), chunk = fair < 1 ? 1 : fair;
-    work.past_caches = work.result.channel % W == 0 &&
-                       worth_streaming(work.result.data, work.result.channel * t.results, work.result.column);
-#pragma omp parallel num_threads(threads)
-    {
-#ifdef _OPENMP
-        const int thread = omp_get_thread_num();
-#else
-        const int thread = 0;
-#endif
-        float* tile = workspace + thread * workspace_floats(t);
-        float* partial = tile + tile_floats(t);
-#pragma omp for schedule(dynamic, chunk)
-        for (int64_t i = 0; i < pieces; i++) {
-            run_one(work, place_of(t, samples, together, i), place_of(t, samples, together, i + 1), tile, partial);
+    const int64_t groups = (samples + W - 1) / W, positions = int64_t(t.h.tiles()) * t.w.tiles();
+    int64_t together = groups_together(t);
+    while (together > 1 && (groups + together - 1) / together * positions < 2 * threads) together--;
+    together *= W;
+    const int64_t pieces = (samples + together - 1) / together * positions;
+    work.past_caches = work.result.channel % W == 0 && work.result.column % W == 0 &&
+                       reinterpret_cast<uintptr_t>(work.result.data) % sizeof(vf) == 0 &&
+                       work.result.channel * t.results > streamed_floats;
+#pragma omp parallel for num_threads(threads)
+    for (int thread = 0; thread < threads; thread++) {
+        float* own = workspace + thread * workspace_floats(t);
+        Desk desk{own, own + tiles_floats(t), own + 2 * tiles_floats(t)};
+        const int64_t first = thread * pieces / threads, last = (thread + 1) * pieces / threads;
+        if (first == last) continue;
+        Place place = place_of(t, samples, together, first);
+        Packer(work, place, 0, desk.tiles).rest();
+        for (int64_t i = first; i < last; i++) {
+            const Place following = place_of(t, samples, together, i + 1);
+            run_one(work, place, i + 1 < last ? &following : nullptr, desk);
+            place = following;
         }
         settle<true>();
     }
@@ -387,14 +496,14 @@ void run_flat(Tiles t, SparseWeights weights, const float* source, float* result
               float* workspace, int threads) {
     const int vectors = int(length / W);
     if (vectors > 0) {
-        t.h.source_size = t.h.result_size = t.h.end = 1;
-        t.w.source_size = t.w.result_size = t.w.end = vectors;
+        t.h.source_size = t.h.result_size = t.h.steps = 1;
+        t.w.source_size = t.w.result_size = t.w.steps = vectors;
         run({t, weights, {source, length, 0, W}, {result, length, 0, W}, bias, false}, W, workspace, threads);
     }
     const int64_t done = int64_t(vectors) * W;
     if (done < length) {
-        t.h.source_size = t.h.result_size = t.h.end = 1;
-        t.w.source_size = t.w.result_size = t.w.end = 1;
+        t.h.source_size = t.h.result_size = t.h.steps = 1;
+        t.w.source_size = t.w.result_size = t.w.steps = 1;
         run({t, weights, {source + done, length, 0, 0}, {result + done, length, 0, 0}, bias, false}, length - done, workspace,
             1);
     }

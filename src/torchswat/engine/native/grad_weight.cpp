@@ -18,8 +18,8 @@
 //              +---+###########+      falls on output row hh - j: entries of the same (a, b) share a
 //                                     dense window of ceil((R-a)/stride) x ceil((S-b)/stride) taps.
 //
-// A *slab* stays in L1: some samples, or a run of positions of one sample, with its halo. A *band* is the slabs of
-// 16 samples over one run of positions; it is packed at once (whole cache lines of dY) and stays in L2. Loops:
+// A *slab* stays in L1: some samples, or a run of positions of one sample, with its halo. A *band* is the slabs of 16
+// or 32 samples over some runs; it is packed at once (whole cache lines of dY) and stays in L2 (slabs.h). Loops:
 //
 //     threads: filters, and channels where filters are few    (no reduction: results do not depend on their number)
 //       groups of filter blocks whose accumulators fit L2
@@ -28,263 +28,22 @@
 // Operations: density * N*H*W*C*K*R*S multiply-adds. Loads an entry: R*S*F vectors, one value, one offset. Bytes:
 // dY once; values (4 each) and offsets (2 each, made here from the bits) once for every band and group; the
 // accumulators are loaded and stored once per (slab, channel), which is what short lists pay for.
-#include "activations.h"
-#include "buffer.h"
-#include "compress_lanes.h"
+#include "entries.h"
 #include "kernels.h"
+#include "slabs.h"
 #include "transpose.h"
 
 namespace torchswat::SWAT_ISA {
 
 namespace {
 
-constexpr int64_t slab_bytes = 40 * 1024;    // of the L1 data cache
 constexpr int64_t group_bytes = 600 * 1024;  // of the L2 cache, for accumulators
-constexpr int most_accumulators = registers >= 32 ? 28 : 14;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// ---------------------------------------------------------------------------------------------- geometry
-
-// One axis of the map: x + pad = stride * (first + at) + class for an input coordinate x. A tap j of x's class falls
-// on packed coordinate at + taps - 1 - j.
-struct Axis {
-    int stride, pad, kernel, out, first, last, taps, classes, before, after, size;
-
-    Axis(int in, int kernel, int stride, int pad, int out)
-        : stride(stride), pad(pad), kernel(kernel), out(out), first(pad / stride), last((in - 1 + pad) / stride),
-          taps(int(ceil_div(kernel, stride))), classes(int(smaller(kernel, stride))), size(last - first + taps) {
-        before = int(smaller(size, larger(0, taps - 1 - first)));  // zeros before the first output
-        after = int(smaller(size, larger(0, last + 1 - out)));     // and after the last
-    }
-    int class_of(int x) const { return (x + pad) % stride; }  // `classes` and above meet no tap
-    int taps_of(int a) const { return int(ceil_div(kernel - a, stride)); }
-    int at(int x) const { return (x + pad) / stride - first; }
-    int output(int packed) const { return packed + first - taps + 1; }  // a zero if not in 0..out-1
-    int shared() const { return before < after ? before : after; }
-};
-
-struct Plan {
-    Axis rows, columns;
-    int vectors;            // F: vectors of filters in a block
-    int64_t cell;           // floats of one packed position
-    int64_t area, words;    // positions of a map, and words of bits
-    int width;              // of the input
-    int64_t pitch;          // packed positions from row to row
-    int64_t run, runs;      // positions of a slab's map (a multiple of 16), and how many runs make a map
-    int64_t samples;        // of a slab: 1 where the map is cut
-    int64_t packed_rows;    // most rows of a run
-    int64_t sample;         // packed positions from sample to sample
-    int64_t block, blocks;  // samples of a band; bands along the samples
-    int64_t parts;          // slabs of a band
-    int classes;
-
-    explicit Plan(const ConvShape& s)
-        : rows(s.h, s.r, s.stride_h, s.pad_h, s.out_h), columns(s.w, s.s, s.stride_w, s.pad_w, s.out_w) {}
-    int64_t slabs() const { return blocks * runs * parts; }
-    int64_t slab(int64_t block, int64_t run, int64_t part) const { return (block * runs + run) * parts + part; }
-    int first_row(int64_t r) const { return rows.at(int(r * run / width)); }
-    int rows_of(int64_t r) const {
-        const int64_t last = smaller(area, (r + 1) * run) - 1;
-        return rows.at(int(last / width)) - first_row(r) + rows.taps;
-    }
-    int64_t shared_rows() const { return runs == 1 ? rows.shared() : 0; }
-    int64_t band_positions() const { return block * sample + (shared_rows() + 1) * pitch + columns.size; }
-};
-
-// More vectors of filters save loads of values and offsets; fewer leave room for more positions in a slab, that is for
-// longer lists, which count where little is kept.
-int choose_vectors(const ConvShape& s, double density) {
-    const int rows = int(smaller(3, ceil_div(s.r, s.stride_h))), columns = int(smaller(3, ceil_div(s.s, s.stride_w)));
-    int vectors = rows * columns == 1 ? 4 : rows * columns <= 4 || density > 0.35 ? 2 : 1;
-    while (vectors > 1 && (rows * columns * vectors > most_accumulators || s.k <= vectors / 2 * W)) vectors /= 2;
-    return vectors;
-}
-
-Plan make_plan(const ConvShape& s, double density) {
-    Plan p(s);
-    p.vectors = choose_vectors(s, density);
-    p.cell = p.vectors * W;
-    p.area = int64_t(s.h) * s.w;
-    p.words = units(p.area);
-    p.width = s.w;
-    p.pitch = p.columns.size - p.columns.shared();
-    p.classes = p.rows.classes * p.columns.classes;
-
-    const int64_t positions = slab_bytes / int64_t(p.cell * sizeof(float));
-    const int64_t whole = (p.rows.size - p.rows.shared()) * p.pitch;
-    p.block = whole <= positions ? 16 : 32;  // one or two cache lines of dY (two help its prefetching)
-    p.blocks = ceil_div(s.n, p.block);
-    const int64_t most = smaller(p.block, s.n);
-    if (whole <= positions) {
-        p.runs = 1;
-        p.run = p.words * unit;
-        p.packed_rows = p.rows.size;
-        p.sample = whole;
-        p.parts = ceil_div(most, smaller(most, positions / whole));
-        p.samples = ceil_div(most, p.parts);
-    } else {
-        p.samples = 1;
-        p.parts = most;
-        for (int64_t cuts = 2;; ++cuts) {  // ever shorter runs until one fits (or is a single word of bits)
-            p.run = ceil_div(p.words, cuts) * unit;
-            p.runs = ceil_div(p.words * unit, p.run);
-            p.packed_rows = 0;
-            for (int64_t r = 0; r < p.runs; ++r) p.packed_rows = larger(p.packed_rows, p.rows_of(r));
-            if (p.run == unit || p.packed_rows * p.pitch <= positions) break;
-        }
-        p.sample = p.packed_rows * p.pitch;
-    }
-    const int64_t furthest = (p.samples - 1) * p.sample + p.packed_rows * p.pitch;
-    if (furthest * p.cell / 2 > 65535) invalid("grad_weight: the input is too wide for 16-bit offsets");
-    return p;
-}
-
-// -------------------------------------------------------------------------------------- lists of entries
-
-struct List {  // the kept entries of one (slab, class, channel)
-    uint32_t begin, count;
-};
-
-struct Entries {
-    const float* values;
-    const uint16_t* offsets;  // of the window, in units of 8 bytes
-    const List* lists;        // [slab][class][c]
-};
-
-struct Positions {
-    Buffer<uint16_t> offset;  // [words * 16], within a slab's first sample
-    Buffer<uint16_t> member;  // [classes][words], which positions of a word are of that class
-
-    explicit Positions(const Plan& p) : offset(p.words * unit), member(p.classes * p.words) {
-        std::memset(offset.data, 0, sizeof(uint16_t) * p.words * unit);
-        std::memset(member.data, 0, sizeof(uint16_t) * p.words * p.classes);
-        for (int64_t i = 0; i < p.area; ++i) {
-            const int h = int(i / p.width), w = int(i % p.width);
-            const int64_t at = (p.rows.at(h) - p.first_row(i / p.run)) * p.pitch + p.columns.at(w);
-            offset.data[i] = uint16_t(at * p.cell / 2);
-            const int a = p.rows.class_of(h), b = p.columns.class_of(w);
-            if (a < p.rows.classes && b < p.columns.classes)
-                member.data[(a * p.columns.classes + b) * p.words + i / unit] |= uint16_t(1u << i % unit);
-        }
-    }
-};
-
-struct Channel {  // of the compressed activations
-    int64_t c, channels, n;
-    const uint16_t* bits;
-    int64_t start, end;
-};
-
-// Appends the offsets of the entries in one word, and says how many; up to `room` places may be written.
-inline int64_t append_offsets(uint16_t* to, int64_t room, const uint16_t* offset, uint32_t shift, uint32_t word) {
-#if defined(__AVX512BW__)
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)));
-    const __m512i moved = _mm512_add_epi32(wide, _mm512_set1_epi32(int(shift)));
-    const __m256i kept = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(__mmask16(word), moved));
-    const int count = __builtin_popcount(word);
-    if (room >= unit) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), kept);
-    else _mm256_mask_storeu_epi16(to, __mmask16((1u << count) - 1), kept);
-    return count;
-#else
-#if defined(__AVX2__)
-    if (room >= unit) {
-        const int low = __builtin_popcount(word & 255);
-        const __m128i add = _mm_set1_epi16(int16_t(shift));
-        for (int half = 0; half < 2; ++half) {
-            const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset + 8 * half));
-            const __m128i lanes = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(int64_t(compressed_lanes[word >> 8 * half & 255])));
-            const __m128i bytes = _mm_add_epi16(_mm_mullo_epi16(lanes, _mm_set1_epi16(0x202)), _mm_set1_epi16(0x100));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + half * low), _mm_shuffle_epi8(_mm_add_epi16(all, add), bytes));
-        }
-        return low + __builtin_popcount(word >> 8);
-    }
-#endif
-    (void)room;
-    int64_t count = 0;
-    for (; word; word &= word - 1) to[count++] = uint16_t(offset[__builtin_ctz(word)] + shift);
-    return count;
-#endif
-}
-
-// The values of those entries of `word` that are in `member`; all of them stand compressed at `from`.
-inline void append_values(float* to, const float* from, uint32_t word, uint32_t member) {
-#if defined(__AVX512F__)
-    const __m512 dense = _mm512_maskz_expandloadu_ps(__mmask16(word), from);
-    const __mmask16 first = __mmask16((1u << __builtin_popcount(member)) - 1);
-    _mm512_mask_storeu_ps(to, first, _mm512_maskz_compress_ps(__mmask16(member), dense));
-#else
-    for (; word; word &= word - 1, ++from)
-        if (member & word & -word) *to++ = *from;
-#endif
-}
-
-// A channel's lists where every entry meets the same window: the values are used where they lie.
-void list_in_place(const Plan& p, const Positions& positions, const Channel& channel, uint16_t* offsets, List* lists) {
-    int64_t at = channel.start;
-    for (int64_t i = 0; i < channel.n; ++i) {
-        const int64_t part = i % p.block / p.samples, within = i % p.block % p.samples;
-        const uint32_t shift = uint32_t(within * p.sample * p.cell / 2);
-        for (int64_t r = 0; r < p.runs; ++r) {
-            List& list = lists[p.slab(i / p.block, r, part) * channel.channels + channel.c];
-            if (!within) list.begin = uint32_t(at);
-            const int64_t end = smaller(p.words, (r + 1) * p.run / unit);
-            for (int64_t word = r * p.run / unit; word < end; ++word)
-                at += append_offsets(offsets + at, channel.end - at, positions.offset.data + word * unit, shift,
-                                     channel.bits[i * p.words + word]);
-            list.count = uint32_t(at - list.begin);
-        }
-    }
-}
-
-// A channel's lists by class: the values are copied, sorted by class within each slab.
-void list_by_class(const Plan& p, const Positions& positions, const Channel& channel, const float* values,
-                   float* sorted, uint16_t* offsets, List* lists) {
-    const float* read = values + channel.start;
-    int64_t at = channel.start, last = 0;
-    for (int64_t first = 0; first < channel.n; first = last) {
-        last = smaller(smaller(channel.n, first + p.samples), (first / p.block + 1) * p.block);  // none crosses a band
-        for (int64_t r = 0; r < p.runs; ++r) {
-            const int64_t begin = r * p.run / unit, end = smaller(p.words, (r + 1) * p.run / unit);
-            const int64_t slab = p.slab(first / p.block, r, first % p.block / p.samples);
-            List* list = lists + slab * p.classes * channel.channels + channel.c;  // of class 0
-            for (int k = 0; k < p.classes; ++k) {
-                const uint16_t* member = positions.member.data + k * p.words;
-                list[k * channel.channels].begin = uint32_t(at);
-                for (int64_t i = first; i < last; ++i)
-                    for (int64_t word = begin; word < end; ++word)
-                        at += __builtin_popcount(channel.bits[i * p.words + word] & member[word]);
-            }
-            for (int64_t i = first; i < last; ++i) {
-                const uint32_t shift = uint32_t((i - first) * p.sample * p.cell / 2);
-                for (int64_t word = begin; word < end; ++word) {
-                    const uint32_t all = channel.bits[i * p.words + word];
-                    for (int k = 0; k < p.classes; ++k) {
-                        const uint32_t some = all & positions.member.data[k * p.words + word];
-                        if (!some) continue;
-                        List& of_class = list[k * channel.channels];
-                        const int64_t to = of_class.begin + of_class.count;
-                        append_values(sorted + to, read, all, some);
-                        of_class.count += uint32_t(
-                            append_offsets(offsets + to, 0, positions.offset.data + word * unit, shift, some));
-                    }
-                    read += __builtin_popcount(all);
-                }
-            }
-        }
-    }
-}
-
-// ------------------------------------------------------------------------------------- output gradient
-
-// Packs the rows of run r for the samples and filters that begin at n0 and k0.
+// Packs a band, that of the samples, runs and filters that begin at n0, r and k0.
 void pack(const ConvShape& s, const Plan& p, const float* grad, int64_t n0, int64_t r, int64_t k0, float* packed) {
     const int64_t count = smaller(p.block, s.n - n0), map = s.output_map();
-    const int64_t all_rows = p.rows_of(r), own_rows = all_rows - p.shared_rows();
+    const int64_t all_rows = p.rows_of(r, smaller(p.runs, r + p.band)), own_rows = all_rows - p.shared_rows();
     const int first = p.first_row(r);
-
     const int64_t ahead = 5 * int64_t(s.n);  // positions that are asked for before their turn
     const auto zero = [&](int64_t at, int64_t positions) {
         std::memset(packed + at * p.cell, 0, sizeof(float) * positions * p.cell);
@@ -301,7 +60,8 @@ void pack(const ConvShape& s, const Plan& p, const float* grad, int64_t n0, int6
             if (end < p.pitch) zero(at + end, p.pitch - end);
         }
         for (int64_t column = begin; column < end; ++column) {
-            const float* from = grad + k0 * map + (int64_t(out_row) * s.out_w + p.columns.output(int(column))) * s.n + n0;
+            const int64_t position = int64_t(out_row) * s.out_w + p.columns.output(int(column));
+            const float* from = grad + k0 * map + position * s.n + n0;
             float* to = packed + (row * p.pitch + column) * p.cell;
             for (int64_t v = 0; v < p.vectors; ++v)
                 for (int64_t i = 0; i < count; i += W) {
@@ -443,9 +203,9 @@ void multiply_slab(const ConvShape& s, const Plan& p, const float* packed, const
             Entries entries = slab;
             entries.lists += (a * p.columns.classes + b) * s.c;
             const int64_t rows = p.rows.taps_of(a), columns = p.columns.taps_of(b);
-            for (int64_t j = 0; j < rows; j += 3)
-                for (int64_t i = 0; i < columns; i += 3) {
-                    const int64_t height = smaller(3, rows - j), width = smaller(3, columns - i);
+            for (int64_t j = 0; j < rows; j += most_taps)
+                for (int64_t i = 0; i < columns; i += most_taps) {
+                    const int64_t height = smaller(most_taps, rows - j), width = smaller(most_taps, columns - i);
                     // The window's first cell in memory belongs to its last tap.
                     const int64_t tap_h = a + (j + height - 1) * s.stride_h, tap_w = b + (i + width - 1) * s.stride_w;
                     const int64_t cell = (p.rows.taps - j - height) * p.pitch + p.columns.taps - i - width;
@@ -503,6 +263,18 @@ Share share_of(int thread, int over_filters, int over_channels, int64_t filter_b
             (c + 1) * channels / over_channels};
 }
 
+void multiply_band(const ConvShape& s, const Plan& p, const float* packed, int64_t b, int64_t first,
+                   const Share& share, const Entries& entries, float* sums) {
+    const int64_t parts = ceil_div(smaller(p.block, s.n - b * p.block), p.samples);
+    for (int64_t r = first; r < smaller(p.runs, first + p.band); ++r)
+        for (int64_t part = 0; part < parts; ++part) {
+            Entries slab = entries;
+            slab.lists += p.slab(b, r, part) * p.classes * s.c;
+            const int64_t at = part * p.samples * p.sample + p.packed_run(r, p.first_row(first));
+            multiply_slab(s, p, packed + at * p.cell, slab, share.begin, share.end, sums);
+        }
+}
+
 void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entries& entries, const float* grad,
                float* packed, float* sums, int64_t group, float* grad_weight) {
     const int64_t block_sums = (share.end - share.begin) * s.r * s.s * p.cell;
@@ -510,16 +282,10 @@ void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entr
         const int64_t last = smaller(share.last_block, first + group);
         std::memset(sums, 0, sizeof(float) * block_sums * (last - first));
         for (int64_t b = 0; b < p.blocks; ++b)
-            for (int64_t r = 0; r < p.runs; ++r)
+            for (int64_t r = 0; r < p.runs; r += p.band)
                 for (int64_t k = first; k < last; ++k) {
                     pack(s, p, grad, b * p.block, r, k * p.cell, packed);
-                    const int64_t parts = ceil_div(smaller(p.block, s.n - b * p.block), p.samples);
-                    for (int64_t part = 0; part < parts; ++part) {
-                        Entries slab = entries;
-                        slab.lists += p.slab(b, r, part) * p.classes * s.c;
-                        multiply_slab(s, p, packed + part * p.samples * p.sample * p.cell, slab, share.begin, share.end,
-                                      sums + (k - first) * block_sums);
-                    }
+                    multiply_band(s, p, packed, b, r, share, entries, sums + (k - first) * block_sums);
                 }
         for (int64_t k = first; k < last; ++k)
             write_block(s, p, sums + (k - first) * block_sums, k * p.cell, share.begin, share.end, grad_weight);
@@ -528,12 +294,13 @@ void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entr
 
 }  // namespace
 
-// values, bits, starts: compressed activations (activations.h); grad: [k][out_h][out_w][n]; grad_weight: [k][c][r][s].
+// values, bits, starts: compressed activations (activations.h); grad: [k][out_h][out_w][n];
+// grad_weight: [k][c][r][s].
 void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
                  const float* grad, float* grad_weight, int threads) {
     const int64_t channels = shape.c, kept = starts[channels];
     if (kept > UINT32_MAX) invalid("grad_weight: more than 4 billion kept activations");
-    const Plan p = make_plan(shape, double(kept) / double(channels * shape.input_map()));
+    const Plan p(shape);
     const Positions positions(p);
     const bool strided = shape.stride_h > 1 || shape.stride_w > 1;
     const int64_t count = p.slabs() * p.classes * channels + 1;  // one more: the list after the last is asked for
@@ -552,9 +319,9 @@ void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bi
     const int64_t filter_blocks = ceil_div(shape.k, p.cell);
     int over_filters = 1, over_channels = 1;
     choose_grid(filter_blocks, channels, threads, over_filters, over_channels);
-    const int64_t most_channels = ceil_div(channels, over_channels), most_blocks = ceil_div(filter_blocks, over_filters);
-    const int64_t block_sums = most_channels * shape.r * shape.s * p.cell;
-    const int64_t group = smaller(most_blocks, larger(1, group_bytes / int64_t(block_sums * sizeof(float))));
+    const int64_t block_sums = ceil_div(channels, over_channels) * shape.r * shape.s * p.cell;
+    const int64_t fitting = larger(1, group_bytes / int64_t(block_sums * sizeof(float)));
+    const int64_t group = smaller(ceil_div(filter_blocks, over_filters), fitting);
     const int64_t packed_floats = p.band_positions() * p.cell;
     Buffer<float> packed(threads * packed_floats), sums(threads * group * block_sums);
 #pragma omp parallel for schedule(static, 1) num_threads(threads)

@@ -15,16 +15,21 @@ constexpr float least_magnitude = 1e-45f;  // the smallest there is: a weight of
 // So many at a time: a few cache lines of W, and stored long enough before they are loaded as vectors.
 constexpr int staged_floats = 2048;
 
-// Which weights of a block go where. Lists of a result channel are counted over its classes.
+// Which weights of a block go where, before those that are dropped leave gaps. Lists are counted over the classes of a
+// result channel; by pattern, all weights are one list here, in the order in which the tile has their sources.
 struct Order {
     int taps, lists, channels;
-    Buffer<int> base, step;  // tap of source channel i stands at base + i*step
-    Buffer<int> ends;        // of each list
+    bool in_memory_order, a_tap_each;  // as a kernel lies in memory; every list has one tap
+    Buffer<int> base, step;            // tap of source channel i stands at base + i*step
+    Buffer<int> ends;                  // of each list
     Buffer<uint16_t> offsets;
 
     Order(const ConvShape& s, const Tiles& t, Product product, int channels)
-        : taps(s.r * s.s), lists(t.classes() * t.lists()), channels(channels), base(taps), step(taps), ends(lists),
-          offsets(size_t(channels) * taps + W) {
+        : taps(s.r * s.s), lists(t.lists == Lists::by_tap ? taps : t.classes()), channels(channels), base(taps),
+          step(taps), ends(lists), offsets(size_t(channels) * taps + W) {
+        const bool reversed = t.lists == Lists::by_pattern && product == Product::grad_input;
+        in_memory_order = lists == 1 && !reversed;
+        a_tap_each = t.lists == Lists::by_tap;
         int done = 0;
         for (int list = 0; list < lists; list++) {
             int members = 0;
@@ -37,6 +42,7 @@ struct Order {
             ends[list] = done += members * channels;
         }
         for (int tap = 0; tap < taps; tap++) {
+            if (reversed) base[tap] = taps - 1 - tap;
             const int offset = tap_of(s, t, product, tap / s.s, tap % s.s).offset;
             for (int i = 0; i < channels; i++) {
                 offsets[base[tap] + i * step[tap]] = uint16_t((i * t.channel_floats + offset) * sizeof(float));
@@ -46,8 +52,9 @@ struct Order {
 
     static int list_of(const ConvShape& s, const Tiles& t, Product product, int tap) {
         const Tap found = tap_of(s, t, product, tap / s.s, tap % s.s);
-        return found.result_class * t.lists() + found.list;
-    }};
+        return t.lists == Lists::by_tap ? found.list : found.result_class;
+    }
+};
 
 // The dense weights as a product sees them.
 struct Dense {
@@ -71,10 +78,10 @@ template <bool masked> inline float kept(const float* weight, const uint8_t* mas
 template <bool masked, int known_taps>
 inline void stage_kernel(const float* weight, const uint8_t* mask, const Order& order, int i, float* to) {
     const int taps = known_taps ? known_taps : order.taps;
-    if (order.lists == 1) {
+    if (order.in_memory_order) {
         to += i * taps;
         for (int tap = 0; tap < taps; tap++) to[tap] = kept<masked>(weight, mask, tap);
-    } else if (order.lists == taps) {
+    } else if (order.a_tap_each) {
         for (int tap = 0; tap < taps; tap++) to[order.base.data[tap] + i] = kept<masked>(weight, mask, tap);
     } else {
         const int *base = order.base.data, *step = order.step.data;
@@ -130,6 +137,59 @@ int compress(const float* weights, const uint16_t* offsets, int n, float thresho
     return count;
 }
 
+// Which of three weights are kept.
+inline int pattern_of(const float* weights, float threshold) {
+    int pattern = 0;
+    for (int i = 0; i < 3; i++) pattern |= !(__builtin_fabsf(weights[i]) < threshold) << i;
+    return pattern;
+}
+
+// Writes the kept ones of three weights; returns where they end.
+inline float* append_three(const float* weights, int pattern, float* to) {
+#if defined(__AVX512F__)
+    const __mmask8 first = __mmask8((1u << __builtin_popcount(pattern)) - 1);
+    _mm_mask_storeu_ps(to, first, _mm_maskz_compress_ps(__mmask8(pattern), _mm_maskz_loadu_ps(7, weights)));
+    return to + __builtin_popcount(pattern);
+#else
+    for (int i = 0; i < 3; i++) {
+        if (pattern >> i & 1) *to++ = weights[i];
+    }
+    return to;
+#endif
+}
+
+// Appends the kept weights of rows of a kernel, sorted by their pattern; returns how many.
+int sort_by_pattern(const float* weights, const uint16_t* offsets, int groups, float threshold, float* to_values,
+                    uint16_t* to_offsets, int32_t* counts) {
+    constexpr int most = cache_bytes / (trimmed_tile * trimmed_tile * int(sizeof(vf))) * 3;
+    uint8_t found[most];
+    int32_t members[patterns] = {};
+    for (int group = 0; group < groups; group++) {
+        found[group] = uint8_t(pattern_of(weights + 3 * group, threshold));
+        members[found[group]]++;
+    }
+    float* value[patterns];
+    uint16_t* offset[patterns];
+    float* end = to_values;
+    for (int pattern = 1; pattern < patterns; pattern++) {
+        counts[pattern - 1] = members[pattern];
+        value[pattern] = end;
+        offset[pattern] = to_offsets;
+        end += members[pattern] * __builtin_popcount(unsigned(pattern));
+        to_offsets += members[pattern];
+    }
+    float nothing[1];
+    uint16_t nowhere[most];
+    value[0] = nothing;  // groups without a kept weight go there: a branch would be guessed wrong
+    offset[0] = nowhere;
+    for (int group = 0; group < groups; group++) {
+        const int pattern = found[group];
+        value[pattern] = append_three(weights + 3 * group, pattern, value[pattern]);
+        *offset[pattern]++ = offsets[3 * group];
+    }
+    return int(end - to_values);
+}
+
 int64_t block_capacity(const ConvShape& s, const Tiles& t) {
     return (int64_t(t.block) * t.results * s.r * s.s + 2 * W - 1) / W * W;
 }
@@ -154,8 +214,15 @@ struct Packing {
             (dense.mask ? stage<true> : stage<false>)(dense, which, from, results, staged);
             weights = staged;
         }
-        int32_t* start = starts + block * block_starts(tiles) + int64_t(result) * which.lists;
+        int32_t* start = starts + block * block_starts(tiles) + int64_t(result) * tiles.classes() * tiles.starts();
         for (int i = 0; i < results; i++, weights += slots) {
+            if (tiles.lists == Lists::by_pattern) {
+                *start++ = int32_t(at);
+                at += sort_by_pattern(weights, which.offsets.data, slots / 3, threshold, values + at, offsets + at,
+                                      start);
+                start += patterns - 1;
+                continue;
+            }
             for (int list = 0, done = 0; list < which.lists; done = which.ends.data[list++]) {
                 *start++ = int32_t(at);
                 at += compress(weights + done, which.offsets.data + done, which.ends.data[list] - done, threshold,
@@ -169,7 +236,7 @@ struct Packing {
     // All of the blocks [first, last), in the order in which the dense weights lie in memory; returns the number kept.
     int64_t blocks(int first, int last) const {
         const bool forward = dense.source_stride == order.taps;
-        const bool staging = dense.mask || order.lists > 1 || !forward;
+        const bool staging = dense.mask || !order.in_memory_order || !forward;
         const int slots = order.channels * order.taps, few = staged_floats / slots;
         const int together = !staging || few < 1 ? 1 : few > tiles.results ? tiles.results : few;
         Buffer<float> scratch(size_t(together) * slots);

@@ -2,10 +2,13 @@
 //
 //     block of source channels            block_capacity entries each, the kept ones at its beginning
 //       row (result channel, class)       one after the other
-//         list (tap, in trimmed tiles)    weights by source channel
+//         list                            weights by source channel
 //
 //     starts[blocks][rows*lists + 1]   where each list begins in the two arrays below, and where the block ends
 //     values[], offsets[]              a weight, and where its source lies in the packed tile (bytes)
+//
+// A row has one list, or one a tap. By pattern it has seven, of groups of one to three weights of a row of the kernel
+// that share an offset; instead of starts it has {start, groups of pattern 1, ..., groups of pattern 7}.
 //
 // 6 bytes a kept weight. Tiles depend on the shape but not on the number of samples, and so do these lists.
 #pragma once
@@ -19,6 +22,6 @@ struct SparseWeights {
     const uint16_t* offsets;
 };
 
-inline int64_t block_starts(const Tiles& t) { return int64_t(t.rows()) * t.lists() + 1; }
+inline int64_t block_starts(const Tiles& t) { return int64_t(t.rows()) * t.starts() + 1; }
 
 }  // namespace torchswat::SWAT_ISA

@@ -38,6 +38,17 @@ static inline vf loadu(const float* p) { return *reinterpret_cast<const vf_any*>
 static inline void store(float* p, vf x) { *reinterpret_cast<vf*>(p) = x; }
 static inline void storeu(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
 
+// Keeps a vector that was loaded in its register, where the compiler would rather load it again for each use.
+static inline void in_register(vf& x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#else
+    (void)x;
+#endif
+}
+
 // The first `lanes` (1..W) floats; the lanes beyond read as zero and are left alone in memory.
 static inline vf load_first(const float* p, int lanes) {
     if (lanes >= W) return loadu(p);

@@ -1,0 +1,228 @@
+"""The commands ``torchswat bench ...`` and ``torchswat plan``: their words, and what they print.
+
+Torch is imported by the commands and not by this module: ``--isa`` must set the environment before torch
+reads it, and ``--help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from torchswat.errors import InvalidValue, UnknownName
+
+if TYPE_CHECKING:
+    from torchswat.bench.record import Record
+    from torchswat.engine.plan import Timing
+
+app = typer.Typer(
+    help="Time dense and sparse side by side: single products, training steps, the selection of the largest.",
+    no_args_is_help=True,
+)
+console = Console(soft_wrap=True)
+_TABLE_WIDTH = 160
+
+INSTRUCTION_SETS = {
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "plain": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+}
+"""What holds the dense side to an instruction set; TORCHSWAT_ISA does it for the sparse side."""
+
+Sparsities = Annotated[
+    list[float] | None, typer.Option("--sparsity", "-s", help="Share set to zero; give it several times.")
+]
+Repeats = Annotated[int | None, typer.Option(min=1, help="Timed rounds.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few rounds: a look in seconds, not a result.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of both sides (default: torch's choice).")]
+Isa = Annotated[
+    str | None, typer.Option(help="Hold both sides to an instruction set: avx2 or plain (default: the best).")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="JSON file; drawings go beside it (default: in runs/bench/)."),
+]
+
+
+@app.command()
+def products(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a convolution, or `all`; several times for several (default: the four 3x3)."
+        ),
+    ] = None,
+    sparsity: Sparsities = None,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Time forward, grad-input and grad-weight of single convolutions."""
+    _prepare(isa, threads)
+    from torchswat.bench import products as bench
+    from torchswat.bench.show import bar
+
+    shapes = bench.STANDARD if not shape else tuple(bench.SHAPES) if shape == ["all"] else tuple(shape)
+    bench.check_shapes(shapes)
+    rounds = repeats or (3 if quick else 15)
+    with bar(console, "products", bench.rounds(shapes, rounds)) as tick:
+        record = bench.bench_products(shapes, sparsity or bench.SPARSITIES, rounds, tick=tick)
+    _finish(record, output)
+
+
+@app.command()
+def step(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a network, or `all`; several times for several (default: resnet18, vgg16)."
+        ),
+    ] = None,
+    sparsity: Sparsities = None,
+    selection: Annotated[
+        list[str] | None,
+        typer.Option(help="METHOD:PERIOD; several times for several (default: sample:1 and histogram:10)."),
+    ] = None,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Time whole training steps, and say where the time of the sparse ones goes."""
+    _prepare(isa, threads)
+    from torchswat.bench import step as bench
+    from torchswat.bench.show import bar
+
+    networks = tuple(bench.NETWORKS) if network == ["all"] else tuple(network or bench.STANDARD)
+    bench.check_networks(networks)
+    searches = tuple(map(bench.Search.parse, selection)) if selection else bench.SEARCHES
+    rounds = repeats or (3 if quick else 10)
+    if quick:
+        networks, sparsity = networks if network else networks[:1], sparsity or [0.8]
+    with bar(console, "steps", bench.rounds(networks, rounds)) as tick:
+        record = bench.bench_step(networks, sparsity or bench.SPARSITIES, searches, rounds, tick=tick)
+    _finish(record, output)
+
+
+@app.command()
+def selection(
+    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Share set to zero.")] = 0.8,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Time the ways of finding the k-th largest magnitude: ours, torch's and numpy's."""
+    _prepare(isa, threads)
+    from torchswat.bench import selection as bench
+    from torchswat.bench.show import bar
+
+    rounds = repeats or (2 if quick else 7)
+    with bar(console, "selection", bench.rounds(bench.SIZES, rounds)) as tick:
+        record = bench.bench_selection(bench.SIZES, sparsity, rounds, tick=tick)
+    _finish(record, output)
+
+
+def _prepare(isa: str | None, threads: int | None) -> None:
+    """Start over with the environment of `isa` where that is not in force, and set the threads."""
+    if isa is not None:
+        if isa not in INSTRUCTION_SETS:
+            raise UnknownName.of("instruction set", isa, INSTRUCTION_SETS)
+        wanted = {"TORCHSWAT_ISA": isa, **INSTRUCTION_SETS[isa]}
+        if any(os.environ.get(name) != value for name, value in wanted.items()):
+            again = [sys.executable, "-m", "torchswat", *sys.argv[1:]]
+            raise typer.Exit(subprocess.run(again, env={**os.environ, **wanted}, check=False).returncode)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what torch's profiler notes about itself helps nobody
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _finish(record: Record, output: Path | None) -> None:
+    """Print what a person wants of the record, then write it and its drawings."""
+    from torchswat.bench.show import circumstances_line, tables
+
+    for table in tables(record):
+        _print_table(table)
+    for line in (*record.remarks, circumstances_line(record)):
+        console.print(line, markup=False, highlight=False)
+    path = output or Path("runs/bench") / f"{time.strftime('%Y%m%d-%H%M%S')}-{record.benchmark}.json"
+    record.write(path)
+    from torchswat.bench.draw import draw  # last: it needs matplotlib, and the figures are safe by now
+
+    drawings = draw(record, path)
+    console.print(f"Written: {', '.join(map(str, [path, *drawings]))}", markup=False, highlight=False)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table with a line below; where the window is narrow it is not cut but goes beyond."""
+    Console(soft_wrap=True, width=max(console.width, _TABLE_WIDTH)).print(table, "")
+
+
+def plan(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Forget all measurements; they are made again when needed.")
+    ] = False,
+) -> None:
+    """Show which products run sparse on this machine, and the measurements that decided it."""
+    from torchswat.engine import plan as measured
+
+    path, machines = measured.path(), measured.table()
+    if clear:
+        if as_json:
+            raise InvalidValue("--clear prints no JSON; leave out one of --clear and --json.")
+        path.unlink(missing_ok=True)
+        console.print(f"Forgot {sum(map(len, machines.values()))} measurements in {path}.", highlight=False)
+    elif as_json:
+        rows = [
+            {"machine": name, "shape": shape, **_both_times(timing), "sparse": _sparse_products(timing)}
+            for name, timings in machines.items()
+            for shape, timing in timings.items()
+        ]
+        print(json.dumps(rows, indent=2))
+    elif not machines:
+        console.print(f"Nothing is measured yet: {path} is not there or holds nothing.", highlight=False)
+    else:
+        for name, timings in machines.items():
+            here = " (this machine)" if name == measured.machine() else ""
+            console.print(f"{name}{here}", markup=False, highlight=False)
+            _print_table(_plan_table(timings))
+        console.print(f"Read from {path}; forget it with `torchswat plan --clear`.", highlight=False)
+
+
+def _both_times(timing: Timing) -> dict[str, dict[str, float]]:
+    return {name: {"sparse_ms": sparse, "dense_ms": dense} for name, (sparse, dense) in vars(timing).items()}
+
+
+def _sparse_products(timing: Timing) -> list[str]:
+    return [name for name, is_sparse in vars(timing.choice()).items() if is_sparse]
+
+
+def _plan_table(timings: dict[str, Timing]) -> Table:
+    table = Table(box=None, pad_edge=False, caption="milliseconds, sparse / dense", caption_justify="left")
+    table.add_column("shape, sparsity, threads")
+    for name in ("forward", "grad input", "grad weight"):
+        table.add_column(name, justify="right")
+    table.add_column("runs sparse")
+    for shape, timing in sorted(timings.items()):
+        times = [f"{both['sparse_ms']:.2f} / {both['dense_ms']:.2f}" for both in _both_times(timing).values()]
+        table.add_row(shape, *times, ", ".join(_sparse_products(timing)) or "nothing")
+    return table

@@ -1,0 +1,86 @@
+"""What a result carries: its rows, and the circumstances without which no figure can be believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torchswat.engine import info
+from torchswat.engine.allocator import tune_allocator
+from torchswat.training.checkpoint import write_atomically
+from torchswat.training.run_folder import versions
+
+_SETTINGS = (
+    "TORCHSWAT_",
+    "ONEDNN_",
+    "ATEN_",
+    "MKL_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MALLOC_",
+    "THP_",
+    "LD_PRELOAD",
+)
+"""Beginnings of the names of environment variables that change a speed."""
+
+Row = dict[str, Any]
+"""Numbers and words by name; under ``samples`` the raw milliseconds of each contestant."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One benchmark as it was run.
+
+    Attributes
+    ----------
+    benchmark : str
+        ``products``, ``step`` or ``selection``.
+    circumstances : dict
+        Hardware, software, settings, seed, repeats.
+    rows : list of dict
+        One measured comparison each.
+    summary : list of dict
+        What the rows come to, where that can be said in a line each.
+    remarks : list of str
+        What was left out, and why.
+    """
+
+    benchmark: str
+    circumstances: Row
+    rows: list[Row]
+    summary: list[Row]
+    remarks: list[str]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, atomically, into a folder that is made where needed."""
+        write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def circumstances(seed: int, repeats: int) -> Row:
+    """Return what a measured time depends on; tunes the allocator, which all contestants share.
+
+    Examples
+    --------
+    >>> {"torch", "threads", "git_commit", "processor", "repeats"} <= set(circumstances(seed=0, repeats=3))
+    True
+    """
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **versions(),
+        "engine": info(),
+        "allocator_tuned": tune_allocator(),
+        "load": _load(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_SETTINGS)},
+        "seed": seed,
+        "repeats": repeats,
+    }
+
+
+def _load() -> float | None:
+    """Return how many processes wanted a core over the last minute, before this benchmark ran."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -1,0 +1,179 @@
+"""The tables of the benchmarks, and a bar while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from torchswat.bench.race import Tick
+from torchswat.bench.record import Record, Row
+
+
+@contextmanager
+def bar(console: Console, title: str, total: int) -> Iterator[Tick]:
+    """Show a progress bar of `total` rounds on a terminal, and give what moves it."""
+    columns = TextColumn(title), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    # Drawn between rounds only: a thread that redraws it all the time would take its share of what is timed.
+    bar = Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    )
+    with bar as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.update(task, advance=1, refresh=True)
+
+
+def tables(record: Record) -> list[Table]:
+    """Return the tables of a record."""
+    if record.benchmark == "products":
+        return [_products(record.rows), _means(record.summary)]
+    if record.benchmark == "step":
+        return [_steps(record.rows), _parts(record.rows)]
+    return [_selection(record.rows)]
+
+
+def circumstances_line(record: Record) -> str:
+    """Return the most important circumstances as one line."""
+    facts = record.circumstances
+    dirty = " (changed since)" if str(facts["git_commit"]).endswith("-dirty") else ""
+    commit = str(facts["git_commit"]).removesuffix("-dirty")
+    allocator = "tuned" if facts["allocator_tuned"] else "as it comes"
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads; "
+        f"engine {facts['engine']['engine']} {facts['engine']['isa'] or ''}; torch {facts['torch']}; "
+        f"allocator {allocator}; commit {commit}{dirty}; load before {facts['load']}; "
+        f"medians of {facts['repeats']}, ± is the distance of the quartiles"
+    )
+
+
+def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in words:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _products(rows: list[Row]) -> Table:
+    bfloat16 = any(row["dense_bfloat16_ms"] for row in rows)
+    sparseprop = any(row["sparseprop_ms"] for row in rows)
+    optional = ("dense bf16 ms",) * bfloat16 + ("sparseprop ms",) * sparseprop
+    table = _table(
+        "Products: sparse (all included) against dense in its faster layout",
+        ("shape", "product"),
+        (
+            "S",
+            "dense ms",
+            "sparse ms",
+            "of it packing",
+            "speed-up",
+            "limit",
+            "GFLOP/s",
+            "equivalent",
+            *optional,
+        ),
+    )
+    for row in rows:
+        extra = [_ms(row["dense_bfloat16_ms"])] * bfloat16 + [_ms(row["sparseprop_ms"])] * sparseprop
+        table.add_row(
+            row["shape"],
+            row["product"],
+            f"{row['sparsity']:g}",
+            _ms(row["dense_ms"], row["dense_spread"]),
+            _ms(row["sparse_ms"], row["sparse_spread"]),
+            _ms(row["packing_ms"]),
+            f"{row['speed_up']:.2f}x",
+            f"{row['limit']:.3g}x",
+            f"{row['gflops_nonzero']:.0f}",
+            f"{row['gflops_equivalent']:.0f}",
+            *extra,
+        )
+    table.caption = (
+        "packing: weights packed or activations compressed; GFLOP/s: on the nonzeros; equivalent: as if dense"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _means(summary: list[Row]) -> Table:
+    table = _table("Geometric mean", (), ("S", "products", "speed-up", "target", "limit"))
+    for row in summary:
+        table.add_row(
+            f"{row['sparsity']:g}",
+            str(row["products"]),
+            f"{row['speed_up']:.2f}x",
+            _times(row["target"]),
+            f"{row['limit']:.3g}x",
+        )
+    return table
+
+
+def _steps(rows: list[Row]) -> Table:
+    table = _table(
+        "Training steps, all costs in",
+        ("network", "algorithm", "layout or selection"),
+        ("S", "step ms", "images/s", "speed-up", "target", "limit"),
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['network']} x{row['batch_size']}",
+            row["algorithm"],
+            row["how"],
+            "" if row["sparsity"] is None else f"{row['sparsity']:g}",
+            _ms(row["step_ms"], row["spread"]),
+            f"{row['images_per_second']:.0f}",
+            f"{row['speed_up']:.2f}x",
+            _times(row.get("target")),
+            _times(row.get("limit")),
+        )
+    table.caption = "selection: METHOD:PERIOD, its mean over a period; speed-up: over the faster dense layout"
+    table.caption_justify = "left"
+    return table
+
+
+def _parts(rows: list[Row]) -> Table:
+    """The breakdown of the sparse steps, in shares of the step as the profiler saw it."""
+    sparse = [row for row in rows if "breakdown_ms" in row]
+    kinds = list(sparse[0]["breakdown_ms"]) if sparse else []
+    table = _table("Where a sparse step goes (%)", ("network", "how"), ("S", *kinds, "selection + packing"))
+    table.caption, table.caption_justify = "target: selection + packing is 2 at most", "left"
+    for row in sparse:
+        total = sum(row["breakdown_ms"].values())
+        shares = [f"{100 * ms / total:.1f}" for ms in row["breakdown_ms"].values()]
+        finding = f"{100 * row['finding_share']:.1f}"
+        table.add_row(row["network"], row["how"], f"{row['sparsity']:g}", *shares, finding)
+    return table
+
+
+def _selection(rows: list[Row]) -> Table:
+    table = _table(
+        "Finding the k-th largest magnitude",
+        ("method",),
+        ("entries", "S", "ms", "GB/s", "density found"),
+    )
+    for row in sorted(rows, key=lambda row: (-row["entries"], row["ms"])):
+        table.add_row(
+            row["method"],
+            f"{row['entries']:,}",
+            f"{row['sparsity']:g}",
+            _ms(row["ms"], row["spread"]),
+            f"{row['gigabytes_per_second']:.1f}",
+            f"{row['density']:.4f}",
+        )
+    return table
+
+
+def _ms(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return ""
+    return (f"{value:.3g}" if value < 1000 else f"{value:.0f}") + (
+        "" if spread is None else f" ±{100 * spread:.0f}%"
+    )
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}x"

@@ -1,0 +1,274 @@
+"""Whole training steps: forward, loss, backward and optimizer, sparse against dense, with all costs in.
+
+The dense side runs in NCHW and in channels_last and the faster one counts; under bfloat16 autocast it is one
+more line. Every contestant is a model of its own, trained on one batch of random pictures. A selection with
+a period is timed as a step that searches and one that does not; what counts is the mean over a period.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchswat import models
+from torchswat.bench.breakdown import breakdown
+from torchswat.bench.products import SPARSITIES, bfloat16_absent
+from torchswat.bench.race import Tick, faster, median, race, spread
+from torchswat.bench.record import Record, Row, circumstances
+from torchswat.convert import Sparsity, sparse_layers, sparsify_
+from torchswat.engine import info
+from torchswat.errors import InvalidValue, UnknownName
+from torchswat.selection import check_sparsity
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as it is timed: its form, and how many pictures of which size are a batch."""
+
+    name: str
+    form: str
+    batch_size: int
+    targets: dict[float, float]
+    """Speed-up of a step that the engine was built for, by sparsity."""
+
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network("resnet18", "cifar", 128, {0.5: 1.35, 0.7: 1.9, 0.8: 2.5, 0.9: 3.5}),
+        Network("vgg16", "cifar", 128, {0.5: 1.4, 0.7: 2.1, 0.8: 2.8, 0.9: 4.0}),
+        Network("resnet50", "imagenet", 16, dict.fromkeys(SPARSITIES, 1.0)),
+        Network("densenet121", "cifar", 64, dict.fromkeys(SPARSITIES, 1.0)),
+        Network("wrn28-10", "cifar", 128, dict.fromkeys(SPARSITIES, 1.0)),
+    )
+}
+STANDARD = ("resnet18", "vgg16")
+
+AVX2_TARGETS = {0.8: 1.8}
+"""The same of the standard networks where both sides are held to AVX2."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How thresholds are found: by which method, and every how many iterations.
+
+    Examples
+    --------
+    >>> Search.parse("histogram:10")
+    Search(method='histogram', period=10)
+    """
+
+    method: str
+    period: int
+
+    @classmethod
+    def parse(cls, text: str) -> Search:
+        """Read ``METHOD`` or ``METHOD:PERIOD``."""
+        method, _, period = text.partition(":")
+        if period and not period.isdecimal():
+            raise InvalidValue(f"selection {text!r}: write METHOD:PERIOD, such as histogram:10.")
+        settings = Sparsity(method=method, period=int(period or 1))  # which checks them
+        return cls(settings.method, settings.period)
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.period}"
+
+    def iterations(self) -> dict[int, float]:
+        """Return the iterations to time, with their share of a period: one searches, one need not."""
+        return {0: 1.0} if self.period == 1 else {0: 1 / self.period, 1: 1 - 1 / self.period}
+
+
+SEARCHES = (Search("sample", 1), Search("histogram", 10))
+
+
+def bench_step(
+    networks: Sequence[str] = STANDARD,
+    sparsities: Sequence[float] = SPARSITIES,
+    searches: Sequence[Search] = SEARCHES,
+    repeats: int = 10,
+    *,
+    seed: int = 0,
+    tick: Tick = lambda: None,
+) -> Record:
+    """Time whole training steps of `networks` with SWAT at `sparsities` against dense ones.
+
+    The optimizer is fused SGD with momentum 0.9 and weight decay 1e-4.
+
+    Parameters
+    ----------
+    networks : sequence of str
+        Names in `NETWORKS`.
+    sparsities : sequence of float
+        In (0, 1).
+    searches : sequence of Search
+        Each is a line of its own.
+    repeats : int, default 10
+        Timed rounds; each runs every contestant once.
+    seed : int, default 0
+        Of weights and pictures.
+    tick : callable
+        Called ``rounds(networks, repeats)`` times.
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    UnknownName, InvalidValue
+        For a network that is not in the list, or a sparsity outside [0, 1).
+    """
+    check_networks(networks)
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+    situation = circumstances(seed, repeats)
+    rows = []
+    for name in networks:
+        torch.manual_seed(seed)
+        rows += _compare(NETWORKS[name], sparsities, searches, repeats, tick)
+    reason = bfloat16_absent()
+    return Record("step", situation, rows, [], [reason] if reason else [])
+
+
+def check_networks(names: Sequence[str]) -> None:
+    """Raise `UnknownName` for a name that is not in `NETWORKS`."""
+    for name in names:
+        if name not in NETWORKS:
+            raise UnknownName.of("network to time", name, NETWORKS)
+
+
+def rounds(networks: Sequence[str], repeats: int) -> int:
+    """Return how often `bench_step` calls its `tick`."""
+    return len(networks) * (repeats + 2)
+
+
+# ---- one network -------------------------------------------------------------------------------------------
+
+
+class _Step:
+    """A model with its optimizer and one batch; calling it is a training step."""
+
+    def __init__(self, model: nn.Module, pictures: Tensor, classes: Tensor, autocast: bool = False) -> None:
+        self.model, self.pictures, self.classes, self.autocast = model.train(), pictures, classes, autocast
+        settings: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
+        self.optimizer = torch.optim.SGD(model.parameters(), **settings)
+
+    def __call__(self, iteration: int | None = None) -> None:
+        """Do one step, as the `iteration`-th of the sparse layers where that is given."""
+        if iteration is not None:
+            for _, layer in sparse_layers(self.model):
+                layer.sparse.iteration = iteration
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            loss = F.cross_entropy(self.model(self.pictures), self.classes)
+        loss.backward()
+        self.optimizer.step()
+
+
+def _compare(
+    network: Network, sparsities: Sequence[float], searches: Sequence[Search], repeats: int, tick: Tick
+) -> list[Row]:
+    model_info = models.info(network.name, network.form)
+    model = models.create(network.name, form=network.form)
+    pictures = torch.randn(network.batch_size, model_info.in_channels, *[model_info.image_size] * 2)
+    classes = torch.randint(model_info.num_classes, (network.batch_size,))
+    dense = _dense_steps(model, pictures, classes)
+    sparse = {
+        (sparsity, search): _Step(
+            sparsify_(copy.deepcopy(model), "swat", sparsity, method=search.method, period=search.period),
+            pictures,
+            classes,
+        )
+        for sparsity in sparsities
+        for search in searches
+    }
+    contestants: dict[str, Callable[[], object]] = dict(dense)
+    for (sparsity, search), step in sparse.items():
+        for iteration in search.iterations():
+            contestants[_name(sparsity, search, iteration)] = partial(step, iteration)
+    samples = race(contestants, repeats, tick)
+
+    best = faster({name: samples[name] for name in ("nchw", "channels_last")})
+    dense_ms = median(samples[best])
+    size = {"network": network.name, "form": network.form, "batch_size": network.batch_size}
+    rows = [
+        {**size, "algorithm": "dense", "how": name, "sparsity": None}
+        | _figures(samples[name], dense_ms, network.batch_size)
+        for name in dense
+    ]
+    for (sparsity, search), step in sparse.items():
+        times, parts = _over_period(samples, sparsity, search), {}
+        for iteration, share in search.iterations().items():
+            for kind, ms in breakdown(partial(step, iteration), step.model).items():
+                parts[kind] = parts.get(kind, 0.0) + share * ms
+        finding = parts["selection"] + parts["packing"]
+        rows.append(
+            {**size, "algorithm": "swat", "how": str(search), "sparsity": sparsity}
+            | _figures(times, dense_ms, network.batch_size)
+            | {
+                "target": _target(network, sparsity),
+                "limit": 1 / (1 - sparsity),
+                "finding_share": finding / sum(parts.values()),
+                "compressing_share": parts["compressing"] / sum(parts.values()),
+                "breakdown_ms": parts,
+                "samples": {
+                    name: samples[name] for name in (_name(sparsity, search, i) for i in search.iterations())
+                },
+            }
+        )
+    tick()
+    return rows
+
+
+def _target(network: Network, sparsity: float) -> float | None:
+    """Return the speed-up that the engine was built for, on the instruction set that runs."""
+    if info()["isa"] == "avx2" and network.name in STANDARD:
+        return AVX2_TARGETS.get(sparsity)
+    return network.targets.get(sparsity) if info()["isa"] == "avx512" else None
+
+
+def _dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, _Step]:
+    def channels_last() -> tuple[nn.Module, Tensor, Tensor]:
+        layout = torch.channels_last
+        other = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
+        return other, pictures.contiguous(memory_format=layout), classes
+
+    steps = {
+        "nchw": _Step(copy.deepcopy(model), pictures, classes),
+        "channels_last": _Step(*channels_last()),
+    }
+    if bfloat16_absent() is None:
+        steps["bfloat16 autocast"] = _Step(*channels_last(), autocast=True)
+    return steps
+
+
+def _name(sparsity: float, search: Search, iteration: int) -> str:
+    kind = "search" if iteration == 0 else "reuse"
+    return f"swat {sparsity} {search} {kind}"
+
+
+def _over_period(samples: dict[str, list[float]], sparsity: float, search: Search) -> list[float]:
+    """Return, for each round, the mean milliseconds of a step over a period."""
+    weighted = [
+        [share * ms for ms in samples[_name(sparsity, search, iteration)]]
+        for iteration, share in search.iterations().items()
+    ]
+    return [sum(parts) for parts in zip(*weighted, strict=True)]
+
+
+def _figures(times: list[float], dense_ms: float, batch_size: int) -> Row:
+    return {
+        "step_ms": median(times),
+        "spread": spread(times),
+        "images_per_second": 1000 * batch_size / median(times),
+        "speed_up": dense_ms / median(times),
+        "samples": {"step": times},
+    }
