@@ -3,19 +3,18 @@
 Batch norm, ReLU and pooling are bound by memory, so they are worth their own kernels where a sparse layer
 of the compiled engine hands them a batch-innermost tensor; any other input takes torch's own path. A batch
 norm that is only read by a ReLU does both in one pass, and keeps one bit an entry for the backward pass
-instead of the ReLU's output.
+instead of the ReLU's output; one whose output is only added to a residual waits for it and does that too.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from torchswat.dataflow import readers_of
 from torchswat.engine import ops
 from torchswat.engine.loader import native, native_for
 
@@ -38,17 +37,27 @@ def _bits(channels: int, length: int) -> Tensor:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Training batch norm with the ReLU behind it, where `relu` says so."""
+    """Training batch norm, with the sum with a residual and the ReLU behind it where those are asked for."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight, bias, running_mean, running_var, eps: float, momentum: float, relu: bool
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        momentum: float,
+        relu: bool,
     ):
         channels, length = x.shape[1], x.numel() // x.shape[1]
         y, positive = torch.empty_like(x), _bits(channels, length) if relu else None
         mean, inverse_deviation = torch.empty(channels), torch.empty(channels)
         native().batch_norm_forward(  # type: ignore[union-attr]
-            *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps, 0, relu, y.data_ptr()),
+            *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
+            *(_address(residual), relu, y.data_ptr()),
             *(_address(t) for t in (positive, mean, inverse_deviation, running_mean, running_var)),
             *(momentum, torch.get_num_threads()),
         )
@@ -62,14 +71,18 @@ class _BatchNorm(torch.autograd.Function):
         gradient = ops.as_inner(gradient)
         channels, length = x.shape[1], x.numel() // x.shape[1]
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
+        grad_residual = None
+        if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came
+            grad_residual = gradient if positive is None else torch.empty_like(x)
+        apart = grad_residual if positive is not None else None
         native().batch_norm_backward(  # type: ignore[union-attr]
             *(gradient.data_ptr(), _address(positive), x.data_ptr(), channels, length),
             *(_address(t) for t in (weight, mean, inverse_deviation, grad_x)),
-            *(0, grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),
+            *(_address(apart), grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),
         )
         if weight is None:
-            return grad_x, *[None] * 7
-        return grad_x, grad_weight, grad_bias, *[None] * 5
+            return grad_x, grad_residual, *[None] * 7
+        return grad_x, grad_residual, grad_weight, grad_bias, *[None] * 5
 
 
 class _ReLU(torch.autograd.Function):
@@ -131,25 +144,56 @@ class _MaxPool(torch.autograd.Function):
         return grad_x, None, None, None
 
 
-class NeighbourBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that takes batch-innermost inputs as they are; `rectifies` adds the ReLU behind it.
+class _Awaiting:
+    """A batch norm's output before it is computed: the addition that reads it brings the residual along."""
 
-    A hook would see the ReLU's output in place of its own, so with a hook it leaves the ReLU alone.
+    def __init__(self, norm: NeighbourBatchNorm2d, input: Tensor) -> None:
+        self.norm, self.input = norm, input
+
+    def __add__(self, residual: Tensor) -> Tensor:
+        return self.norm.normalise(self.input, residual)
+
+    __radd__ = __iadd__ = __add__
+
+
+class NeighbourBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d that takes batch-innermost inputs as they are, with what follows in the same pass.
+
+    A hook would see something else than the batch norm's own output, so with a hook nothing is fused.
+
+    Attributes
+    ----------
+    awaits : bool
+        Its output is read by an addition alone, which then does the work.
+    rectifies : bool
+        It (or that sum) is read by a ReLU alone, which is done as well.
     """
 
+    awaits: bool = False
     rectifies: bool = False
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Any:
         plain = not self.training or not self.track_running_stats or self.momentum is None
         if plain or not _takes(input, self.weight):
             return super().forward(input)
-        assert self.num_batches_tracked is not None
         self._check_input_dim(input)
+        if self.awaits and not self._forward_hooks:
+            return _Awaiting(self, input)
+        return self.normalise(input)
+
+    def normalise(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the normalised `input`, plus `residual`, rectified where a ReLU follows."""
+        if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+            return self._apply_kernel(input, None, False) + residual
+        rectifies = self.rectifies and not self._forward_hooks and (residual is not None) == self.awaits
+        return self._apply_kernel(input, residual, rectifies)
+
+    def _apply_kernel(self, input: Tensor, residual: Tensor | None, rectifies: bool) -> Tensor:
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        rectifies = self.rectifies and not self._forward_hooks
         output = _BatchNorm.apply(
-            *(input, self.weight, self.bias, self.running_mean, self.running_var),
-            *(self.eps, self.momentum, rectifies),
+            *(input, None if residual is None else ops.as_inner(residual), self.weight, self.bias),
+            *(self.running_mean, self.running_var, self.eps, self.momentum, rectifies),
         )
         assert isinstance(output, Tensor)
         output.torchswat_rectified = rectifies  # type: ignore[attr-defined]
@@ -196,12 +240,12 @@ NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 def join_(model: nn.Module) -> None:
     """Switch the classes of `model`'s batch norms, ReLUs and pools to neighbours, in place."""
-    followed = _only_read_by_relu(model)
+    readers = readers_of(model)
     for module in model.modules():
         if type(module) in NEIGHBOUR_CLASSES:
             module.__class__ = NEIGHBOUR_CLASSES[type(module)]
             if isinstance(module, NeighbourBatchNorm2d):
-                module.rectifies = module in followed
+                module.awaits, module.rectifies = module in readers.summed, module in readers.rectified
 
 
 def separate_(model: nn.Module) -> None:
@@ -209,52 +253,6 @@ def separate_(model: nn.Module) -> None:
     dense_classes = {neighbour: dense for dense, neighbour in NEIGHBOUR_CLASSES.items()}
     for module in model.modules():
         if type(module) in dense_classes:
-            module.__dict__.pop("rectifies", None)
+            for fused in ("awaits", "rectifies"):
+                module.__dict__.pop(fused, None)
             module.__class__ = dense_classes[type(module)]
-
-
-class _Tracer(fx.Tracer):
-    """Records how modules follow each other, without looking into those that have no children."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _only_read_by_relu(model: nn.Module) -> set[nn.Module]:
-    """Return the batch norms whose output goes to a ReLU module and nowhere else, at each of their uses.
-
-    A model that cannot be traced (its flow depends on data) is read where it is made of `nn.Sequential`.
-    """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception:  # whatever a user's forward may raise on symbolic values
-        return _every_reader_is_relu(_pairs_in_sequentials(model))
-    modules = dict(model.named_modules(remove_duplicate=False))
-
-    def called(node: fx.Node) -> nn.Module | None:
-        return modules.get(str(node.target)) if node.op == "call_module" else None
-
-    return _every_reader_is_relu(
-        (called(node), called(reader) if len(node.users) == 1 else None)
-        for node in graph.nodes
-        for reader in node.users or (node,)
-    )
-
-
-def _pairs_in_sequentials(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module | None]]:
-    """Yield every child with what reads its output, where a plain `nn.Sequential` tells; None elsewhere."""
-    for module in model.modules():
-        children = [*module._modules.values(), None]
-        if type(module).forward is not nn.Sequential.forward:
-            yield from ((child, None) for child in children)
-        else:
-            yield from itertools.pairwise(children)
-
-
-def _every_reader_is_relu(pairs: Iterable[tuple[nn.Module | None, nn.Module | None]]) -> set[nn.Module]:
-    """Return the batch norms all of whose pairs are with a ReLU (a subclass may compute something else)."""
-    verdicts: dict[nn.Module, bool] = {}
-    for module, reader in pairs:
-        if isinstance(module, nn.BatchNorm2d):
-            verdicts[module] = verdicts.get(module, True) and type(reader) is nn.ReLU
-    return {module for module, only in verdicts.items() if only}

@@ -32,8 +32,11 @@ def is_inner(x: Tensor) -> bool:
 
 
 def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
-    """Return an uninitialised batch-innermost tensor (N, C, H, W)."""
-    return like.new_empty((c, h, w, n)).permute(3, 0, 1, 2)
+    """Return an uninitialised batch-innermost tensor (N, C, H, W).
+
+    It is no view of another shape: autograd lets nobody change a view in place that a custom function returned.
+    """
+    return like.new_empty_strided((n, c, h, w), (1, h * w * n, w * n, n))
 
 
 def as_inner(x: Tensor) -> Tensor:

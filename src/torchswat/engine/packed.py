@@ -149,8 +149,12 @@ def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
 def _matrix_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, _, h, w = x.shape
     matrix = weight.flatten(1)  # (K, C)
-    rows = matrix @ _rows(x) if bias is None else torch.addmm(bias.unsqueeze(1), matrix, _rows(x))
-    return rows.view(len(weight), h, w, n).permute(3, 0, 1, 2)
+    result = ops.empty_inner(n, len(weight), h, w, like=x)
+    if bias is None:
+        torch.mm(matrix, _rows(x), out=_rows(result))
+    else:
+        torch.addmm(bias.unsqueeze(1), matrix, _rows(x), out=_rows(result))
+    return result
 
 
 def _matrix_grad_input(
@@ -158,12 +162,14 @@ def _matrix_grad_input(
 ) -> Tensor:
     n, _, p, q = gradient.shape
     c = weight.shape[1]
-    rows = (weight.flatten(1).T @ _rows(gradient)).view(c, p, q, n)
+    result = ops.empty_inner(n, c, *input_size[2:], like=gradient)
+    matrix = weight.flatten(1).T  # (C, K)
     if stride == (1, 1):
-        return rows.permute(3, 0, 1, 2)
-    result = gradient.new_zeros((c, *input_size[2:], n))
-    result[:, :: stride[0], :: stride[1]] = rows
-    return result.permute(3, 0, 1, 2)
+        torch.mm(matrix, _rows(gradient), out=_rows(result))
+        return result
+    rows = (matrix @ _rows(gradient)).view(c, p, q, n)
+    result.zero_()[:, :, :: stride[0], :: stride[1]] = rows.permute(3, 0, 1, 2)
+    return result
 
 
 def _matrix_grad_weight(gradient: Tensor, x: Tensor) -> Tensor:

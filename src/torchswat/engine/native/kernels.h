@@ -96,8 +96,14 @@ struct Threshold {
       (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
        const float* grad, float* grad_weight, int threads))
 
+#define SWAT_PEAK(X)                                                                                             \
+    X(void, peak_registers, (int64_t rounds, float* sink, int threads))                                          \
+    X(void, peak_loads, (const float* tile, int64_t rounds, float* sink, int threads))                           \
+    X(int64_t, peak_operations, ())
+
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_SPARSE_ACTIVATIONS(X)
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_SPARSE_ACTIVATIONS(X) \
+    SWAT_PEAK(X)
 
 namespace torchswat {
 

@@ -1,0 +1,396 @@
+"""Batch norm, ReLU and pooling of the engine against torch's own; which pairs are fused; undoing it all."""
+
+# torch types every attribute of a module as "Tensor | Module"
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOperatorIssue=false, reportIndexIssue=false, reportOptionalMemberAccess=false
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pickle
+
+import pytest
+import reference
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from torchswat import models, sparsify_
+from torchswat.engine import ops
+from torchswat.engine.loader import engine
+from torchswat.neighbours import (
+    NeighbourBatchNorm2d,
+    NeighbourMaxPool2d,
+    NeighbourReLU,
+    join_,
+    separate_,
+)
+
+needs_native = pytest.mark.skipif(
+    importlib.util.find_spec("torchswat.engine._native") is None, reason="the native engine is not built here"
+)
+
+
+class Inner(nn.Module):
+    """What a sparse layer does to its input as far as its neighbours see it: the layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.to_inner(x)
+
+
+def passes(model: nn.Module, x: Tensor, gradient: Tensor | None = None) -> dict[str, Tensor]:
+    """Return output, all gradients and all buffers after one pass forward and backward."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    output = model(x)
+    gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    output.backward(gradient)
+    found = {"output": output.detach(), "input": x.grad}
+    found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found | {name: b.clone() for name, b in model.named_buffers()}
+
+
+def check_same(model: nn.Module, x: Tensor, relative: float = 1e-5) -> None:
+    """Complain unless the joined `model` does what the plain one does in float64, twice in a row."""
+    plain = copy.deepcopy(model).double()
+    join_(model)
+    for _ in range(2):
+        expected = passes(plain, x.double())
+        actual = passes(model, x)
+        assert actual.keys() == expected.keys()
+        for name, value in actual.items():
+            reference.check_close(value, expected[name], relative)
+
+
+def shifted(*size: int) -> Tensor:
+    """Return values with a mean and a deviation that are not 0 and 1, and with negative ones."""
+    return 2 * torch.randn(size) + 0.5
+
+
+def norm(channels: int, **settings) -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(channels, **settings)
+    if layer.affine:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    return layer
+
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
+
+# ---- the same numbers --------------------------------------------------------------------------------------
+
+
+@given(sizes, st.booleans(), st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([1e-5, 0.1]), st.booleans())
+def test_batch_norm(size, affine, momentum, eps, relu):
+    n, c, h, w = size
+    assume(n * h * w > 1)
+    layers = [Inner(), norm(c, affine=affine, momentum=momentum, eps=eps), *[nn.ReLU()] * relu]
+    check_same(nn.Sequential(*layers), shifted(*size), relative=1e-4 if n * h * w < 4 else 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])
+def test_batch_norms_that_the_kernels_do_not_do(settings):
+    check_same(nn.Sequential(Inner(), norm(4, **settings), nn.ReLU()), shifted(6, 4, 5, 5))
+
+
+def test_evaluation_uses_the_running_statistics():
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
+    check_same(model, shifted(6, 4, 5, 5))
+    twin = separate_copy(model).double()
+    x = shifted(6, 4, 5, 5)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    reference.check_close(model.eval()(x), twin.eval()(x.double()), 1e-6)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
+def separate_copy(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    separate_(twin)
+    return twin
+
+
+def test_frozen_parameters_get_no_gradient():
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
+    model[1].weight.requires_grad_(False)
+    check_same(model, shifted(6, 4, 5, 5))
+    assert model[1].weight.grad is None and model[1].bias.grad is not None
+
+
+def test_one_value_a_channel_is_refused_as_by_torch():
+    model = nn.Sequential(Inner(), norm(4))
+    join_(model)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(shifted(1, 4, 1, 1))
+
+
+@given(sizes, st.booleans())
+def test_relu(size, inplace):
+    check_same(nn.Sequential(Inner(), nn.ReLU(inplace)), shifted(*size))
+
+
+def test_relu_passes_nan_on_as_torch_does():
+    x = shifted(6, 4, 5, 5)
+    x[3, 2, 1, 0], x[0, 0, 0, 0] = float("nan"), float("inf")
+    model = nn.Sequential(Inner(), nn.ReLU())
+    join_(model)
+    torch.testing.assert_close(model(x), x.relu(), equal_nan=True, rtol=0, atol=0)
+
+
+@given(sizes, st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1), (3, 3, 0)]), st.booleans())
+def test_max_pool(size, geometry, ceil_mode):
+    kernel, stride, padding = geometry
+    assume(min(size[2:]) + 2 * padding >= kernel)
+    pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+    check_same(nn.Sequential(Inner(), nn.ReLU(), pool), shifted(*size))
+
+
+@pytest.mark.parametrize("settings", [{"dilation": 2}, {"stride": (2, 1)}, {"padding": (1, 0)}])
+def test_max_pools_that_the_kernels_do_not_do(settings):
+    check_same(nn.Sequential(Inner(), nn.MaxPool2d(3, **settings)), shifted(5, 3, 8, 8))
+
+
+def test_max_pool_returns_indices_where_asked():
+    pool = nn.MaxPool2d(2, return_indices=True)
+    x = shifted(5, 3, 8, 8)
+    expected = pool(x)
+    join_(pool)
+    for actual, wanted in zip(pool(ops.to_inner(x)), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@needs_native
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_the_layout_is_kept(ceil_mode):
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=ceil_mode), nn.ReLU(True))
+    join_(model)
+    x = shifted(6, 4, 8, 8)
+    for layer in model:
+        x = layer(x)
+        assert ops.is_inner(x)
+
+
+def test_inputs_in_any_other_layout_or_number():
+    model = nn.Sequential(norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    check_same(copy.deepcopy(model), shifted(6, 4, 8, 8))
+    check_same(copy.deepcopy(model).double(), shifted(6, 4, 8, 8).double(), 1e-12)
+    last = shifted(6, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    check_same(model, last)
+    join_(model)
+    assert model(shifted(1, 4, 8, 8)).shape == (1, 4, 4, 4)
+    assert model[1](torch.tensor([-1.0, 2.0])).tolist() == [0, 2]
+
+
+def test_the_reference_engine_gives_the_same():
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    join_(model)
+    twin = copy.deepcopy(model)
+    x = shifted(6, 4, 8, 8)
+    actual = passes(model, x)
+    with engine("reference"):
+        expected = passes(twin, x)
+    for name, value in actual.items():
+        reference.check_close(value, expected[name], 1e-5)
+
+
+class Residual(nn.Module):
+    """A block that adds in place, rectifies in place, and uses one ReLU three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.again, self.relu = norm(4), norm(4), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm(ops.to_inner(x)))
+        out = self.again(out)
+        out += x
+        return self.relu(self.relu(out) - 0.1)
+
+
+def test_a_residual_block_with_everything_in_place():
+    check_same(Residual(), shifted(6, 4, 5, 5))
+
+
+class Twice(nn.Module):
+    """One batch norm for two inputs, read by a ReLU both times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.relu = norm(4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(ops.to_inner(x))) - self.relu(self.norm(ops.to_inner(x.flip(0) * x)))
+
+
+def test_a_batch_norm_that_is_used_twice():
+    check_same(Twice(), shifted(6, 4, 5, 5))
+
+
+def test_gradients_may_be_expanded_or_of_any_layout():
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    plain = copy.deepcopy(model)
+    join_(model)
+    x = shifted(6, 4, 8, 8)
+    weights = torch.randn(6, 4, 4, 4).contiguous(memory_format=torch.channels_last)
+    for loss in (lambda y: (y * weights).sum(), lambda y: y.sum()):
+        grads = []
+        for one in (model, plain):
+            leaf = x.clone().requires_grad_()
+            loss(one(leaf)).backward()
+            grads.append(leaf.grad)
+        scale = 1e-5 * float(x.abs().max())
+        torch.testing.assert_close(*grads, rtol=0, atol=scale)
+
+
+# ---- which pairs are fused ---------------------------------------------------------------------------------
+
+
+def fused(model: nn.Module) -> set[str]:
+    join_(model)
+    return {name for name, m in model.named_modules() if isinstance(m, NeighbourBatchNorm2d) and m.rectifies}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_pairs_of_the_papers_networks(name):
+    """All are fused but those of shortcuts; the last of a residual block waits for the sum."""
+    with torch.device("meta"):
+        model = models.create(name)
+    norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    found = fused(model)
+    waiting = {n for n, m in model.named_modules() if isinstance(m, NeighbourBatchNorm2d) and m.awaits}
+    assert found == {n for n in norms if "downsample" not in n}
+    last = "bn3" if name in ("resnet50", "resnet101") else "bn2"
+    residual = name.startswith("resnet")
+    assert waiting == ({n for n in norms if n.endswith(last)} if residual else set())
+
+
+def test_sequentials():
+    relu = nn.ReLU()
+    model = nn.Sequential(
+        *(norm(4), nn.ReLU(), norm(4), nn.MaxPool2d(2), norm(4), nn.Identity(), nn.ReLU()),
+        *(norm(4), relu, norm(4), relu, norm(4)),
+    )
+    assert fused(model) == {"0", "7", "9"}
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.relu = norm(4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(ops.to_inner(x))
+        return self.relu(x) + x
+
+
+class Untraceable(nn.Module):
+    """A model whose flow depends on its data, made of the layers given."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        self.loose = nn.ModuleList([layers[0]]) if len(layers) == 3 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if float(x.detach().sum()) > -1e9 else x
+
+
+def test_a_batch_norm_read_by_something_else_is_not_fused():
+    assert fused(Both()) == set()
+    check_same(Both(), shifted(6, 4, 5, 5))
+
+
+def test_models_that_cannot_be_traced_are_read_where_they_are_sequentials():
+    first, second = norm(4), norm(4)
+    assert fused(Untraceable(Inner(), norm(4), nn.ReLU(), norm(4))) == {"body.1"}
+    shared = Untraceable(Inner(), first, nn.ReLU(), nn.Identity(), first)
+    assert fused(shared) == set()  # its last use is followed by nothing
+    assert fused(Untraceable(second, nn.ReLU(), nn.Identity())) == set()  # another list holds it too
+    check_same(shared, shifted(6, 4, 5, 5))
+
+
+class Shifted(nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return (input + 1).relu()
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, Untraceable])
+def test_a_subclass_of_relu_computes_something_else(wrap):
+    model = wrap(Inner(), norm(4), Shifted(), nn.Identity())
+    assert fused(copy.deepcopy(model)) == set()
+    check_same(model, shifted(6, 4, 5, 5))
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        x = self[1](self[0](input))
+        return (x + self[2](x)) if float(input.detach().sum()) > -1e9 else x
+
+
+def test_a_sequential_with_a_forward_of_its_own_tells_nothing():
+    model = OwnForward(Inner(), norm(4), nn.ReLU())
+    assert fused(copy.deepcopy(model)) == set()
+    check_same(model, shifted(6, 4, 5, 5))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_sees_what_the_batch_norm_alone_gives(when):
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
+    plain, seen = copy.deepcopy(model), []
+    if when == "after":
+        join_(model)
+    handle = model[1].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.detach().clone())
+    )
+    if when == "before":
+        join_(model)
+    x = shifted(6, 4, 5, 5)
+    reference.check_close(model(x), plain(x), 1e-5)
+    reference.check_close(seen[0], plain[1](x), 1e-5)
+    handle.remove()
+    reference.check_close(model(x), plain(x), 1e-5)
+
+
+# ---- undoing, copying --------------------------------------------------------------------------------------
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(True), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1))
+
+
+def test_separate_restores_everything():
+    model = network()
+    before = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
+    text = repr(model)
+    join_(model)
+    assert [type(m) for m in model][1:4] == [NeighbourBatchNorm2d, NeighbourReLU, NeighbourMaxPool2d]
+    join_(model)  # a second time changes nothing
+    separate_(model)
+    assert {name: (type(m), set(vars(m))) for name, m in model.named_modules()} == before
+    assert repr(model) == text
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_do_the_same(duplicate):
+    model = sparsify_(network(), "swat", 0.5)
+    x = torch.randn(6, 3, 9, 9)
+    twin = duplicate(model)
+    expected, actual = passes(model, x), passes(twin, x)
+    assert twin[1].rectifies and actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert torch.equal(value, expected[name])
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 20))
+def test_a_last_smaller_batch(n):
+    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    plain = copy.deepcopy(model)
+    join_(model)
+    for batch in (n, 1, n):
+        x = shifted(batch, 4, 6, 6)
+        reference.check_close(model(x), plain(x), 1e-4)
+    reference.check_close(model[1].running_var, plain[1].running_var, 1e-5)
+    assert model[1].num_batches_tracked == 3
