@@ -20,8 +20,7 @@ def test_every_kind_of_a_sparse_step():
         "packing",
         "compressing",
         "selection",
-        "batch norm",
-        "relu",
+        "batch norm",  # with the ReLUs and sums that are fused with it
         "optimizer",
         "rest",
     ):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torchswat.bench import peer
+from torchswat.bench.peak import peak_gflops
 from torchswat.bench.race import Tick, faster, median, race, spread
 from torchswat.bench.record import Record, Row, circumstances
 from torchswat.engine import info, ops
@@ -112,6 +113,12 @@ def bench_products(
         for sparsity in sparsities
     ]
     remarks = [reason for reason in (bfloat16_absent(), peer.absent()) if reason]
+    situation["peak_gflops"] = peak = peak_gflops()
+    if peak is not None:
+        remarks.append(
+            f"peak multiply-add rate here: {peak['registers']:.0f} GFLOP/s from registers, "
+            f"{peak['first_level_cache']:.0f} with an operand from the first-level cache, as in sparse ones"
+        )
     return Record("products", situation, rows, summary, remarks)
 
 
