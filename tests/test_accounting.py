@@ -92,7 +92,8 @@ def test_positions_are_a_bitmask_or_offsets_whichever_is_smaller():
 def test_measured_is_what_the_masks_really_keep():
     """With ties kept together, more is kept than the formula says: half of a ReLU's output is zero."""
     model = torchswat.sparsify_(nn.Sequential(nn.ReLU(), nn.Linear(64, 8)), sparsity=0.25, exact=False)
-    layer = one_layer(model, torch.randn(32, 64))
+    with engine("reference"):  # the compiled engine does not keep zeros
+        layer = one_layer(model, torch.randn(32, 64))
     assert layer.activations.formula == 0.75 * layer.activations.dense
     assert layer.activations.measured == layer.activations.dense
     assert layer.weights.measured == 0.75 * layer.weights.dense

@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 from torchswat.algorithms import Algorithm
 from torchswat.engine import plan
 from torchswat.engine.loader import native_for
-from torchswat.engine.packed import Shape
+from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
+from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
 from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue
@@ -121,12 +122,12 @@ def _inside_backward() -> bool:
 
 
 def _never_compiled(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Let `torch.compile` break its graph around a pass with state in Python and sizes that depend on data."""
+    """Let `torch.compile` break its graph here: there is state in Python, and sizes depend on data."""
 
     @functools.wraps(forward)
     def eager(self: Any, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # only then: asking for it imports the whole compiler
-            return torch.compiler.disable(forward)(self, input)
+            return torch.compiler.disable(lambda: forward(self, input))()
         return forward(self, input)
 
     return eager
@@ -270,6 +271,16 @@ class SparseLayer(nn.Module):
             output.torchswat_mask = operands.output_mask  # type: ignore[attr-defined]
         return output
 
+    def _engine_sparsity(self, input: Tensor) -> float:
+        """Return the sparsity of this pass where the compiled engine can do its products, else 0."""
+        sparse = self.sparse
+        usable = sparse.algorithm.is_packable and input.numel() > 0
+        if not usable or torch.is_autocast_enabled(input.device.type):
+            return 0
+        if native_for(input, cast(Tensor, self.weight)) is None:
+            return 0
+        return sparse.sparsity_now(sparse.this_iteration(self.training))
+
     def _selections(
         self,
         products: Products,
@@ -389,10 +400,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     def _products(self, input: Tensor, padding: tuple[int, int]) -> Products | None:
         """Return the products of the compiled engine, or None where it does not do these."""
-        sparse = self.sparse
-        plain = self.groups == 1 and self.dilation == (1, 1) and sparse.algorithm.is_packable
-        usable = plain and input.numel() > 0 and not torch.is_autocast_enabled(input.device.type)
-        if not usable or native_for(input, self.weight) is None:
+        sparsity = self._engine_sparsity(input) if self.groups == 1 and self.dilation == (1, 1) else 0
+        if sparsity == 0:
             return None
         shape = Shape(
             tuple(input.shape),  # type: ignore[arg-type]
@@ -400,8 +409,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             cast("tuple[int, int]", self.stride),
             padding,
         )
-        sparsity = sparse.sparsity_now(sparse.this_iteration(self.training))
-        return plan.products_for(shape, sparsity) if sparsity > 0 else None
+        return plan.products_for(shape, sparsity)
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -425,8 +433,20 @@ class SparseLinear(SparseLayer, nn.Linear):
                 f"allowed is (*, {self.in_features})."
             )
         matrix = input.reshape(-1, self.in_features)
-        output = self._sparse_forward(matrix, LinearProducts(), None, super().forward)
+        output = self._sparse_forward(matrix, self._products(matrix), None, super().forward)
         return output if input.dim() == 2 else output.reshape(*input.shape[:-1], self.out_features)
+
+    def _products(self, matrix: Tensor) -> Products:
+        """Return the products of the compiled engine where it does these, else those of torch."""
+        sparsity = self._engine_sparsity(matrix)
+        if sparsity == 0:
+            return LinearProducts()
+        sizes = (*matrix.shape, 1, 1), (*self.weight.shape, 1, 1)
+        shape = Shape(*sizes, (1, 1), (0, 0))  # type: ignore[arg-type]
+        convolution = plan.products_for(shape, sparsity)
+        if not isinstance(convolution, PackedConv2dProducts) or convolution.choice == ALL_DENSE:
+            return LinearProducts()
+        return PackedLinearProducts(convolution)
 
 
 SPARSE_CLASSES: dict[type[nn.Module], type[SparseLayer]] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}

@@ -34,7 +34,7 @@ def is_inner(x: Tensor) -> bool:
 def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     """Return an uninitialised batch-innermost tensor (N, C, H, W).
 
-    It is no view of another shape: autograd lets nobody change a view in place that a custom function returned.
+    It is no view: one that a custom function returned could not be changed in place.
     """
     return like.new_empty_strided((n, c, h, w), (1, h * w * n, w * n, n))
 
