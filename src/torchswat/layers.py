@@ -127,7 +127,8 @@ def _never_compiled(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, 
     @functools.wraps(forward)
     def eager(self: Any, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # only then: asking for it imports the whole compiler
-            return torch.compiler.disable(lambda: forward(self, input))()
+            disabled: Any = torch.compiler.disable(forward)
+            return disabled(self, input)
         return forward(self, input)
 
     return eager

@@ -4,8 +4,7 @@
 namespace torchswat::SWAT_ISA {
 namespace {
 
-
-constexpr int large_map = 200;           // positions that repay the sorting of weights by pattern
+constexpr int large_map = 200;  // positions that repay the sorting of weights by pattern
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int smaller(int a, int b) { return a < b ? a : b; }
@@ -19,7 +18,7 @@ Axis axis_of(Product product, int in, int out, int kernel, int stride, int pad) 
     if (product == Product::forward) {
         axis = {in, stride, smaller(stride, kernel), pad, ceil_div(kernel, stride) - 1, out, 1, out, 0, 0, false};
     } else {
-        const int first = step_of(kernel - 1, stride, pad), last = step_of(0, stride, pad);  // later taps, earlier source
+        const int first = step_of(kernel - 1, stride, pad), last = step_of(0, stride, pad);
         axis = {out, 1, 1, -first, last - first, in, stride, ceil_div(in, stride), 0, 0, false};
     }
     return axis;
@@ -110,7 +109,8 @@ Tap tap_of(const ConvShape& shape, const Tiles& t, Product product, int r, int s
         phase_h = r % shape.stride_h, phase_w = s % shape.stride_w;
         at_h = r / shape.stride_h, at_w = s / shape.stride_w;
     } else {
-        result_class = class_of(r, shape.stride_h, shape.pad_h) * t.w.classes + class_of(s, shape.stride_w, shape.pad_w);
+        result_class = class_of(r, shape.stride_h, shape.pad_h) * t.w.classes;
+        result_class += class_of(s, shape.stride_w, shape.pad_w);
         at_h = step_of(r, shape.stride_h, shape.pad_h) + t.h.source_pad;
         at_w = step_of(s, shape.stride_w, shape.pad_w) + t.w.source_pad;
     }

@@ -62,6 +62,9 @@ struct Tiles {
     int classes() const { return h.classes * w.classes; }
     int starts() const { return lists == Lists::by_tap ? taps_3x3 : lists == Lists::by_pattern ? patterns : 1; }
     int rows() const { return results * classes(); }
+    // Of the packed tiles of a block, and of the results of all rows; each for one group of samples.
+    int64_t block_floats() const { return int64_t(block) * channel_floats; }
+    int64_t sums_floats() const { return int64_t(rows()) * h.tile * w.tile * W; }
 };
 
 enum class Product { forward, grad_input };

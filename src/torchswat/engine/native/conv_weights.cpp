@@ -1,19 +1,20 @@
 // Forward and grad_input of a convolution with sparse weights.
 //
-//     X [c][h][w][n]                    one group of W samples, one tile of u:
-//       |  pack a block of channels
+//     X [c][h][w][n]     a place: one tile of u, a few groups of W samples
+//       |  pack a block of channels, while the block before is worked on
 //       v
-//     tile [c in block][extent_h][extent_w][W]     at most 36 KB, stays in the first-level cache
-//       |  for each row (filter): registers[tile_h][tile_w] += value * tile[offset + position], for each kept weight
+//     tile [c in block][extent_h][extent_w][W] of each group      at most 36 KB: stays in the first-level cache
+//       |  for each row (filter): registers[tile_h][tile_w] += weight * tile[offset + position]   (conv_loops.h)
 //       v
-//     Y [k][out_h][out_w][n]            or, while blocks of channels are still to come, partial[row][tile_h][tile_w][W]
+//     Y [k][out_h][out_w][n]     or, while blocks are still to come, partial[row][tile_h][tile_w][W] of each group
 //
-// For a kept weight: tile_h*tile_w multiply-adds, each with one aligned vector from the cache, one broadcast and
-// 6 bytes of list. Two loads a cycle are the limit, so 16 multiply-adds cost 9 cycles where 8 would be the peak.
-// For a row and a block: the registers are loaded and stored once more. For a channel of the tile: extent_h*extent_w
-// vectors are copied, once for all rows.
+// For a kept weight: tile_h*tile_w multiply-adds on vectors of the first-level cache, and 6 bytes of list.
+// For a row and a block: the registers are loaded from and stored to `partial`, in the second-level cache (1 MB).
+// For a block: its tiles are copied once for all rows; with the edges that tiles share, X is read
+// extent_h*extent_w/(tile_h*tile_w) times in all (2.25 for a 3x3 kernel on tiles of 4x4). Y is written once, past the
+// caches where it is large.
 // Each result is summed by one thread, in the order of its list: the number of threads changes nothing.
-#include "sparse_weights.h"
+#include "conv_loops.h"
 #include "stream.h"
 
 #include <iterator>
@@ -23,10 +24,10 @@
 namespace torchswat::SWAT_ISA {
 namespace {
 
-constexpr int cache_line = 16;            // floats
-constexpr int lines_ahead = 64;
-constexpr int64_t partial_bytes = 1 << 20;
-constexpr int64_t streamed_floats = 1 << 19;  // a result of more than this goes past the caches
+constexpr int cache_line = 16;                // floats
+constexpr int lines_ahead = 64;               // that are asked for before they are copied
+constexpr int64_t partial_bytes = 1 << 20;    // that may be taken of the second-level cache
+constexpr int64_t streamed_floats = 1 << 19;  // a larger result goes past the caches
 
 // A tensor [channels][h][w][n], in floats.
 struct Source {
@@ -113,7 +114,7 @@ class Packer {
     void fetch() {
         if (ahead.done()) return;
         if (const float* source = ahead.source()) {
-            for (int64_t n = ahead.place.first; n < ahead.place.last; n += cache_line) __builtin_prefetch(source + n, 0, 3);
+            for (int64_t n = ahead.place.first; n < ahead.place.last; n += cache_line) __builtin_prefetch(source + n);
         }
         ahead.next();
     }
@@ -132,7 +133,7 @@ class Packer {
     Packer(const Work& work, const Place& place, int block, float* to)
         : at(work, place, block * work.tiles.block, last_of(work.tiles, block)), ahead(at), to(to) {
         const Tiles& t = work.tiles;
-        group_floats = int64_t(t.block) * t.channel_floats;
+        group_floats = t.block_floats();
         all = (at.last - at.channel) * (t.channel_floats / W);
         shares = t.rows() * place.groups();
         for (int i = 0; i < lines_ahead; i += place.groups()) fetch();
@@ -148,151 +149,6 @@ class Packer {
     }
     void rest() {
         for (; !at.done(); copy()) fetch();
-    }
-};
-
-template <int H, int V> struct Registers {
-    vf at[H][V];
-
-    inline __attribute__((always_inline)) void fill(vf value) {
-#pragma GCC unroll 32
-        for (int i = 0; i < H * V; i++) at[i / V][i % V] = value;
-    }
-    inline __attribute__((always_inline)) void load_from(const float* p) {
-#pragma GCC unroll 32
-        for (int i = 0; i < H * V; i++) at[i / V][i % V] = load(p + i * W);
-    }
-    inline __attribute__((always_inline)) void store_to(float* p) const {
-#pragma GCC unroll 32
-        for (int i = 0; i < H * V; i++) store(p + i * W, at[i / V][i % V]);
-    }
-};
-
-// The inner loop: one kept weight times one tile.
-template <int H, int V>
-inline __attribute__((always_inline)) void add(Registers<H, V>& sum, const char* tile, int64_t row_bytes, float value) {
-    const vf weight = splat(value);
-#pragma GCC unroll 8
-    for (int i = 0; i < H; i++, tile += row_bytes) {
-        asm("" : "+r"(tile));  // one register a row: addresses of base + index are slower
-        const float* row = reinterpret_cast<const float*>(tile);
-#pragma GCC unroll 16
-        for (int j = 0; j < V; j++) sum.at[i][j] += weight * load(row + j * W);
-    }
-}
-
-// Any kernel: one list for a row of the result.
-template <int H, int V> struct Plain {
-    static constexpr int height = H, width = V;
-
-    static inline __attribute__((always_inline)) void add_row(Registers<H, V>& sum, const Tiles& t, const float* floats,
-                                                              const SparseWeights& weights, const int32_t* start) {
-        const char* tile = reinterpret_cast<const char*>(floats);
-        const int64_t row_bytes = int64_t(t.w.phases) * t.w.extent * W * sizeof(float);
-        const float* values = weights.values + start[0];
-        const uint16_t* offsets = weights.offsets + start[0];
-        const int count = start[1] - start[0];
-        int i = 0;
-        for (; i + 4 <= count; i += 4) {
-            uint64_t four;  // offsets at one load
-            std::memcpy(&four, offsets + i, sizeof four);
-            add(sum, tile + (four & 0xffff), row_bytes, values[i]);
-            add(sum, tile + (four >> 16 & 0xffff), row_bytes, values[i + 1]);
-            add(sum, tile + (four >> 32 & 0xffff), row_bytes, values[i + 2]);
-            add(sum, tile + (four >> 48), row_bytes, values[i + 3]);
-        }
-        for (; i < count; i++) add(sum, tile + offsets[i], row_bytes, values[i]);
-    }
-};
-
-// A 3x3 kernel: the kept ones of three neighbouring weights share the vectors that they load.
-template <int H, int V> struct Patterned {
-    static constexpr int height = H, width = V;
-
-    template <int pattern>
-    static inline __attribute__((always_inline)) void add_groups(Registers<H, V>& sum, const char* tile,
-                                                                 int64_t row_bytes, const float*& values,
-                                                                 const uint16_t*& offsets, int groups) {
-        constexpr bool has_a = pattern & 1, has_b = pattern & 2, has_c = pattern & 4;
-        constexpr int first = has_a ? 0 : has_b ? 1 : 2, last = V + (has_c ? 2 : has_b ? 1 : 0);
-        for (int group = 0; group < groups; group++) {
-            vf a{}, b{}, c{};
-            if constexpr (has_a) a = splat(*values++);
-            if constexpr (has_b) b = splat(*values++);
-            if constexpr (has_c) c = splat(*values++);
-            const char* line = tile + *offsets++;
-#pragma GCC unroll 8
-            for (int i = 0; i < H; i++, line += row_bytes) {
-                asm("" : "+r"(line));
-                const float* vectors = reinterpret_cast<const float*>(line);
-#pragma GCC unroll 16
-                for (int j = first; j < last; j++) {
-                    const bool by_a = has_a && j < V, by_b = has_b && j >= 1 && j <= V, by_c = has_c && j >= 2;
-                    vf x = load(vectors + j * W);
-                    if (by_a + by_b + by_c > 1) in_register(x);
-                    if (by_a) sum.at[i][j] += a * x;
-                    if (by_b) sum.at[i][j - 1] += b * x;
-                    if (by_c) sum.at[i][j - 2] += c * x;
-                }
-            }
-        }
-    }
-
-    static inline __attribute__((always_inline)) void add_row(Registers<H, V>& sum, const Tiles& t, const float* floats,
-                                                              const SparseWeights& weights, const int32_t* start) {
-        const char* tile = reinterpret_cast<const char*>(floats);
-        const int64_t row_bytes = int64_t(t.w.extent) * W * sizeof(float);
-        const float* values = weights.values + start[0];
-        const uint16_t* offsets = weights.offsets + start[0];
-        add_groups<1>(sum, tile, row_bytes, values, offsets, start[1]);
-        add_groups<2>(sum, tile, row_bytes, values, offsets, start[2]);
-        add_groups<3>(sum, tile, row_bytes, values, offsets, start[3]);
-        add_groups<4>(sum, tile, row_bytes, values, offsets, start[4]);
-        add_groups<5>(sum, tile, row_bytes, values, offsets, start[5]);
-        add_groups<6>(sum, tile, row_bytes, values, offsets, start[6]);
-        add_groups<7>(sum, tile, row_bytes, values, offsets, start[7]);
-    }
-};
-
-enum Edges { low = 1, high = 2 };  // that a tile lies at, along one axis
-
-// A 3x3 kernel on a tile at edges of the map: one list a tap, which leaves out the positions it would read zeros for.
-template <int EH, int EV> struct Trimmed {
-    static constexpr int height = trimmed_tile, width = trimmed_tile;
-    using Sum = Registers<height, width>;
-
-    template <int R, int S>
-    static inline __attribute__((always_inline)) void add_tap(Sum& sum, const char* tile, const SparseWeights& weights,
-                                                              const int32_t* start) {
-        constexpr int extent = trimmed_tile + 2 - (EV & low ? 1 : 0) - (EV & high ? 1 : 0);
-        constexpr int i0 = EH & low && R == 0, i1 = height - (EH & high && R == 2);
-        constexpr int j0 = EV & low && S == 0, j1 = width - (EV & high && S == 2);
-        constexpr int shift = (R - (EH & low ? 1 : 0)) * extent + S - (EV & low ? 1 : 0);
-        for (int at = start[R * 3 + S], end = start[R * 3 + S + 1]; at < end; at++) {
-            const vf weight = splat(weights.values[at]);
-            const char* source = tile + weights.offsets[at];
-            asm("" : "+r"(source));
-            const float* vectors = reinterpret_cast<const float*>(source);
-#pragma GCC unroll 4
-            for (int i = i0; i < i1; i++) {
-#pragma GCC unroll 4
-                for (int j = j0; j < j1; j++) sum.at[i][j] += weight * load(vectors + (i * extent + j + shift) * W);
-            }
-        }
-    }
-
-    static inline __attribute__((always_inline)) void add_row(Sum& sum, const Tiles&, const float* floats,
-                                                              const SparseWeights& weights, const int32_t* start) {
-        const char* tile = reinterpret_cast<const char*>(floats);
-        add_tap<0, 0>(sum, tile, weights, start);
-        add_tap<0, 1>(sum, tile, weights, start);
-        add_tap<0, 2>(sum, tile, weights, start);
-        add_tap<1, 0>(sum, tile, weights, start);
-        add_tap<1, 1>(sum, tile, weights, start);
-        add_tap<1, 2>(sum, tile, weights, start);
-        add_tap<2, 0>(sum, tile, weights, start);
-        add_tap<2, 1>(sum, tile, weights, start);
-        add_tap<2, 2>(sum, tile, weights, start);
     }
 };
 
@@ -331,7 +187,7 @@ __attribute__((noinline)) void write_part(const Work& work, const Target& target
 }
 
 template <bool past_caches, int H, int V>
-inline __attribute__((always_inline)) void write_whole(float* data, int64_t row, int64_t column,
+SWAT_INLINE void write_whole(float* data, int64_t row, int64_t column,
                                                        const Registers<H, V>& sum) {
 #pragma GCC unroll 8
     for (int i = 0; i < H; i++, data += row) {
@@ -341,7 +197,7 @@ inline __attribute__((always_inline)) void write_whole(float* data, int64_t row,
 }
 
 template <int H, int V>
-inline __attribute__((always_inline)) void write(const Work& work, const Target& target, int channel, float* spare,
+SWAT_INLINE void write(const Work& work, const Target& target, int channel, float* spare,
                                                  const Registers<H, V>& sum) {
     if (!target.whole) {
         sum.store_to(spare);
@@ -395,8 +251,6 @@ struct Desk {
 // One place; its first block is packed already, and that of the following place, if there is one, will be.
 template <class Loop> void run_tile(const Work& work, const Place& place, const Place* following, Desk& desk) {
     const Tiles& t = work.tiles;
-    const int64_t tile = int64_t(t.block) * t.channel_floats;
-    const int64_t sums = int64_t(t.rows()) * Loop::height * Loop::width * W;
     for (int block = 0; block < t.blocks; block++) {
         const bool last = block + 1 == t.blocks, more = !last || following;
         alignas(Packer) char memory[sizeof(Packer)];
@@ -404,7 +258,8 @@ template <class Loop> void run_tile(const Work& work, const Place& place, const 
                        : last ? new (memory) Packer(work, *following, 0, desk.next_tiles)
                               : new (memory) Packer(work, place, block + 1, desk.next_tiles);
         for (int group = 0; group < place.groups(); group++) {
-            add_block<Loop>(work, place, block, group, desk.tiles + group * tile, desk.partial + group * sums, next);
+            add_block<Loop>(work, place, block, group, desk.tiles + group * t.block_floats(),
+                            desk.partial + group * t.sums_floats(), next);
         }
         if (next) next->rest();
         std::swap(desk.tiles, desk.next_tiles);
@@ -429,33 +284,31 @@ void run_trimmed(const Work& work, const Place& place, const Place* following, D
     runner(work, place, following, desk);
 }
 
+template <int H, int V> TileRunner untrimmed_runner(Lists lists) {
+    return lists == Lists::by_pattern ? run_tile<Patterned<H, V>> : run_tile<Plain<H, V>>;
+}
+
 template <int... I> TileRunner runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
     if (t.flat) return run_tile<Plain<1, flat_tile>>;
     if (t.lists == Lists::by_tap) return run_trimmed;
     TileRunner found = nullptr;
     ((t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
-          ? void(found = t.lists == Lists::by_pattern ? run_tile<Patterned<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>
-                                                      : run_tile<Plain<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>>)
+          ? void(found = untrimmed_runner<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>(t.lists))
           : void()),
      ...);
     return found;
 }
 
-// How many groups of samples a thread takes together: more make longer reads, but their partial sums must stay in
-// the second-level cache.
+// How many groups of samples make a place: more make longer reads, but fewer partial sums fit the cache.
 int groups_together(const Tiles& t) {
-    const int64_t bytes = int64_t(t.rows()) * t.h.tile * t.w.tile * sizeof(vf);
-    const int64_t most = partial_bytes / bytes;
+    const int64_t most = partial_bytes / (t.sums_floats() * int64_t(sizeof(float)));
     return most < 1 ? 1 : most > 8 ? 8 : int(most);
 }
 
-int64_t tiles_floats(const Tiles& t) { return int64_t(groups_together(t)) * t.block * t.channel_floats; }
-int64_t partial_floats(const Tiles& t) {
-    return int64_t(groups_together(t)) * t.rows() * t.h.tile * t.w.tile * W;
-}
-int64_t workspace_floats(const Tiles& t) { return 2 * tiles_floats(t) + partial_floats(t) + 64; }
+int64_t tiles_floats(const Tiles& t) { return groups_together(t) * t.block_floats(); }
+int64_t workspace_floats(const Tiles& t) { return 2 * tiles_floats(t) + groups_together(t) * t.sums_floats(); }
 
-// The i-th piece of work.
+// The i-th place. Its samples change fastest: neighbours in memory.
 Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
     const int64_t parts = (samples + together - 1) / together, first = i % parts * together, tile = i / parts;
     const int u_w = int(tile % t.w.tiles()) * t.w.tile;
@@ -463,27 +316,31 @@ Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
     return {u_h, u_w, first, samples - first < together ? samples : first + together};
 }
 
+bool belongs_past_caches(const Result& result, int channels) {
+    const bool aligned = result.channel % W == 0 && result.column % W == 0 &&
+                         reinterpret_cast<uintptr_t>(result.data) % sizeof(vf) == 0;
+    return aligned && result.channel * channels > streamed_floats;
+}
+
+// All places, in equal parts to the threads; which thread takes which changes no result.
 void run(Work work, int64_t samples, float* workspace, int threads) {
     const Tiles& t = work.tiles;
     const TileRunner run_one = runner_of(t, std::make_integer_sequence<int, std::size(conv_tile_sizes)>());
-    const int64_t groups = (samples + W - 1) / W, positions = int64_t(t.h.tiles()) * t.w.tiles();
+    const int64_t groups = (samples + W - 1) / W, tiles = int64_t(t.h.tiles()) * t.w.tiles();
     int64_t together = groups_together(t);
-    while (together > 1 && (groups + together - 1) / together * positions < 2 * threads) together--;
-    together *= W;
-    const int64_t pieces = (samples + together - 1) / together * positions;
-    work.past_caches = work.result.channel % W == 0 && work.result.column % W == 0 &&
-                       reinterpret_cast<uintptr_t>(work.result.data) % sizeof(vf) == 0 &&
-                       work.result.channel * t.results > streamed_floats;
+    while (together > 1 && (groups + together - 1) / together * tiles < 2 * threads) together--;
+    const int64_t places = (groups + together - 1) / together * tiles;
+    work.past_caches = belongs_past_caches(work.result, t.results);
 #pragma omp parallel for num_threads(threads)
     for (int thread = 0; thread < threads; thread++) {
+        const int64_t first = thread * places / threads, last = (thread + 1) * places / threads;
+        if (first == last) continue;
         float* own = workspace + thread * workspace_floats(t);
         Desk desk{own, own + tiles_floats(t), own + 2 * tiles_floats(t)};
-        const int64_t first = thread * pieces / threads, last = (thread + 1) * pieces / threads;
-        if (first == last) continue;
-        Place place = place_of(t, samples, together, first);
+        Place place = place_of(t, samples, together * W, first);
         Packer(work, place, 0, desk.tiles).rest();
         for (int64_t i = first; i < last; i++) {
-            const Place following = place_of(t, samples, together, i + 1);
+            const Place following = place_of(t, samples, together * W, i + 1);
             run_one(work, place, i + 1 < last ? &following : nullptr, desk);
             place = following;
         }
@@ -494,19 +351,16 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
 // A 1x1 convolution knows no positions: whole vectors along one axis, then what is left of the last vector.
 void run_flat(Tiles t, SparseWeights weights, const float* source, float* result, int64_t length, const float* bias,
               float* workspace, int threads) {
-    const int vectors = int(length / W);
-    if (vectors > 0) {
+    const auto run_part = [&](int64_t first, int vectors, int64_t samples) {
         t.h.source_size = t.h.result_size = t.h.steps = 1;
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
-        run({t, weights, {source, length, 0, W}, {result, length, 0, W}, bias, false}, W, workspace, threads);
-    }
-    const int64_t done = int64_t(vectors) * W;
-    if (done < length) {
-        t.h.source_size = t.h.result_size = t.h.steps = 1;
-        t.w.source_size = t.w.result_size = t.w.steps = 1;
-        run({t, weights, {source + done, length, 0, 0}, {result + done, length, 0, 0}, bias, false}, length - done, workspace,
-            1);
-    }
+        const Source from{source + first, length, 0, W};
+        const Result to{result + first, length, 0, W};
+        run({t, weights, from, to, bias, false}, samples, workspace, threads);
+    };
+    const int64_t whole = length / W * W;
+    if (whole > 0) run_part(0, int(whole / W), W);
+    if (whole < length) run_part(whole, 1, length - whole);
 }
 
 void run_product(const ConvShape& s, Product product, SparseWeights weights, const float* source, float* result,
@@ -524,7 +378,7 @@ void run_product(const ConvShape& s, Product product, SparseWeights weights, con
 int64_t conv_workspace(ConvShape shape, int threads) {
     const int64_t forward = workspace_floats(tiles_of(shape, Product::forward));
     const int64_t grad_input = workspace_floats(tiles_of(shape, Product::grad_input));
-    return (forward > grad_input ? forward : grad_input) * threads + W;
+    return (forward > grad_input ? forward : grad_input) * threads;
 }
 
 void conv_forward(ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,

@@ -1,12 +1,13 @@
 // Gathering the kept weights of one product in a single pass over the dense ones.
 //
-//     W [k][c][r][s]  --stage-->  the taps of a few result channels, in list order  --compress-->  values, offsets
+//     W [k][c][r][s]  --stage-->  the taps of a few result channels, in list order  --append-->  values, offsets
 //
 // 4 bytes are read and density*6 written a weight. A block of source channels is gathered by one thread, front to
 // back, so nothing needs to be counted before.
 #include "sparse_weights.h"
 
 #include "buffer.h"
+#include "kernels.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
@@ -45,7 +46,7 @@ struct Order {
             if (reversed) base[tap] = taps - 1 - tap;
             const int offset = tap_of(s, t, product, tap / s.s, tap % s.s).offset;
             for (int i = 0; i < channels; i++) {
-                offsets[base[tap] + i * step[tap]] = uint16_t((i * t.channel_floats + offset) * sizeof(float));
+                offsets[base[tap] + i * step[tap]] = uint16_t((i * t.channel_floats + offset) / W);
             }
         }
     }
@@ -111,7 +112,7 @@ template <bool masked> void stage(const Dense& dense, const Order& order, int64_
 
 // Appends the weights that are not smaller than the threshold (NaN among them); returns how many. Up to W entries
 // behind them may be written.
-int compress(const float* weights, const uint16_t* offsets, int n, float threshold, float* to_values,
+int append_kept(const float* weights, const uint16_t* offsets, int n, float threshold, float* to_values,
              uint16_t* to_offsets) {
     int count = 0;
 #if defined(__AVX512F__)
@@ -120,7 +121,8 @@ int compress(const float* weights, const uint16_t* offsets, int n, float thresho
         const __mmask16 inside = n - i < W ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
         const __m512 weight = _mm512_maskz_loadu_ps(inside, weights + i);
         const __mmask16 kept = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), limit, _CMP_NLT_UQ);
-        const __m512i offset = _mm512_maskz_cvtepu16_epi32(inside, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i)));
+        const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i));
+        const __m512i offset = _mm512_maskz_cvtepu16_epi32(inside, narrow);  // the unmasked form warns in GCC 12
         const __mmask16 kept_first = __mmask16((1u << __builtin_popcount(kept)) - 1);
         _mm512_storeu_ps(to_values + count, _mm512_maskz_compress_ps(kept, weight));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to_offsets + count),
@@ -225,7 +227,7 @@ struct Packing {
             }
             for (int list = 0, done = 0; list < which.lists; done = which.ends.data[list++]) {
                 *start++ = int32_t(at);
-                at += compress(weights + done, which.offsets.data + done, which.ends.data[list] - done, threshold,
+                at += append_kept(weights + done, which.offsets.data + done, which.ends.data[list] - done, threshold,
                                values + at, offsets + at);
             }
         }
@@ -263,6 +265,7 @@ struct Packing {
 
 int64_t weight_starts(ConvShape shape, int product) {
     const Tiles t = tiles_of(shape, Product(product));
+    if (t.block_floats() / W > 1 << 16) invalid("A kernel of this size reaches further than 16-bit offsets do.");
     return t.blocks * block_starts(t);
 }
 

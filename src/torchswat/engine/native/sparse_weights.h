@@ -5,7 +5,7 @@
 //         list                            weights by source channel
 //
 //     starts[blocks][rows*lists + 1]   where each list begins in the two arrays below, and where the block ends
-//     values[], offsets[]              a weight, and where its source lies in the packed tile (bytes)
+//     values[], offsets[]              a weight, and where its source lies in the packed tile (vectors)
 //
 // A row has one list, or one a tap. By pattern it has seven, of groups of one to three weights of a row of the kernel
 // that share an offset; instead of starts it has {start, groups of pattern 1, ..., groups of pattern 7}.
