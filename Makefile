@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 # What an installation is made from; Python files are not among it, for it is editable.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/torchswat/engine/native/*)
 
-.PHONY: help venv demo test test-all bench lint format
+.PHONY: help venv demo test test-all sanitize bench lint format
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -17,6 +17,15 @@ test: $(INSTALLED)  ## the tests that CI runs
 
 test-all: $(INSTALLED)  ## the slow tests too
 	$(BIN)/python -m pytest
+
+# The sanitizers' libraries must be there before Python is; tests/engine/conftest.py takes the module built here.
+PRELOADED = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
+sanitize: $(INSTALLED)  ## the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/sanitize -G Ninja -DTORCHSWAT_SANITIZE=ON \
+	    -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX) --log-level=WARNING
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize
+	LD_PRELOAD="$(PRELOADED)" ASAN_OPTIONS=detect_leaks=0 TORCHSWAT_SANITIZED=build/sanitize \
+	    $(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py)
 
 bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
 	$(BIN)/torchswat bench products --quick

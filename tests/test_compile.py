@@ -22,7 +22,7 @@ from torchswat.engine import ops
 INPUT, WEIGHT, STRIDE, PADDING = [4, 6, 7, 8], [5, 6, 3, 3], [2, 1], [1, 1]
 BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
-# What torch's compiler warns of in itself: it looks at every attribute of a tensor behind a break of the graph.
+# What torch's compiler warns of in itself: behind a break of the graph it looks at every attribute.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf",
     "ignore:.*torch.jit.*is deprecated:DeprecationWarning",

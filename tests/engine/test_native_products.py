@@ -144,6 +144,8 @@ EXAMPLES = (
     Shape(1, 3, 181, 183, 40, 1, 1, 1, 1, 0, 0),
     Shape(20, 33, 9, 9, 20, 1, 1, 2, 2, 0, 0),
     Shape(8, 3, 20, 20, 8, 7, 7, 2, 2, 3, 3),
+    Shape(3, 3, 64, 48, 20, 16, 16, 16, 16, 0, 0),  # patches: a large tile a channel
+    Shape(3, 2, 40, 40, 5, 31, 31, 1, 1, 15, 15),
     Shape(8, 3, 5, 5, 8, 2, 2, 3, 3, 4, 4),  # more padding than kernel
     Shape(17, 36, 5, 12, 9, 1, 3, 3, 1, 3, 2),  # more stride than kernel
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from torchswat.engine.packed import PackedConv2dProducts
@@ -55,7 +56,9 @@ class PackedLinearProducts(Products):
 
     def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
         output = self.convolution.forward(_as_maps(activation), weight, bias)
-        return _as_matrix(output).contiguous()  # small, and what follows a Linear expects rows
+        # Rows, as what follows expects, and no view: autograd lets nobody change one in place that a custom
+        # function returned.
+        return _as_matrix(output).clone(memory_format=torch.contiguous_format)
 
     def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
         return _as_matrix(self.convolution.grad_input(_as_maps(gradient), weight, _as_maps(like)))
