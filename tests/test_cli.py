@@ -238,6 +238,7 @@ def demo_in_short(run, monkeypatch, folder: Path) -> None:
     assert code == 0, errors
     assert re.search(r"dense\s.*swat 80%", output) and "curves.png" in output
     assert (folder / "dense" / "curves.png").exists() and (folder / "swat").is_dir()
+    assert (folder / "comparison.png").exists() and "comparison.png" in output
 
 
 def test_the_demo_without_data(run, monkeypatch, tmp_path):

@@ -176,18 +176,23 @@ def demo(
     """
     from torchswat import data as sets
     from torchswat.training import loop
+    from torchswat.training.plot import plot_comparison
     from torchswat.training.recipe import load_recipe
-    from torchswat.training.run_folder import choose_folder
+    from torchswat.training.run_folder import RunFolder, choose_folder
 
     name = "digits-demo" if sets.info("fashion-mnist").missing(sets.data_root()) else "fashion-demo"
     recipe = load_recipe(name)
     folder = output or choose_folder(recipe)
     summaries = []
-    for algorithm in ("dense", recipe.sparse.algorithm):
+    for algorithm in ("dense", "swat"):
         console.print(f"{algorithm}: {recipe.about}", highlight=False)
         one = load_recipe(name, [f"sparse.algorithm={algorithm}"])
         summaries.append(loop.train(one, folder / algorithm, console=console))
-    _show(summaries, folder / recipe.sparse.algorithm)
+    _show(summaries, folder / "swat")
+    runs = {
+        s.title: RunFolder(folder / a).metrics() for a, s in zip(("dense", "swat"), summaries, strict=True)
+    }
+    console.print(f"Both runs over the epochs: {plot_comparison(runs, folder)}")
 
 
 @app.command()

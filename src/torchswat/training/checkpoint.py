@@ -191,6 +191,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp lets nobody else read it
         Path(temporary).replace(path)
         temporary = None
         _sync_folder(path.parent)

@@ -42,6 +42,36 @@ def plot_curves(rows: list[EpochMetrics], folder: Path, title: str) -> Path:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
     figure.suptitle(title)
-    for suffix in ("svg", "png"):
-        figure.savefig(folder / f"curves.{suffix}", dpi=150)
-    return folder / "curves.png"
+    return _save(figure, folder / "curves.png")
+
+
+def plot_comparison(runs: dict[str, list[EpochMetrics]], folder: Path) -> Path:
+    """Draw the test accuracy of several runs over the epochs as ``comparison.svg`` and ``.png`` in `folder`.
+
+    Parameters
+    ----------
+    runs : dict of str to list of EpochMetrics
+        The epochs of each run by its title.
+    folder : Path
+        Where the two files go.
+
+    Returns
+    -------
+    Path
+        Of the PNG file.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for title, rows in runs.items():
+        panel.plot([r.epoch for r in rows], [r.test_accuracy for r in rows], marker="o", label=title)
+    panel.set(xlabel="epoch", ylabel="test accuracy (%)")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    return _save(figure, folder / "comparison.png")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    for suffix in (".svg", ".png"):
+        figure.savefig(path.with_suffix(suffix), dpi=150)
+    return path

@@ -1,0 +1,96 @@
+"""Make ``docs/results/speed.md`` from the JSON files that ``torchswat bench`` wrote beside it.
+
+python benchmarks/speed_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
+
+
+def record(name: str) -> dict[str, Any] | None:
+    """Return a benchmark's record, or None where it was not run."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def heading(title: str, name: str, found: dict[str, Any]) -> list[str]:
+    """Return a section's title and the circumstances of its figures."""
+    facts = found["circumstances"]
+    return [
+        "",
+        f"## {title}",
+        "",
+        f"[{name}.json]({name}.json): {facts['processor']}, {facts['threads']} threads, "
+        f"{facts['engine']['isa']}, torch {facts['torch']}, commit {facts['git_commit']}, "
+        f"medians of {facts['repeats']}.",
+        "",
+    ]
+
+
+def steps(title: str, name: str) -> list[str]:
+    """Return the table of whole training steps."""
+    found = record(name)
+    if found is None:
+        return []
+    lines = heading(title, name, found)
+    lines += ["| network | what | S | step ms | speed-up | target |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in found["rows"]:
+        sparsity = "" if row["sparsity"] is None else f"{row['sparsity']:.1f}"
+        target = row.get("target") or ""
+        lines.append(
+            f"| {row['network']} | {row['algorithm']}, {row['how']} | {sparsity} "
+            f"| {row['step_ms']:.0f} | {row['speed_up']:.2f}x | {target} |"
+        )
+    return lines
+
+
+def products(title: str, name: str) -> list[str]:
+    """Return the table of single products, a line a shape and product, and their geometric means."""
+    found = record(name)
+    if found is None:
+        return []
+    rows = found["rows"]
+    sparsities = sorted({row["sparsity"] for row in rows})
+    lines = heading(title, name, found)
+    lines += ["| shape | product | dense ms | " + " | ".join(f"S = {s}" for s in sparsities) + " |"]
+    lines += ["| --- " * (3 + len(sparsities)) + "|"]
+    for shape, product in dict.fromkeys((row["shape"], row["product"]) for row in rows):
+        line = [row for row in rows if (row["shape"], row["product"]) == (shape, product)]
+        speed_ups = {row["sparsity"]: f"{row['speed_up']:.2f}x" for row in line}
+        cells = [shape, product, f"{line[0]['dense_ms']:.1f}", *(speed_ups[s] for s in sparsities)]
+        lines.append("| " + " | ".join(cells) + " |")
+    means = {s: geometric_mean(r["speed_up"] for r in rows if r["sparsity"] == s) for s in sparsities}
+    targets = {row["sparsity"]: row["target"] for row in found["summary"]}
+    for title_of_row, values in (("geometric mean", means), ("target", targets)):
+        cells = [f"{values[s]:.2f}x" if values[s] else "" for s in sparsities]
+        lines.append(f"| {title_of_row} | | | " + " | ".join(cells) + " |")
+    peak = found["circumstances"].get("peak_gflops")
+    if peak:
+        lines += [
+            "",
+            f"Peak here: {peak['registers']:.0f} GFLOP/s with operands in registers, "
+            f"{peak['first_level_cache']:.0f} with one from the first-level cache.",
+        ]
+    return lines
+
+
+def main() -> None:
+    """Write the page."""
+    lines = ["# Speed", "", "Made by `python benchmarks/speed_page.py` from the files beside it."]
+    lines += steps("Whole training steps", "step")
+    lines += steps("Whole training steps of other networks", "step-other")
+    lines += steps("Whole training steps, both sides held to AVX2", "step-avx2")
+    lines += products("Single products, everything included", "products")
+    lines += products("Single products, all shapes", "products-all")
+    lines += products("Single products, both sides held to AVX2", "products-avx2")
+    (FOLDER / "speed.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
