@@ -26,8 +26,8 @@ SETS = {
 }
 SCHEDULE = "--epochs 3 --set optimizer.milestones=[2]"
 ABOUT = (
-    "ResNet-8, half of the training images, 3 epochs (learning rate 0.1, then 0.01 for the last), all test images, "
-    "first convolution dense, one seed. The paper trains larger networks for 150 epochs."
+    "ResNet-8, half of the training images, 3 epochs (learning rate 0.1, then 0.01 for the last), "
+    "all test images, first convolution dense, one seed. The paper trains larger networks for 150 epochs."
 )
 ROWS = [
     ("dense", 0.0),
