@@ -59,7 +59,9 @@ def test_importing_the_package_needs_torch_and_numpy_alone():
         "typer",
         "yaml",
     }
-    code = "import sys, torchswat; print(*sys.modules)"
+    code = (
+        "import sys, torchswat; [getattr(torchswat, name) for name in torchswat.__all__]; print(*sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(torchswat.__file__).parents[1])}
     imported = {name.split(".")[0] for name in run(sys.executable, "-c", code, env=environment).split()}
     assert {"torch", "torchswat"} <= imported
