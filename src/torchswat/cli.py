@@ -100,6 +100,12 @@ def train(
     batch_size: Annotated[str | None, typer.Option(help="Images a step, over all processes.")] = None,
     lr: Annotated[str | None, typer.Option(help="Initial learning rate.")] = None,
     seed: Annotated[str | None, typer.Option(help="Everything random is drawn from it.")] = None,
+    analyse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Record threshold, angle and density of each layer every so many steps."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other value of the recipe.")
     ] = None,
@@ -131,6 +137,7 @@ def train(
         "data.batch_size": batch_size,
         "optimizer.lr": lr,
         "seed": seed,
+        "analysis.every_steps": analyse,
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + (settings or [])
     if resume is not None:
