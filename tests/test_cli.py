@@ -24,6 +24,8 @@ OPTIONS = {
     "algorithms": "help json",
     "data": "check data-root help json",
     "recipes": "help json",
+    "reproduce": "help jobs output runs scale seeds set",
+    "report": "help output title",
     "plan": "clear help json",
     "bench": "help",
 }

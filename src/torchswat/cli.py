@@ -21,6 +21,8 @@ try:
     from rich.table import Table
 
     from torchswat.bench import commands as bench
+    from torchswat.experiments import commands as experiments
+    from torchswat.report import commands as pages
 except ModuleNotFoundError as missing:
     print(
         f"torchswat: the command line needs {missing.name}, which is not installed: {INSTALL}",
@@ -42,6 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(bench.app, name="bench")
 app.command()(bench.plan)
+app.command()(experiments.reproduce)
+app.command()(pages.report)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -21,7 +21,7 @@ INK, FAINT = "#222222", "#bbbbbb"
 
 MARKERS = "os^Dv*PX"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

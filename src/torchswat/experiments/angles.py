@@ -68,8 +68,8 @@ def distribution(work: Work) -> Outcome:
     return Outcome(rows, findings, figure)
 
 
-def _bins(angles: np.ndarray) -> np.ndarray:
-    return np.arange(math.floor(angles.min()), math.ceil(angles.max()) + _BIN, _BIN)
+def _bins(angles: np.ndarray) -> list[float]:
+    return np.arange(math.floor(angles.min()), math.ceil(angles.max()) + _BIN, _BIN).tolist()
 
 
 def _moments(angles: np.ndarray) -> dict[str, float]:

@@ -5,13 +5,17 @@ The file ``claims.yaml`` is the only place that holds numbers out of the paper; 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from torchswat.training.checkpoint import write_atomically
 
 REPRODUCED = "reproduced"
 REDUCED = "reproduced at reduced scale"
@@ -102,3 +106,12 @@ def judged(figure: str, findings: list[Finding], scale: str, exact: bool) -> lis
         rows.append({**asdict(claim), "values": values, **said})
     assert not found, f"findings on claims that figure {figure} does not have: {list(found)}"
     return rows
+
+
+def write_claims(path: Path) -> None:
+    """Write all claims as JSON, so that a report can name those that were never tried."""
+    rows = [
+        {**asdict(claim), "values": {str(k): v for k, v in claim.values.items()}}
+        for claim in claims().values()
+    ]
+    write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())
