@@ -15,16 +15,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchswat import models
     from torchswat.accounting import cost
+    from torchswat.analysis import angle
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
     from torchswat.selection import select
 
-__all__ = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
+__all__ = [
+    "Sparsity",
+    "angle",
+    "cost",
+    "desparsify_",
+    "models",
+    "prune_",
+    "select",
+    "sparsify_",
+    "tune_allocator",
+]
 __version__ = "0.1.0.dev0"
 
 # Imported when they are first used, so that the command line can answer before torch is there.
 _HOMES = {
     "Sparsity": "torchswat.convert",
+    "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",
     "prune_": "torchswat.convert",
