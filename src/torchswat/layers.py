@@ -379,25 +379,44 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         sides = self._reversed_padding_repeated_twice  # (left, right, top, bottom)
-        padded = input.shape[2] + sides[2] + sides[3], input.shape[3] + sides[0] + sides[1]
-        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        padded, kernel = self._extents(input)
         if padded[0] < kernel[0] or padded[1] < kernel[1]:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}, with padding "
                 f"{padded[0]} x {padded[1]}; its kernel needs {kernel[0]} x {kernel[1]} at least."
             )
-        symmetric = sides[0] == sides[1] and sides[2] == sides[3]
-        in_product = self.padding_mode == "zeros" and symmetric
-        padding = (sides[2], sides[0]) if in_product else (0, 0)
-        products = self._products(input, padding) if in_product else None
+        padding = self._product_padding()
+        products = None if padding is None else self._products(input, padding)
         if products is None:
-            products = Conv2dProducts(self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+            geometry: Any = self.stride, padding or (0, 0), self.dilation, self.groups
+            products = Conv2dProducts(*geometry)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
 
         def pad(tensor: Tensor) -> Tensor:
             return F.pad(tensor, sides, mode=mode)
 
-        return self._sparse_forward(input, products, None if in_product else pad, super().forward)
+        return self._sparse_forward(input, products, pad if padding is None else None, super().forward)
+
+    def takes_inner(self, input: Tensor) -> bool:
+        """Tell whether an `input` (N, C, H, W) of these sizes is brought into the engine's layout here."""
+        (height, width), kernel = self._extents(input)
+        fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]
+        padding = self._product_padding()
+        if not fits or padding is None:
+            return False
+        return isinstance(self._products(input, padding), PackedConv2dProducts)
+
+    def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
+        """Return height and width of the padded `input` and of the dilated kernel."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return (input.shape[2] + top + bottom, input.shape[3] + left + right), kernel
+
+    def _product_padding(self) -> tuple[int, int] | None:
+        """Return the padding that the products do, or None where the input is to be padded before."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        symmetric = left == right and top == bottom
+        return (top, left) if self.padding_mode == "zeros" and symmetric else None
 
     def _products(self, input: Tensor, padding: tuple[int, int]) -> Products | None:
         """Return the products of the compiled engine, or None where it does not do these."""

@@ -67,9 +67,12 @@ struct Threshold {
     X(void, max_pool_backward,                                                                                   \
       (const float* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n, int kernel,        \
        int stride, int padding, float* grad_x, int threads))                                                     \
-    X(void, average_forward, (const float* x, int64_t channels, int64_t area, int64_t n, float* y, int threads)) \
-    X(void, average_backward, (const float* grad_y, int64_t channels, int64_t area, int64_t n, float* grad_x,    \
-                               int threads))
+    X(void, average_forward,                                                                                     \
+      (const float* x, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w, float* y,          \
+       int threads))                                                                                             \
+    X(void, average_backward,                                                                                    \
+      (const float* grad_y, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w,               \
+       float* grad_x, int threads))
 
 #define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
     X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
