@@ -92,7 +92,7 @@ class Packed:
         lists = starts, values, offsets
         pointers = weight.data_ptr(), 0 if mask is None else mask.data_ptr()
         kept = self.native.pack_weights(
-            self.sizes, *pointers, threshold, product, *(t.data_ptr() for t in lists), threads
+            self.sizes, *pointers, threshold, product, *(t.data_ptr() for t in lists), 0, threads
         )
         chosen = (weight.abs() >= threshold) if mask is None else mask.bool()
         assert kept == int((chosen & (weight != 0)).sum())
@@ -235,7 +235,7 @@ def test_nan_is_not_hidden(native: ModuleType) -> None:
     layer = Packed(native, shape, weight.nan_to_num())
     starts, values, offsets = layer.lists[FORWARD]
     pointers = starts.data_ptr(), values.data_ptr(), offsets.data_ptr()
-    native.pack_weights(native_shape, weight.data_ptr(), 0, 0.5, FORWARD, *pointers, 1)
+    native.pack_weights(native_shape, weight.data_ptr(), 0, 0.5, FORWARD, *pointers, 0, 1)
     y = layer.forward(inner(torch.ones(16, 4, 6, 6)))
     assert y[:, 2].isnan().all()
     assert not y[:, [0, 1, 3]].isnan().any()

@@ -67,6 +67,11 @@ class PackedConv2dProducts(Conv2dProducts):
         """Whether the activation kept is its kept values only."""
         return self.choice.grad_weight
 
+    @property
+    def marks_weight(self) -> bool:  # type: ignore[override]
+        """Whether `forward_weight` fills the marks of its selection."""
+        return self.choice.forward
+
     def adapt(self, activation: Tensor) -> Tensor:
         return ops.as_inner(activation)
 
@@ -84,7 +89,8 @@ class PackedConv2dProducts(Conv2dProducts):
         if not sparse:
             return (selection.kept(weight),)
         sizes = list(self.shape.input), list(self.stride), list(self.padding)
-        return ops.pack_weight(weight, selection.mask, selection.limit, *sizes, product)
+        marks = selection.marks if product == ops.FORWARD else None
+        return ops.packed_weight(weight, selection.mask, selection.limit, *sizes, product, marks)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         sparse = selection is not None and self.choice.grad_weight

@@ -29,7 +29,8 @@ struct Threshold {
     X(bool, kth_largest_lanes,                                                                                   \
       (const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k, float* thresholds,         \
        int64_t* greater, int64_t* equal, int threads))                                                           \
-    X(float, sampled_threshold, (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed))     \
+    X(float, sampled_threshold,                                                                                  \
+      (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed, int threads))                  \
     X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
     X(void, magnitude_mask,                                                                                      \
       (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
@@ -76,7 +77,7 @@ struct Threshold {
     X(int64_t, weight_capacity, (ConvShape shape, int product))                                                  \
     X(int64_t, pack_weights,                                                                                     \
       (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product, int32_t* starts,\
-       float* values, uint16_t* offsets, int threads))                                                           \
+       float* values, uint16_t* offsets, uint16_t* bits, int threads))                                           \
     X(int64_t, conv_workspace, (ConvShape shape, int threads))                                                   \
     X(void, conv_forward,                                                                                        \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
