@@ -358,14 +358,15 @@ class SparseLayer(nn.Module):
         """Bring the operands into the forms that the products take, and measure what they hold."""
         sparse, row = self.sparse, self.sparse.algorithm
         to_input, to_weight = wanted
-        forward_weight = products.forward_weight(weight, of_weight if row.forward_weight else None)
+        forward_weight, grad_input_weight = products.weight_forms(
+            weight,
+            of_weight if row.forward_weight else None,
+            of_weight if row.grad_input_weight else None,
+            wanted=to_input,
+        )
         if of_weight is not None:
             sparse.check_marks(of_weight, weight.numel())
-        grad_input_weight = grad_weight_activation = ()
-        if to_input:
-            same = products.one_weight_form and bool(row.forward_weight) == bool(row.grad_input_weight)
-            selection = of_weight if row.grad_input_weight else None
-            grad_input_weight = forward_weight if same else products.grad_input_weight(weight, selection)
+        grad_weight_activation = ()
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
             grad_weight_activation = products.grad_weight_activation(input, selection)

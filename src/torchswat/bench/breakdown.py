@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torchswat.convert import sparse_layers
 from torchswat.engine import ops
 
-_SELECTION, _PACKING = "torchswat::selection", "torchswat::packed_weight"
+_SELECTION, _PACKING = "torchswat::selection", "torchswat::packed_weights"
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -68,7 +68,7 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
     """Let the profiler see the searches of the sparse layers and their packing, which are plain calls."""
     owners = [(layer, name) for _, layer in sparse_layers(model) for name in ("_selections", "_count_kept")]
-    calls = [(*owner, _SELECTION) for owner in owners] + [(ops, "packed_weight", _PACKING)]
+    calls = [(*owner, _SELECTION) for owner in owners] + [(ops, "packed_weights", _PACKING)]
     before = [vars(owner).get(name) for owner, name, _ in calls]
     for owner, name, event in calls:
         vars(owner)[name] = _recorded(getattr(owner, name), event)

@@ -124,22 +124,22 @@ def pack_weight(
 
     Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`.
     """
-    return packed_weight(weight, mask, limit, input_size, stride, padding, product)
+    return packed_weights(weight, mask, limit, input_size, stride, padding, (product,))[0]
 
 
-def packed_weight(
+def packed_weights(
     weight: Tensor,
     mask: Tensor | None,
     limit: float,
     input_size: list[int],
     stride: list[int],
     padding: list[int],
-    product: int,
+    products: tuple[int, ...],
     marks: Marks | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `pack_weight` does, at once: half of a small one's time is the dispatcher's.
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Do what `pack_weight` does, for several products at once and without the time of the dispatcher.
 
-    The compiled kernel of the forward product fills `marks` as well.
+    The compiled kernel fills `marks`, where the forward product is among them.
     """
     native = native_for(weight)
     weight = weight.contiguous()
@@ -147,27 +147,32 @@ def packed_weight(
         kept = weight.abs() >= limit if mask is None else mask
         positions = kept.flatten().nonzero().squeeze(1)
         none = positions.new_empty(0, dtype=torch.int16)
-        return positions.to(torch.int32), weight.flatten()[positions], none
+        return [(positions.to(torch.int32), weight.flatten()[positions], none) for _ in products]
     shape = _shape(native, input_size, list(weight.shape), stride, padding)
     mask = None if mask is None else mask.contiguous()
-    buckets, capacity = _native_lengths(native, shape, product)
-    starts = torch.empty(buckets, dtype=torch.int32)
-    values = torch.empty(capacity)
-    offsets = torch.empty(capacity, dtype=torch.int16)
+    packed = [_empty_packed(native, shape, product) for product in products]
+    to = [native.PackedWeights()] * 2
+    for product, lists in zip(products, packed, strict=True):
+        to[product] = native.PackedWeights(*(t.data_ptr() for t in lists))
     bits = None if marks is None else Marks.empty(weight)
-    count = native.pack_weights(
+    found = native.pack_weights(
         shape,
         weight.data_ptr(),
         0 if mask is None else mask.data_ptr(),
         limit,
-        product,
-        *(t.data_ptr() for t in (starts, values, offsets)),
+        *to,
         0 if bits is None else bits.data_ptr(),
         torch.get_num_threads(),
     )
     if marks is not None:
-        marks.bits, marks.count, marks.not_a_number = bits, max(0, count), count < 0
-    return starts, values, offsets
+        marks.bits, marks.count, marks.not_a_number = bits, found.count, found.not_a_number
+    return packed
+
+
+def _empty_packed(native, shape, product: int) -> tuple[Tensor, Tensor, Tensor]:
+    buckets, capacity = _native_lengths(native, shape, product)
+    starts = torch.empty(buckets, dtype=torch.int32)
+    return starts, torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
 
 
 def _lengths(starts: Tensor, offsets: Tensor) -> tuple[int, int]:

@@ -18,6 +18,19 @@ struct Threshold {
     bool not_a_number;
 };
 
+// Where the packed weights of a product go (sparse_weights.h); all null where it is not wanted.
+struct PackedWeights {
+    int32_t* starts;
+    float* values;
+    uint16_t* offsets;
+};
+
+// How many weights were packed, and whether a NaN was met.
+struct Packed {
+    int64_t count;
+    bool not_a_number;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -75,9 +88,9 @@ struct Threshold {
 #define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
     X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
     X(int64_t, weight_capacity, (ConvShape shape, int product))                                                  \
-    X(int64_t, pack_weights,                                                                                     \
-      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product, int32_t* starts,\
-       float* values, uint16_t* offsets, uint16_t* bits, int threads))                                           \
+    X(Packed, pack_weights,                                                                                      \
+      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, PackedWeights forward,       \
+       PackedWeights grad_input, uint16_t* bits, int threads))                                                   \
     X(int64_t, conv_workspace, (ConvShape shape, int threads))                                                   \
     X(void, conv_forward,                                                                                        \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \

@@ -1,11 +1,11 @@
-// Gathering the kept weights of one product in a single pass over the dense ones.
+// Gathering the kept weights of both products in a single pass over the dense ones.
 //
 //     W [k][c][r][s]  --stage, but for forward-->  a few result channels side by side  --append-->  values, offsets
 //
 // The weights are taken from where they lie in the order of the lists, W at a time. Result channels of grad_input lie
 // far apart for that, so a few of them are staged in the first-level cache before: [source][result][tap].
-// 4 bytes are read and density*6 written a weight. A block of source channels is gathered by one thread, front to
-// back, so nothing needs to be counted before.
+// 4 bytes are read and density*12 written a weight. Threads share the input channels: whole blocks of forward's
+// sources, and a stretch of grad_input's results in each of its blocks, so nothing needs to be counted before.
 #include "sparse_weights.h"
 
 #include "buffer.h"
@@ -38,15 +38,21 @@ struct Order {
         direction = reversed ? -1 : 1;
         std::memset(places.data, 0, sizeof(int) * (size_t(channels) * taps + W));
         std::memset(offsets.data, 0, sizeof(int) * (size_t(channels) * taps + W));
+        Buffer<Tap> found(taps);
+        for (int tap = 0; tap < taps; tap++) found[tap] = tap_of(s, t, product, tap / s.s, tap % s.s);
+        Buffer<int> members(taps);  // of a list
         int done = 0;
         for (int list = 0; list < lists; list++) {
+            int count = 0;
+            for (int n = 0; n < taps; n++) {
+                const int tap = reversed ? taps - 1 - n : n;
+                if ((t.lists == Lists::by_tap ? found[tap].list : found[tap].result_class) == list)
+                    members[count++] = tap;
+            }
             for (int i = 0; i < channels; i++) {
-                for (int n = 0; n < taps; n++) {
-                    const int tap = reversed ? taps - 1 - n : n;
-                    const Tap found = tap_of(s, t, product, tap / s.s, tap % s.s);
-                    if ((t.lists == Lists::by_tap ? found.list : found.result_class) != list) continue;
-                    places[done] = i * distance + tap;
-                    offsets[done++] = (i * t.channel_floats + found.offset) / W;
+                for (int n = 0; n < count; n++) {
+                    places[done] = i * distance + members[n];
+                    offsets[done++] = (i * t.channel_floats + found[members[n]].offset) / W;
                 }
             }
             ends[list] = done;
@@ -55,11 +61,9 @@ struct Order {
     }
 };
 
-// The dense weights as a product sees them.
 struct Dense {
     const float* weights;
     const uint8_t* mask;
-    int64_t result_stride, source_stride;
 };
 
 // Copies n weights, or zeros where the mask drops them.
@@ -73,12 +77,11 @@ void copy_kept(const float* weights, const uint8_t* mask, int64_t n, float* to) 
     if (i < n) store_first(to + i, load_first(weights + i, int(n - i)), int(n - i));
 }
 
+constexpr int word = 16;  // weights
+
 // Marks the weights from `begin` to `end` of a filter that are not smaller than the threshold, NaN among them: one bit
-// each, 16 to a word. A word that `begin` lies within belongs to the range before. Fetches the same of the filter that
-// is `next`. Returns whether a NaN was met.
-bool mark(const float* filter, int64_t begin, int64_t end, int64_t next, float threshold,
-          uint16_t* bits) {
-    constexpr int word = 16;
+// each. `begin` is at a word. Fetches the same of the filter that is `next`. Returns whether a NaN was met.
+bool mark(const float* filter, int64_t begin, int64_t end, int64_t next, float threshold, uint16_t* bits) {
     int32_t least_key;
     std::memcpy(&least_key, &threshold, sizeof least_key);
     vi largest{};
@@ -92,7 +95,7 @@ bool mark(const float* filter, int64_t begin, int64_t end, int64_t next, float t
         }
         return uint16_t(kept);
     };
-    int64_t i = (begin + word - 1) / word * word;
+    int64_t i = begin;
     for (; i + word <= end; i += word) {
         __builtin_prefetch(filter + next + i, 0, 2);
         bits[i / word] = mark_word(filter + i, word);
@@ -230,104 +233,146 @@ int sort_by_pattern(const float* weights, const Order& order, float threshold, f
     return int(end - to_values);
 }
 
+constexpr int most_parts = 64;  // threads, each with a stretch of its own in every block of grad_input
+
 int64_t block_capacity(const ConvShape& s, const Tiles& t) {
-    return (int64_t(t.block) * t.results * s.r * s.s + 2 * W - 1) / W * W;
+    return (int64_t(t.block) * t.results * s.r * s.s + (most_parts + 1) * W - 1) / W * W;
 }
 
-// Result channels that are staged together; forward takes one at a time, from where it lies.
-int staged_together(const ConvShape& s, const Tiles& t, Product product) {
-    const int few = staged_floats / (t.block * s.r * s.s);
-    return product == Product::forward || few < 1 ? 1 : few < t.results ? few : t.results;
-}
-
-struct Packing {
+// The lists of one product, and the tables by which they are made.
+struct Lister {
     const ConvShape& shape;
-    const Tiles& tiles;
-    Product product;
-    Dense dense;
-    float threshold;
-    int together;
-    Order order, last_order;  // of a full block, of the last one
+    const Tiles tiles;
+    const bool forward;
+    const Dense dense;
+    const float threshold;
+    const int taps, together;  // result channels that are staged together; forward takes one, from where it lies
+    const Order order, last_order;  // of a full block, of the last one
     int32_t* starts;
     float* values;
-    uint16_t *offsets, *bits;
+    uint16_t* offsets;
+
+    Lister(const ConvShape& s, Product product, Dense dense, float threshold, PackedWeights to)
+        : shape(s), tiles(tiles_of(s, product)), forward(product == Product::forward), dense(dense),
+          threshold(threshold), taps(s.r * s.s), together(forward ? 1 : staged_together()),
+          order(s, tiles, product, tiles.block, together * taps),
+          last_order(s, tiles, product, tiles.channels - (tiles.blocks - 1) * tiles.block, together * taps),
+          starts(to.starts), values(to.values), offsets(to.offsets) {}
+
+    int staged_together() const {
+        const int few = staged_floats / (tiles.block * taps);
+        return few < 1 ? 1 : few < tiles.results ? few : tiles.results;
+    }
+
+    int64_t slots() const { return int64_t(tiles.block) * taps; }  // of a result channel in a block
+    int64_t result_stride() const { return int64_t(taps) * (forward ? shape.c : 1); }
+    int64_t source_stride() const { return int64_t(taps) * (forward ? 1 : shape.c); }
+    int64_t beginning(int block) const { return block * block_capacity(shape, tiles); }
 
     // The weights from the sources of a block to `results` result channels, as [source][result][tap].
     const float* stage(const Order& which, int block, int result, int results, float* staged) const {
-        const int64_t from = block * tiles.block * dense.source_stride + result * dense.result_stride;
+        const int64_t from = block * tiles.block * source_stride() + result * result_stride();
         const uint8_t* mask = dense.mask ? dense.mask + from : nullptr;
-        if (product == Product::forward) {
+        if (forward) {
             if (!mask) return dense.weights + from;
-            copy_kept(dense.weights + from, mask, which.channels * which.taps, staged);
+            copy_kept(dense.weights + from, mask, which.channels * taps, staged);
             return staged;
         }
         for (int i = 0; i < which.channels; i++) {
-            const int64_t row = i * dense.source_stride;
+            const int64_t row = i * source_stride();
             const float* weights = dense.weights + from + row;
-            for (int n = results * which.taps; n < 2 * results * which.taps; n += 16) {
+            for (int n = results * taps; n < 2 * results * taps; n += 16) {
                 __builtin_prefetch(weights + n, 0, 2);  // of the next results
             }
-            copy_kept(weights, mask ? mask + row : nullptr, results * which.taps, staged + i * together * which.taps);
+            copy_kept(weights, mask ? mask + row : nullptr, results * taps, staged + i * together * taps);
         }
         return staged;
     }
 
-    // Appends `results` result channels of a block at `at`; returns where they end. `staged` and `kept` are scratch.
+    // Appends `results` result channels of a block at `at`; returns where they end.
     int64_t append(int block, int result, int results, int64_t at, float* staged, Kept kept) const {
         const Order& which = block + 1 < tiles.blocks ? order : last_order;
         const float* weights = stage(which, block, result, results, staged);
         const auto append_row = which.in_memory_order ? append_kept<true> : append_kept<false>;
         int32_t* start = starts + block * block_starts(tiles) + int64_t(result) * tiles.classes() * tiles.starts();
-        for (int i = 0; i < results; i++, weights += which.taps) {
-            *start++ = int32_t(at);
+        for (int i = 0; i < results; i++, weights += taps) {
             if (tiles.lists == Lists::by_pattern) {
+                *start++ = int32_t(at);
                 at += sort_by_pattern(weights, which, threshold, values + at, offsets + at, start);
                 start += patterns - 1;
                 continue;
             }
             const int count = append_row(weights, which, threshold, values + at, offsets + at, kept);
-            for (int list = 1; list < which.lists; list++) {
-                *start++ = int32_t(at) + kept.until(which.ends.data[list - 1]);
+            for (int list = 0; list < which.lists; list++) {
+                *start++ = int32_t(at) + (list ? kept.until(which.ends[list - 1]) : 0);
+                if (tiles.lists == Lists::one) *start++ = int32_t(at) + kept.until(which.ends[list]);
             }
             at += count;
+            if (tiles.lists == Lists::by_tap) *start++ = int32_t(at);
         }
-        *start = int32_t(at);
         return at;
     }
+};
 
-    // Marks the weights of a result channel from the sources of blocks [first, last); whether there is a NaN.
-    bool mark_kept(int result, int first, int last) const {
-        const int64_t filter = dense.result_stride, from = first * tiles.block * dense.source_stride;
-        const int64_t end = last == tiles.blocks ? filter : last * tiles.block * dense.source_stride;
-        return mark(dense.weights + result * filter, from, end, filter, threshold,
-                    bits + result * ((filter + 15) / 16));
+// One thread's part: the weights of input channels [first, last), for either product or both.
+struct Part {
+    const ConvShape& shape;
+    const Lister *forward, *grad_input;
+    uint16_t* bits;
+    int first, last, number;
+    Buffer<float> staged;
+    Buffer<uint16_t> words;
+    Buffer<int> before;
+    Buffer<int64_t> at;  // of forward's blocks
+
+    Part(const ConvShape& s, const Lister* forward, const Lister* grad_input, uint16_t* bits, int first, int last,
+         int number)
+        : shape(s), forward(forward), grad_input(grad_input), bits(bits), first(first), last(last), number(number),
+          staged(scratch()), words(scratch() / W + 1), before(scratch() / W + 1),
+          at(forward ? forward->tiles.blocks : 0) {}
+
+    size_t scratch() const {
+        const int64_t a = forward ? forward->slots() : 0;
+        const int64_t b = grad_input ? grad_input->slots() * grad_input->together : 0;
+        return size_t(a > b ? a : b) + W;
     }
 
-    // All of the blocks [first, last), in the order in which the dense weights lie in memory; returns the number kept,
-    // or less than zero where a NaN was marked.
-    int64_t blocks(int first, int last) const {
-        const size_t slots = size_t(order.channels) * order.taps;
-        Buffer<float> staged(together * slots + W);
-        Buffer<uint16_t> words(slots / W + 1);
-        Buffer<int> before(slots / W + 1);
-        const Kept marks{words.data, before.data};
-        Buffer<int64_t> at(last - first);
-        const int64_t capacity = block_capacity(shape, tiles);
-        for (int block = first; block < last; block++) at[block - first] = block * capacity;
-        const int inner = product == Product::forward ? last - first : 1;
-        bool nan = false;
-        for (int outer = first; outer < last; outer += inner) {
-            for (int result = 0; result < tiles.results; result += together) {
-                const int results = result + together < tiles.results ? together : tiles.results - result;
-                if (bits) nan |= mark_kept(result, first, last);
-                for (int block = outer; block < outer + inner; block++) {
-                    at[block - first] = append(block, result, results, at[block - first], staged.data, marks);
-                }
-            }
+    // The filters of one block of grad_input at a time: it finds them in the cache, where forward left them.
+    int64_t run(bool& nan) {
+        const int64_t block_size = grad_input ? grad_input->tiles.block : shape.k;
+        int64_t kept = 0;
+        if (forward) for (int b = 0; b < forward->tiles.blocks; b++) at[b] = forward->beginning(b);
+        for (int k = 0, block = 0; k < shape.k; k += block_size, block++) {
+            const int end = int(least(k + block_size, shape.k));
+            if (forward) for (int filter = k; filter < end; filter++) kept += list_filter(filter, nan);
+            if (grad_input) list_inputs(block);
+        }
+        return kept;
+    }
+
+    int64_t list_filter(int filter, bool& nan) {
+        const int64_t taps = forward->taps, size = forward->result_stride();
+        if (bits) {  // a word that two threads share is the first one's
+            const int64_t begin = (first * taps + word - 1) / word * word;
+            const int64_t end = least((last * taps + word - 1) / word * word, size);
+            nan |= mark(forward->dense.weights + filter * size, begin, end, size, forward->threshold,
+                        bits + filter * ((size + word - 1) / word));
         }
         int64_t kept = 0;
-        for (int block = first; block < last; block++) kept += at[block - first] - block * capacity;
-        return nan ? -1 - shape.weights() : kept;
+        for (int b = first / forward->tiles.block; b * forward->tiles.block < last; b++) {
+            const int64_t end = forward->append(b, filter, 1, at[b], staged.data, {words.data, before.data});
+            kept += end - at[b];
+            at[b] = end;
+        }
+        return kept;
+    }
+
+    void list_inputs(int block) {
+        int64_t to = grad_input->beginning(block) + first * grad_input->slots() + number * W;
+        for (int c = first; c < last; c += grad_input->together) {
+            const int results = int(least(grad_input->together, last - c));
+            to = grad_input->append(block, c, results, to, staged.data, {words.data, before.data});
+        }
     }
 };
 
@@ -344,28 +389,26 @@ int64_t weight_capacity(ConvShape shape, int product) {
     return t.blocks * block_capacity(shape, t) + W;
 }
 
-// Returns how many are kept. With `bits`, which only forward takes, and only without a mask, they are marked there as
-// well, [k][ceil(c*r*s / 16)], and the result is negative where one of them is a NaN.
-int64_t pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product,
-                     int32_t* starts, float* values, uint16_t* offsets, uint16_t* bits, int threads) {
-    const Product which = Product(product);
-    const Tiles t = tiles_of(shape, which);
-    const int64_t taps = shape.r * shape.s, filter = taps * shape.c;
-    const bool forward = which == Product::forward;
-    if (bits && (mask || !forward)) invalid("pack_weights: bits go with the forward product and without a mask.");
-    const Dense dense{weights, mask, forward ? filter : taps, forward ? taps : filter};
+// Either product may be left out (no `starts`). With `bits`, which goes with forward and without a mask, what is kept
+// is marked there as well, [k][ceil(c*r*s / 16)], and NaN among it is looked for. Forward counts what is kept.
+Packed pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, float threshold,
+                    PackedWeights forward, PackedWeights grad_input, uint16_t* bits, int threads) {
+    if (bits && (mask || !forward.starts)) invalid("pack_weights: bits go with forward and without a mask.");
     const float limit = mask || !(threshold > least_magnitude) ? least_magnitude : threshold;
-    const int last_block = t.channels - (t.blocks - 1) * t.block;
-    const int together = staged_together(shape, t, which), distance = together * int(taps);
-    const Packing packing{shape, t, which, dense, limit, together, {shape, t, which, t.block, distance},
-                          {shape, t, which, last_block, distance}, starts, values, offsets, bits};
-    const int parts = threads < t.blocks ? threads : t.blocks;
+    const Lister of_forward(shape, Product::forward, {weights, mask}, limit, forward);
+    const Lister of_grad_input(shape, Product::grad_input, {weights, mask}, limit, grad_input);
+    const int unit = forward.starts ? of_forward.tiles.block : 1, units = (shape.c + unit - 1) / unit;
+    const int parts = int(least(least(threads, units), most_parts));
     int64_t kept = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : kept)
+    bool nan = false;
+#pragma omp parallel for num_threads(threads) reduction(+ : kept) reduction(|| : nan)
     for (int part = 0; part < parts; part++) {
-        kept += packing.blocks(part * t.blocks / parts, (part + 1) * t.blocks / parts);
+        const int first = part * units / parts * unit, last = int(least((part + 1) * units / parts * unit, shape.c));
+        Part mine(shape, forward.starts ? &of_forward : nullptr, grad_input.starts ? &of_grad_input : nullptr, bits,
+                  first, last, part);
+        kept += mine.run(nan);
     }
-    return kept;
+    return {kept, nan};
 }
 
 }  // namespace torchswat::SWAT_ISA
