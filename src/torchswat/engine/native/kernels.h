@@ -18,6 +18,19 @@ struct Threshold {
     bool not_a_number;
 };
 
+// Where the packed weights of a product go (sparse_weights.h); all null where it is not wanted.
+struct PackedWeights {
+    int32_t* starts;
+    float* values;
+    uint16_t* offsets;
+};
+
+// How many weights were packed, and whether a NaN was met.
+struct Packed {
+    int64_t count;
+    bool not_a_number;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -29,7 +42,8 @@ struct Threshold {
     X(bool, kth_largest_lanes,                                                                                   \
       (const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k, float* thresholds,         \
        int64_t* greater, int64_t* equal, int threads))                                                           \
-    X(float, sampled_threshold, (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed))     \
+    X(float, sampled_threshold,                                                                                  \
+      (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed, int threads))                  \
     X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
     X(void, magnitude_mask,                                                                                      \
       (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
@@ -77,9 +91,9 @@ struct Threshold {
 #define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
     X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
     X(int64_t, weight_capacity, (ConvShape shape, int product))                                                  \
-    X(int64_t, pack_weights,                                                                                     \
-      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product, int32_t* starts,\
-       float* values, uint16_t* offsets, int threads))                                                           \
+    X(Packed, pack_weights,                                                                                      \
+      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, PackedWeights forward,       \
+       PackedWeights grad_input, uint16_t* bits, int threads))                                                   \
     X(int64_t, conv_workspace, (ConvShape shape, int threads))                                                   \
     X(void, conv_forward,                                                                                        \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
