@@ -17,9 +17,22 @@ if TYPE_CHECKING:
     from torchswat.accounting import cost
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
+    from torchswat.runtime.network import load
+    from torchswat.runtime.package import save
     from torchswat.selection import select
 
-__all__ = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
+__all__ = [
+    "Sparsity",
+    "cost",
+    "desparsify_",
+    "load",
+    "models",
+    "prune_",
+    "save",
+    "select",
+    "sparsify_",
+    "tune_allocator",
+]
 __version__ = "0.1.0.dev0"
 
 # Imported when they are first used, so that the command line can answer before torch is there.
@@ -27,7 +40,9 @@ _HOMES = {
     "Sparsity": "torchswat.convert",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",
+    "load": "torchswat.runtime.network",
     "prune_": "torchswat.convert",
+    "save": "torchswat.runtime.package",
     "select": "torchswat.selection",
     "sparsify_": "torchswat.convert",
     "tune_allocator": "torchswat.engine.allocator",
