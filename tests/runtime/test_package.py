@@ -67,6 +67,7 @@ def test_four_times_smaller_than_dense(tmp_path: Path):
         ({"classes": ["one"]}, "1 classes are named"),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "2 numbers for 1 colours"),
         ({"mean": (0.5,), "std": (0.0,)}, "more than 0"),
+        ({"mean": (0.5,)}, "a std for every mean"),
         ({"mean": (float("nan"),), "std": (1.0,)}, "no number of JSON"),
         ({"resize": -1}, "allowed is 0 to"),
         ({"provenance": {"a": object()}}, "cannot be saved"),
@@ -86,15 +87,15 @@ def test_an_input_shape_that_is_none(small_model: nn.Module, tmp_path: Path):
 # ---- damaged and hostile files -----------------------------------------------------------------------------
 
 
-def refused(path: Path, words: str = "") -> None:
-    """Expect a clear error that names the file, and less than twenty times the file of memory on the way."""
+def refused(path: Path, words: str | None = None) -> None:
+    """Expect a clear error that names the file, and no memory that the file does not account for on the way."""
     tracemalloc.start()
     with pytest.raises(InvalidData, match=words) as raised:
         torchswat.load(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert str(path) in str(raised.value)
-    assert peak < 20 * path.stat().st_size + 2**20
+    assert peak < 20 * path.stat().st_size + 2**23  # pytest has its share
 
 
 def forge(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], object]) -> None:
@@ -107,6 +108,12 @@ def forge(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], 
     path.write_bytes(container.to_bytes(arrays, {KEY: json.dumps(header)}))
 
 
+@pytest.fixture
+def good(saved: Callable[..., Path]) -> bytes:
+    """The content of a file with which nothing is wrong."""
+    return saved(**ABOUT).read_bytes()
+
+
 def test_every_truncation_is_refused(saved: Callable[..., Path]):
     path = saved()
     content = path.read_bytes()
@@ -117,9 +124,8 @@ def test_every_truncation_is_refused(saved: Callable[..., Path]):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(st.data())
-def test_damage_is_noticed(saved: Callable[..., Path], data: st.DataObject):
-    path = saved(**ABOUT)
-    content = bytearray(path.read_bytes())
+def test_damage_is_noticed(good: bytes, tmp_path: Path, data: st.DataObject):
+    path, content = tmp_path / "damaged", bytearray(good)
     length = int.from_bytes(content[:8], "little") + 8
     where = data.draw(st.integers(0, length - 1) | st.integers(0, len(content) - 1))
     flipped = data.draw(st.integers(1, 255))
@@ -159,8 +165,7 @@ def test_the_checksum_is_checked(saved: Callable[..., Path]):
         (lambda h, a: h["tensors"]["conv1.weight"].update(shape=[2**40, 1, 3, 3]), "node 'conv1'"),
         (lambda h, a: h["tensors"]["conv1.weight"].update(form="dense"), "on one side only"),
         (lambda h, a: a.update(more=np.zeros(1, np.uint8)), "on one side only"),
-        (lambda h, a: h["network"]["nodes"][0]["settings"].update(padding_h=2**16), "fit"),
-        (lambda h, a: h["network"].update(input_shape=[1, 2**15, 2**15]), "do not fit the input|fit"),
+        (lambda h, a: h["network"].update(input_shape=[1, 2**13, 2**13]), "would be of shape"),
     ],
 )
 def test_forged_files_are_refused(saved: Callable[..., Path], change: Callable[..., object], words: str):
@@ -187,7 +192,7 @@ def test_claims_of_gigabytes_take_none(tmp_path: Path):
         "bits": {"bits": np.zeros(8, np.uint8)},
         "offsets": {"offsets": np.zeros(1, np.uint16), "starts": np.zeros(2**14 + 1, np.int32)},
     }.items():
-        values = np.ones(form == "offsets", np.float32)
+        values = np.ones(int(form == "offsets"), np.float32)
         arrays = {f"a.weight/{name}": part for name, part in {"values": values, **parts}.items()}
         arrays["a.bias/values"] = np.zeros(2**14, np.float32)
         tensors = {"a.weight": {"form": form, "shape": shape}, "a.bias": {"form": "dense", "shape": [2**14]}}
@@ -214,8 +219,9 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(st.data())
-def test_fuzzed_descriptions_load_or_are_refused(saved: Callable[..., Path], data: st.DataObject):
-    path = saved(**ABOUT)
+def test_fuzzed_descriptions_load_or_are_refused(good: bytes, tmp_path: Path, data: st.DataObject):
+    path = tmp_path / "fuzzed"
+    path.write_bytes(good)
 
     def change(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         *way, last = data.draw(st.sampled_from(places(header)[1:]))
@@ -234,8 +240,9 @@ def test_fuzzed_descriptions_load_or_are_refused(saved: Callable[..., Path], dat
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.data())
-def test_fuzzed_arrays_load_or_are_refused(saved: Callable[..., Path], data: st.DataObject):
-    path = saved()
+def test_fuzzed_arrays_load_or_are_refused(good: bytes, tmp_path: Path, data: st.DataObject):
+    path = tmp_path / "fuzzed"
+    path.write_bytes(good)
 
     def change(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         name = data.draw(st.sampled_from(sorted(name for name, array in arrays.items() if array.size)))

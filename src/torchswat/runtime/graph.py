@@ -16,7 +16,7 @@ from torchswat.errors import InvalidData
 from torchswat.runtime.container import is_sizes
 
 INPUT = "input"
-LARGEST = 2**31  # entries of an activation or a weight
+LARGEST = 2**26  # entries of an activation of one sample
 MOST_NODES = 10_000
 
 Shape = tuple[int, ...]

@@ -142,12 +142,12 @@ def _about(header: dict[str, Any], channels: int) -> About:
     for key, values in (("mean", mean), ("std", std)):
         if not isinstance(values, list) or not all(type(each) in (int, float) for each in values):
             raise InvalidData(f"{key} must be a list of numbers")
-        if len(values) not in (0, channels) or len(mean) != len(std):
+        if len(values) not in (0, channels):
             raise InvalidData(f"{key} has {len(values)} numbers for {channels} colours")
         if not all(abs(each) < 1e6 for each in values):
             raise InvalidData(f"{key} has the number {max(values, key=abs)!r:.40}, far from any pixel's")
-    if not all(each > 0 for each in std):
-        raise InvalidData("every std must be more than 0")
+    if len(mean) != len(std) or not all(each > 0 for each in std):
+        raise InvalidData("there must be a std for every mean, each more than 0")
     if type(resize) is not int or not 0 <= resize <= 2**16:
         raise InvalidData(f"resize is {resize!r:.40}; allowed is 0 to {2**16} pixels")
     if not isinstance(header["provenance"], dict):
