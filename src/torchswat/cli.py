@@ -21,6 +21,7 @@ try:
     from rich.table import Table
 
     from torchswat.bench import commands as bench
+    from torchswat.deploy import commands as deploy
 except ModuleNotFoundError as missing:
     print(
         f"torchswat: the command line needs {missing.name}, which is not installed: {INSTALL}",
@@ -42,6 +43,8 @@ app = typer.Typer(
 )
 app.add_typer(bench.app, name="bench")
 app.command()(bench.plan)
+for command in (deploy.export, deploy.predict, deploy.serve):
+    app.command()(command)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -18,7 +18,9 @@ from torchswat.runtime.container import LONGEST_HEADER, TYPES, from_bytes, read,
 any_array = st.sampled_from(list(TYPES.values())).flatmap(
     lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )
-any_arrays = st.dictionaries(st.text(max_size=5).filter(lambda name: name != "__metadata__"), any_array, max_size=4)
+any_arrays = st.dictionaries(
+    st.text(max_size=5).filter(lambda name: name != "__metadata__"), any_array, max_size=4
+)
 
 
 def with_header(header: object, data: bytes = b"") -> bytes:
@@ -37,7 +39,11 @@ def test_what_is_written_is_read(tensors, metadata):
 
 
 def test_others_read_what_is_written_and_the_other_way_round(tmp_path: Path):
-    tensors = {"b": np.arange(3, dtype=np.uint16), "a": np.ones((2, 2), np.float32), "c": np.zeros(1, np.uint8)}
+    tensors = {
+        "b": np.arange(3, dtype=np.uint16),
+        "a": np.ones((2, 2), np.float32),
+        "c": np.zeros(1, np.uint8),
+    }
     theirs = safetensors.numpy.load(to_bytes(tensors, {"who": "me"}))
     assert all(np.array_equal(theirs[name], tensor) for name, tensor in tensors.items())
     (tmp_path / "x").write_bytes(safetensors.numpy.save(tensors, {"who": "me"}))

@@ -110,10 +110,17 @@ def test_flows_that_do_not_fit():
     refused("no 'later' before it", Node("a", "flatten", ("later",)))
     refused("the name is taken", Node("input", "flatten", ("input",)))
     refused("not all there", GRAPH.nodes[0])
-    refused("cannot be added", Node("a", "flatten", ("input",)), Node("b", "add", ("input", "a"), {"relu": 0}))
+    refused(
+        "cannot be added", Node("a", "flatten", ("input",)), Node("b", "add", ("input", "a"), {"relu": 0})
+    )
     pool = {"kernel": 2, "stride": 2, "padding": 0}
     refused("works on maps", Node("a", "flatten", ("input",)), Node("b", "average_pool", ("a",), pool))
-    refused("put together", Node("a", "average_pool", ("input",), pool), Node("b", "concatenate", ("a", "input")))
+    refused(
+        "put together", Node("a", "average_pool", ("input",), pool), Node("b", "concatenate", ("a", "input"))
+    )
     refused("more than half", Node("a", "average_pool", ("input",), {**pool, "padding": 2}))
-    huge = tuple(Node(f"a{i}", "subsample", (f"a{i - 1}",), {"stride": 1, "new_channels": 2**16}) for i in range(1, 999))
+    huge = tuple(
+        Node(f"a{i}", "subsample", (f"a{i - 1}",), {"stride": 1, "new_channels": 2**16})
+        for i in range(1, 999)
+    )
     refused("would be of shape", Node("a0", "relu", ("input",)), *huge)

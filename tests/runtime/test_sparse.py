@@ -29,12 +29,17 @@ def test_every_bit_comes_back(shape, density, seed):
     assert np.array_equal(unpack(form, shape, parts, "it"), tensor)
 
 
-@pytest.mark.parametrize(("density", "form"), [(1.0, "dense"), (0.5, "bits"), (0.2, "bits"), (0.03, "offsets")])
+@pytest.mark.parametrize(
+    ("density", "form"), [(1.0, "dense"), (0.5, "bits"), (0.2, "bits"), (0.03, "offsets")]
+)
 def test_the_smallest_form_is_taken(density: float, form: str):
     found, parts = pack(tensor_of((64, 64, 3, 3), density))
     assert found == form
     size = sum(part.nbytes for part in parts.values())
-    assert size <= 64 * 64 * 9 * {"dense": 4, "bits": 4.1 * density + 0.13, "offsets": 6.2 * density + 0.02}[form]
+    assert (
+        size
+        <= 64 * 64 * 9 * {"dense": 4, "bits": 4.1 * density + 0.13, "offsets": 6.2 * density + 0.02}[form]
+    )
 
 
 def test_four_times_smaller_at_a_sparsity_of_0_8():

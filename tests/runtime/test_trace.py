@@ -99,6 +99,10 @@ class Hidden(nn.Module):
     ],
 )
 def test_what_is_refused(model: nn.Module, words: str):
-    holder = nn.Sequential(model) if not list(model.children()) and not isinstance(model, (Branches, InPlace)) else model
+    holder = (
+        nn.Sequential(model)
+        if not list(model.children()) and not isinstance(model, (Branches, InPlace))
+        else model
+    )
     with pytest.raises(InvalidValue, match=words):
         trace(holder, (3, 8, 8))

@@ -123,7 +123,9 @@ def _array(entry: Any, data: memoryview, what: str) -> tuple[np.ndarray, tuple[i
     begin, end = offsets
     dtype = TYPES[entry["dtype"]]
     if math.prod(shape) * dtype.itemsize != end - begin:
-        raise InvalidData(f"{what}: the shape {shape!r:.80} of {entry['dtype']} needs other than {end - begin} bytes")
+        raise InvalidData(
+            f"{what}: the shape {shape!r:.80} of {entry['dtype']} needs other than {end - begin} bytes"
+        )
     return np.frombuffer(data[begin:end], dtype).reshape(shape), (begin, end)
 
 

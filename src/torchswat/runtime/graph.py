@@ -84,7 +84,7 @@ class Graph:
                 if len(inputs) > 1 and row.maps and any(len(shape) != 3 for shape in inputs):
                     raise ValueError("it works on maps (C, H, W)")
                 shape = row.shape(node.settings, inputs, [tensors[name] for name in names])
-                if not all(0 < size for size in shape) or _count(shape) > LARGEST:
+                if not all(size > 0 for size in shape) or _count(shape) > LARGEST:
                     raise ValueError(f"its result would be of shape {shape}")
             except ValueError as error:
                 raise InvalidData(f"node {node.name!r:.60} ({node.operation}): {error}") from None
@@ -133,7 +133,9 @@ def _node(values: Any) -> Node:
     if not row.least_inputs <= len(inputs) <= row.most_inputs:
         raise InvalidData(f"node {name!r:.60}: {operation} cannot have {len(inputs)} inputs")
     if not isinstance(settings, dict) or set(settings) != set(row.settings):
-        raise InvalidData(f"node {name!r:.60}: {operation} takes the settings {', '.join(row.settings) or 'none'}")
+        raise InvalidData(
+            f"node {name!r:.60}: {operation} takes the settings {', '.join(row.settings) or 'none'}"
+        )
     for key, value in settings.items():
         least, most = row.settings[key]
         if type(value) is not int or not least <= value <= most:

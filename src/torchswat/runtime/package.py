@@ -124,7 +124,9 @@ class Package:
         forms = _forms(header["tensors"], arrays)
         outputs = list(graph.shapes({name: shape for name, (_, shape) in forms.items()}).values())[-1]
         if about.classes and outputs != (len(about.classes),):
-            raise InvalidData(f"{len(about.classes)} classes are named, but the outputs are of shape {outputs}")
+            raise InvalidData(
+                f"{len(about.classes)} classes are named, but the outputs are of shape {outputs}"
+            )
         tensors = {}
         for name, (form, shape) in forms.items():
             parts = {part: arrays[f"{name}/{part}"] for part in sparse.FORMS[form]}
@@ -152,7 +154,9 @@ def _about(header: dict[str, Any], channels: int) -> About:
         raise InvalidData(f"resize is {resize!r:.40}; allowed is 0 to {2**16} pixels")
     if not isinstance(header["provenance"], dict):
         raise InvalidData("the provenance must be an object")
-    return About(tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), resize, header["provenance"])
+    return About(
+        tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), resize, header["provenance"]
+    )
 
 
 def _forms(values: Any, arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -166,14 +170,18 @@ def _forms(values: Any, arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...]]
             raise InvalidData(f"tensor {name!r:.80}: a form and a shape are wanted, not {entry!r:.80}")
         form, shape = entry["form"], entry["shape"]
         if not isinstance(form, str) or form not in sparse.FORMS:
-            raise InvalidData(f"tensor {name!r:.80}: the form {form!r:.40} is none of {', '.join(sparse.FORMS)}")
+            raise InvalidData(
+                f"tensor {name!r:.80}: the form {form!r:.40} is none of {', '.join(sparse.FORMS)}"
+            )
         if not container.is_sizes(shape) or not 0 < len(shape) <= 4 or not all(shape):
             raise InvalidData(f"tensor {name!r:.80}: the shape {shape!r:.80} is not allowed")
         forms[name] = form, tuple(shape)
         needed |= {f"{name}/{part}" for part in sparse.FORMS[form]}
     odd = sorted(needed ^ set(arrays))
     if odd:
-        raise InvalidData(f"the array {odd[0]!r:.80} is on one side only, of the list of tensors and of the data")
+        raise InvalidData(
+            f"the array {odd[0]!r:.80} is on one side only, of the list of tensors and of the data"
+        )
     return forms
 
 

@@ -61,7 +61,9 @@ BODIES: dict[str, Body] = {
     "relu": lambda settings, inputs, tensors: F.relu(inputs[0]),
     "max_pool": _max_pool,
     "average_pool": _average_pool,
-    "adaptive_average_pool": lambda settings, inputs, tensors: F.adaptive_avg_pool2d(inputs[0], settings["size"]),
+    "adaptive_average_pool": lambda settings, inputs, tensors: F.adaptive_avg_pool2d(
+        inputs[0], settings["size"]
+    ),
     "concatenate": lambda settings, inputs, tensors: torch.cat(inputs, 1),
     "subsample": _subsample,
     "flatten": lambda settings, inputs, tensors: inputs[0].flatten(1),

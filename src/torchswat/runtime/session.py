@@ -93,7 +93,13 @@ class _Session:
         module: ModuleType,
         lists_of: Callable[[tuple, Callable[[], lists.Lists]], lists.Lists],
     ) -> None:
-        self.n, self.native, self.shapes, self.tensors, self.lists_of = pictures, module, shapes, tensors, lists_of
+        self.n, self.native, self.shapes, self.tensors, self.lists_of = (
+            pictures,
+            module,
+            shapes,
+            tensors,
+            lists_of,
+        )
         self.threads = torch.get_num_threads()
         self.held: list[Any] = []  # what steps have the addresses of
         self.views = self._plan(graph)
@@ -111,7 +117,9 @@ class _Session:
         self.native.nchw_to_inner(x.data_ptr(), first.data_ptr(), *x.shape, self.threads)
         for step in self.steps:
             step()
-        return self.output.permute(-1, *range(self.output.dim() - 1)).clone(memory_format=torch.contiguous_format)
+        return self.output.permute(-1, *range(self.output.dim() - 1)).clone(
+            memory_format=torch.contiguous_format
+        )
 
     def _plan(self, graph: Graph) -> dict[str, Tensor]:
         """Return where each result lies: views, (C, H, W, N) or (C, N), of one block of memory."""
@@ -129,7 +137,9 @@ class _Session:
         self.held.append(block)
         starts = dict(zip(lives, offsets, strict=True))
         return {
-            name: block[starts[mine] // 4 :][: _floats(self.shapes[name]) * self.n].view(*self.shapes[name], self.n)
+            name: block[starts[mine] // 4 :][: _floats(self.shapes[name]) * self.n].view(
+                *self.shapes[name], self.n
+            )
             for name, mine in owner.items()
         }
 
@@ -166,7 +176,12 @@ def _linear(session: _Session, node: Node) -> Maker:
 
 
 def _convolve(
-    session: _Session, node: Node, source: Shape, result: Shape, stride: tuple[int, int], padding: tuple[int, int]
+    session: _Session,
+    node: Node,
+    source: Shape,
+    result: Shape,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
 ) -> Maker:
     """Take the kernel that suits the number of pictures, and lists of the kept weights in its order."""
     module, n, threads = session.native, session.n, session.threads

@@ -112,7 +112,9 @@ class _Builder:
         function = _FUNCTIONS.get(call.target)
         if function is None:
             name = getattr(call.target, "__name__", call.target)
-            raise InvalidValue(f"the function {name!r} cannot be exported to this format; use modules instead")
+            raise InvalidValue(
+                f"the function {name!r} cannot be exported to this format; use modules instead"
+            )
         return function(self, call)
 
     # ---- what the rows of the tables below use
@@ -126,7 +128,9 @@ class _Builder:
         """Return the names of what a call reads."""
         return tuple(self.made_by[each] for each in call.all_input_nodes)
 
-    def add(self, call: fx.Node, operation: str, settings: dict[str, int] | None = None, **tensors: Tensor) -> str:
+    def add(
+        self, call: fx.Node, operation: str, settings: dict[str, int] | None = None, **tensors: Tensor
+    ) -> str:
         """Append a node for a call."""
         name = self.name_of(call)
         self.nodes[name] = Node(name, operation, self.inputs(call), settings or {})
@@ -152,7 +156,9 @@ class _Builder:
             self.nodes[node.name] = Node(node.name, node.operation, node.inputs, {**node.settings, "relu": 1})
             return node.name
         if inplace and len(call.all_input_nodes[0].users) > 1:
-            raise InvalidValue(f"the in-place ReLU {call.name!r} changes what others read; make it not in place")
+            raise InvalidValue(
+                f"the in-place ReLU {call.name!r} changes what others read; make it not in place"
+            )
         return self.add(call, "relu")
 
     def sum(self, call: fx.Node) -> str:
@@ -249,7 +255,9 @@ def _average_pool(builder: _Builder, call: fx.Node, module: Any) -> str:
 
 
 def _adaptive(builder: _Builder, call: fx.Node, module: Any) -> str:
-    return builder.add(call, "adaptive_average_pool", {"size": _one_number(str(call.target), module.output_size)})
+    return builder.add(
+        call, "adaptive_average_pool", {"size": _one_number(str(call.target), module.output_size)}
+    )
 
 
 def _padding_shortcut(builder: _Builder, call: fx.Node, module: Any) -> str:
