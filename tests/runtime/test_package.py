@@ -88,7 +88,7 @@ def test_an_input_shape_that_is_none(small_model: nn.Module, tmp_path: Path):
 
 
 def refused(path: Path, words: str | None = None) -> None:
-    """Expect a clear error that names the file, and no memory that the file does not account for on the way."""
+    """Expect a clear error that names the file, and no memory that the file does not account for."""
     tracemalloc.start()
     with pytest.raises(InvalidData, match=words) as raised:
         torchswat.load(path)

@@ -1,4 +1,4 @@
-"""Requests that come at the same time run as one batch: the network is faster on many pictures than on one."""
+"""Requests that come at the same time run as one batch: many pictures take less time each than one."""
 
 from __future__ import annotations
 

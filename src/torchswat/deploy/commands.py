@@ -36,8 +36,8 @@ def export(
 ) -> None:
     """Write a trained network, pruned, into small files that answer fast.
 
-    [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with exact zeros;
-    [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
+    [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with exact
+    zeros; [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
     """
     from torchswat.deploy.export import FORMATS, export_run
 
@@ -53,8 +53,8 @@ def export(
         )
     if exported.images:
         console.print(
-            f"Predictions of {exported.images} test images: {exported.differing} differ from the trained network's; "
-            f"accuracy {exported.accuracy:.2f}%.",
+            f"Predictions of {exported.images} test images: {exported.differing} differ from the trained "
+            f"network's; accuracy {exported.accuracy:.2f}%.",
             highlight=False,
         )
 
@@ -100,14 +100,12 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a picture file, at most.")] = 10 * 2**20,
-    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures that run together, at most.")] = 64,
-    max_waiting: Annotated[
-        int, typer.Option(min=1, help="Pictures that may wait; more get status 503.")
-    ] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a picture, at most.")] = 10 * 2**20,
+    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures in a batch, at most.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")] = None,
 ) -> None:
-    """Answer over HTTP what is on pictures: POST /predict, /health, /metrics, and a page to drop a picture on."""
+    """Answer over HTTP what is on pictures: POST /predict, /health, /metrics, and a page to try it."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401

@@ -51,8 +51,8 @@ class Reader:
         self.channels, height, width = network.package.graph.input_shape
         if height != width or self.channels not in (1, 3):
             raise InvalidValue(
-                f"this network takes {self.channels} channels of {height} x {width}; pictures can be shown to "
-                "networks for square ones of 1 or 3 channels"
+                f"this network takes {self.channels} channels of {height} x {width}; "
+                "pictures can be shown to networks for square ones of 1 or 3 channels"
             )
         self.size, resize = width, network.package.about.resize
         self.view = CentreCrop(max(resize, width), width) if resize else None

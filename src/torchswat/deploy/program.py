@@ -17,8 +17,8 @@ def export_program(package: Package, path: Path) -> None:
     """Write a ``.pt2`` file that takes any number of pictures.
 
     It runs wherever torch does: ``import torchswat.runtime.operators``, then
-    ``torch.export.load(path).module()(pictures)``. (Load only files that you trust: torch's loader is not made
-    for others.)
+    ``torch.export.load(path).module()(pictures)``. (Load only files that you trust: torch's loader is not
+    made for others.)
     """
     tensors = {name: torch.from_numpy(tensor) for name, tensor in package.tensors.items()}
     program = Program(package.graph, tensors).eval()

@@ -7,9 +7,9 @@
 ``GET /``              a page to drop a picture on
 =====================  ======================================================================================
 
-What a client can make it do is limited: bytes of a request, pixels of a picture, seconds that a body may take,
-pictures that wait. It listens on this machine alone unless told otherwise, and knows no passwords: in front of
-a network that is not trusted belongs a proxy that does.
+What a client can make it do is limited: bytes of a request, pixels of a picture, seconds that a body may
+take, pictures that wait. It listens on this machine alone unless told otherwise, and knows no passwords:
+towards a network that is not trusted belongs a proxy that does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -156,15 +157,13 @@ class _Service:
             raise too_long
         content = bytearray()
         try:
-            async with asyncio.timeout(self.limits.seconds) if hasattr(asyncio, "timeout") else _no_timeout():
+            with anyio.fail_after(self.limits.seconds):
                 async for part in request.stream():
                     content += part
                     if len(content) > self.limits.bytes:
                         raise too_long
         except TimeoutError:
-            raise Refused(
-                408, f"the picture took more than {self.limits.seconds} seconds to arrive"
-            ) from None
+            raise Refused(408, f"the picture took more than {self.limits.seconds} s to arrive") from None
         if not content:
             raise Refused(400, "the body of the request must be a picture file; it is empty")
         return bytes(content)
@@ -210,14 +209,8 @@ class _Service:
         return lambda request: Response(text, media_type=kind, headers=_HEADERS)
 
 
-@contextlib.asynccontextmanager
-async def _no_timeout() -> AsyncIterator[None]:
-    """Python 3.10 has no asyncio.timeout: there a body may take as long as it likes."""
-    yield
-
-
 def serve(network: Network, host: str, port: int, limits: Limits, ready: Callable[[str], object]) -> None:
-    """Serve until a signal ends it; `ready` is called with the address once it is taken (port 0: any free one)."""
+    """Serve until a signal ends it; `ready` is told the address once it is taken (port 0: any free one)."""
     import uvicorn
 
     server = uvicorn.Server(

@@ -1,4 +1,4 @@
-"""Memory planned once: where each result lies in one block, so that those alive at the same time do not overlap."""
+"""Memory planned once: results in one block, so that those alive at the same time do not overlap."""
 
 from __future__ import annotations
 

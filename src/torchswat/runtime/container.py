@@ -95,7 +95,7 @@ def from_bytes(content: bytes, origin: str) -> tuple[Arrays, dict[str, str]]:
 
 
 def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    """Return the JSON object in `text`; numbers that are not finite are refused, as JSON does not know them."""
+    """Return the JSON object in `text`; numbers that are not finite are none of JSON's."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

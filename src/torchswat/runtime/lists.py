@@ -1,4 +1,4 @@
-"""The kept weights of a convolution in the order in which a kernel of the compiled engine walks through them."""
+"""The kept weights of a convolution, in the order in which a kernel walks through them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def for_samples(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
 def for_rows(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
     """Return the lists that ``conv_rows`` takes, for this number of samples.
 
-    A list holds a filter's weights from a block of channels, channel by channel; lists go by block, then filter.
+    A list holds a filter's weights from a block of channels; lists go by block, then filter.
     """
     k, _, r, s = weight.shape
     tiling = np.empty(3 + r * s, np.int32)

@@ -1,4 +1,4 @@
-"""The operations of a `Graph` in plain torch: what runs where the compiled engine does not, and what it must equal."""
+"""The operations of a `Graph` in plain torch: what runs without the compiled engine, and what that must equal."""
 
 from __future__ import annotations
 

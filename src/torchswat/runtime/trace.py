@@ -1,7 +1,7 @@
 """From a trained torch module to a `Graph`: read off by `torch.fx`, batch norm folded, ReLU and sums fused.
 
-Only modules and functions whose meaning is known take part; anything else is refused by name. What was read is
-then run beside the module on a random picture, so a flow that depends on data is found out.
+Only modules and functions whose meaning is known take part; anything else is refused by name. What was read
+is then run beside the module on a random picture, so a flow that depends on data is found out.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Builder:
         return name
 
     def only_reader(self, call: fx.Node, among: tuple[str, ...]) -> Node | None:
-        """Return the node that made the first input of `call`, if nothing else reads it and it is `among` these."""
+        """Return the node that made the first input of `call`, if it is `among` these and read by nothing else."""
         return self._only_read_by(call.all_input_nodes[0], among)
 
     def _only_read_by(self, made: fx.Node, among: tuple[str, ...]) -> Node | None:
