@@ -102,6 +102,19 @@ struct Packed {
       (ConvShape shape, const float* grad_y, const int32_t* starts, const float* values, const uint16_t* offsets, \
        float* grad_x, float* workspace, int threads))
 
+#define SWAT_INFERENCE(X)                                                                                        \
+    X(void, conv_forward_fused,                                                                                  \
+      (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
+       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+    X(void, rows_tiling, (ConvShape shape, int32_t* tiling))                                                     \
+    X(int64_t, rows_workspace, (ConvShape shape, int threads))                                                   \
+    X(void, conv_rows,                                                                                           \
+      (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
+       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+    X(void, pool_rows,                                                                                           \
+      (const float* x, int64_t channels, int h, int w, int n, int kernel, int stride, int padding, int rows,     \
+       int columns, bool average, float* y, int threads))
+
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
     X(int64_t, compress,                                                                                         \
       (const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n, float* values,  \
@@ -119,8 +132,8 @@ struct Packed {
     X(int64_t, peak_operations, ())
 
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_SPARSE_ACTIVATIONS(X) \
-    SWAT_PEAK(X)
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_INFERENCE(X)          \
+    SWAT_SPARSE_ACTIVATIONS(X) SWAT_PEAK(X)
 
 namespace torchswat {
 
