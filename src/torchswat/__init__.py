@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torchswat.analysis import angle
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
+    from torchswat.runtime.network import load
+    from torchswat.runtime.package import save
     from torchswat.selection import select
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "angle",
     "cost",
     "desparsify_",
+    "load",
     "models",
     "prune_",
+    "save",
     "select",
     "sparsify_",
     "tune_allocator",
@@ -39,7 +43,9 @@ _HOMES = {
     "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",
+    "load": "torchswat.runtime.network",
     "prune_": "torchswat.convert",
+    "save": "torchswat.runtime.package",
     "select": "torchswat.selection",
     "sparsify_": "torchswat.convert",
     "tune_allocator": "torchswat.engine.allocator",

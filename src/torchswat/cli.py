@@ -21,6 +21,7 @@ try:
     from rich.table import Table
 
     from torchswat.bench import commands as bench
+    from torchswat.deploy import commands as deploy
     from torchswat.experiments import commands as experiments
     from torchswat.report import commands as pages
 except ModuleNotFoundError as missing:
@@ -46,6 +47,8 @@ app.add_typer(bench.app, name="bench")
 app.command()(bench.plan)
 app.command()(experiments.reproduce)
 app.command()(pages.report)
+for command in (deploy.export, deploy.predict, deploy.serve):
+    app.command()(command)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -42,6 +42,11 @@ class PackedLinearProducts(Products):
         """Whether the activation kept is its kept values only."""
         return self.convolution.compresses
 
+    @property
+    def marks_weight(self) -> bool:  # type: ignore[override]
+        """Whether `forward_weight` fills the marks of its selection."""
+        return self.convolution.marks_weight
+
     def adapt(self, activation: Tensor) -> Tensor:  # activation  # (N, C)
         return _as_matrix(self.convolution.adapt(_as_maps(activation)))
 
@@ -50,6 +55,13 @@ class PackedLinearProducts(Products):
 
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         return self.convolution.grad_input_weight(_as_maps(weight), _of_maps(selection))
+
+    def weight_forms(
+        self, weight: Tensor, forward: Selection | None, grad_input: Selection | None, wanted: bool
+    ) -> tuple[Form, Form]:
+        of_maps = _of_maps(forward)
+        of_maps_too = of_maps if forward is grad_input else _of_maps(grad_input)
+        return self.convolution.weight_forms(_as_maps(weight), of_maps, of_maps_too, wanted)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         return self.convolution.grad_weight_activation(_as_maps(activation), _of_maps(selection))

@@ -33,6 +33,8 @@ class Products:
     """Whether forward and grad_input take the weight in the same form."""
     compresses: bool = False
     """Whether the activation kept is its kept values only, every NaN among them."""
+    marks_weight: bool = False
+    """Whether `forward_weight` fills the marks of its selection, where that is of a limit."""
 
     def adapt(self, activation: Tensor) -> Tensor:
         """Return `activation` in the layout that these products work in (differentiable)."""
@@ -45,6 +47,19 @@ class Products:
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         """Return the weight in the form that `grad_input` takes."""
         return self.forward_weight(weight, selection)
+
+    def weight_forms(
+        self, weight: Tensor, forward: Selection | None, grad_input: Selection | None, wanted: bool
+    ) -> tuple[Form, Form]:
+        """Return the weight in the forms of both products, by the selection of each.
+
+        The second is empty where `grad_input` is not `wanted`.
+        """
+        form = self.forward_weight(weight, forward)
+        if not wanted:
+            return form, ()
+        same = self.one_weight_form and forward is grad_input
+        return form, form if same else self.grad_input_weight(weight, grad_input)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         """Return the activation in the form that `grad_weight` takes."""

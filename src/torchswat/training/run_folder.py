@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from torchswat.errors import CheckpointError, InvalidData, InvalidValue, MissingData
-from torchswat.training.checkpoint import list_checkpoints, write_atomically
+from torchswat.files import write_atomically
+from torchswat.training.checkpoint import list_checkpoints
 from torchswat.training.processes import agree
 from torchswat.training.recipe import Recipe, load_recipe
 from torchswat.training.watch import Sight
