@@ -70,6 +70,7 @@ def reproduce(
         trainings.copy_records(trained, output / "runs")
         result = experiment.record(Work(size, trained, runs), output / experiment.figure, command)
         _show(result)
+    trainings.copy_measured(runs, output / "runs")
     console.print(
         f"Data, figures and verdicts are in {output}; `torchswat report {output}` makes a page of them."
     )
