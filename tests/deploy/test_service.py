@@ -126,7 +126,7 @@ def test_what_is_refused(address: str, pictures: list[Path]):
     refused(address, 400, "top is", picture, "/predict?top=0")
     refused(address, 400, "top is", picture, "/predict?top=many")
     large = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(large, "PNG")
+    Image.new("1", (9_000, 9_000)).save(large, "PNG")
     assert len(large.getvalue()) < 50_000
     refused(address, 415, "more than the", large.getvalue())
     assert ask(address, "GET", "/predict")[0] == 405
