@@ -222,7 +222,7 @@ def _pool(session: _Session, node: Node) -> Maker:
 def _adaptive(session: _Session, node: Node) -> Maker:
     x, y = session.views[node.inputs[0]], session.views[node.name]
     if y.shape[1:3] == (1, 1):
-        sizes = x.shape[0], x.shape[1] * x.shape[2], session.n
+        sizes = *x.shape[:3], session.n, *x.shape[1:3]  # the window is the map
         kernel = session.native.average_forward
         return lambda: [partial(kernel, x.data_ptr(), *sizes, y.data_ptr(), session.threads)]
     pictures = x.permute(3, 0, 1, 2)
