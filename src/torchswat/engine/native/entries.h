@@ -80,15 +80,35 @@ static inline int64_t append_offsets(uint16_t* to, int64_t room, const uint16_t*
 #endif
 }
 
-// The values of those entries of `word` that are in `member`; all of them stand compressed at `from`.
-static inline void append_values(float* to, const float* from, uint32_t word, uint32_t member) {
-#if defined(__AVX512F__)
-    const __m512 dense = _mm512_maskz_expandloadu_ps(__mmask16(word), from);
-    const __mmask16 first = __mmask16((1u << __builtin_popcount(member)) - 1);
-    _mm512_mask_storeu_ps(to, first, _mm512_maskz_compress_ps(__mmask16(member), dense));
+// Lays the entries of one word, whose values stand compressed at `from`, where `at` says for each class, and moves
+// that on.
+static inline void append_by_class(const Plan& p, const Positions& positions, int64_t word, uint32_t kept,
+                                   const float* from, uint32_t shift, float* values, uint16_t* offsets, int64_t* at) {
+    const uint16_t* offset = positions.offset.data + word * unit;
+    const uint16_t* member = positions.member.data + word;
+#if defined(__AVX512BW__)
+    const __m512 dense = _mm512_maskz_expandloadu_ps(__mmask16(kept), from);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)));
+    const __m512i moved = _mm512_add_epi32(wide, _mm512_set1_epi32(int(shift)));
+    for (int k = 0; k < p.classes; ++k) {
+        const uint32_t some = kept & member[k * p.words];
+        if (!member[k * p.words]) continue;
+        const int count = __builtin_popcount(some);
+        const __mmask16 first = __mmask16((1u << count) - 1);
+        const __m512i low = _mm512_maskz_compress_epi32(__mmask16(some), moved);
+        _mm512_mask_storeu_ps(values + at[k], first, _mm512_maskz_compress_ps(__mmask16(some), dense));
+        _mm256_mask_storeu_epi16(offsets + at[k], first, _mm512_cvtepi32_epi16(low));
+        at[k] += count;
+    }
 #else
-    for (; word; word &= word - 1, ++from)
-        if (member & word & -word) *to++ = *from;
+    for (; kept; kept &= kept - 1, ++from) {
+        const int bit = __builtin_ctz(kept);
+        for (int k = 0; k < p.classes; ++k) {
+            if (!(member[k * p.words] >> bit & 1)) continue;
+            values[at[k]] = *from;
+            offsets[at[k]++] = uint16_t(offset[bit] + shift);
+        }
+    }
 #endif
 }
 
@@ -105,7 +125,7 @@ static inline void list_in_place(const Plan& p, const Positions& positions, cons
             const int64_t end = smaller(p.words, (r + 1) * p.run / unit);
             for (int64_t word = r * p.run / unit; word < end; ++word)
                 at += append_offsets(offsets + at, channel.end - at, positions.offset.data + word * unit, shift,
-                                     channel.bits[i * p.words + word]);
+                                     channel.bits[word * channel.n + i]);
             list.count = uint32_t(at - list.begin);
         }
     }
@@ -115,7 +135,8 @@ static inline void list_in_place(const Plan& p, const Positions& positions, cons
 static inline void list_by_class(const Plan& p, const Positions& positions, const Channel& channel,
                                  const float* values, float* sorted, uint16_t* offsets, List* lists) {
     const float* read = values + channel.start;
-    int64_t at = channel.start, last = 0;
+    int64_t start = channel.start, last = 0;
+    Buffer<int64_t> at(p.classes);
     for (int64_t first = 0; first < channel.n; first = last) {
         const int64_t band = (first / p.block + 1) * p.block;  // its last sample; no slab goes beyond
         last = smaller(smaller(channel.n, first + p.samples), band);
@@ -123,27 +144,24 @@ static inline void list_by_class(const Plan& p, const Positions& positions, cons
             const int64_t begin = r * p.run / unit, end = smaller(p.words, (r + 1) * p.run / unit);
             const int64_t slab = p.slab(first / p.block, r, first % p.block / p.samples);
             List* list = lists + slab * p.classes * channel.channels + channel.c;  // of class 0
-            for (int k = 0; k < p.classes; ++k) {
-                const uint16_t* member = positions.member.data + k * p.words;
-                list[k * channel.channels].begin = uint32_t(at);
-                for (int64_t i = first; i < last; ++i)
-                    for (int64_t word = begin; word < end; ++word)
-                        at += __builtin_popcount(channel.bits[i * p.words + word] & member[word]);
+            for (int k = 0; k < p.classes; ++k, list += channel.channels) {
+                int64_t count = 0;
+                for (int64_t word = begin; word < end; ++word) {
+                    const uint32_t member = positions.member.data[k * p.words + word];
+                    if (!member) continue;
+                    for (int64_t i = first; i < last; ++i)
+                        count += __builtin_popcount(channel.bits[word * channel.n + i] & member);
+                }
+                *list = {uint32_t(start), uint32_t(count)};
+                at[k] = start;
+                start += count;
             }
             for (int64_t i = first; i < last; ++i) {
                 const uint32_t shift = uint32_t((i - first) * p.sample * p.cell / 2);
                 for (int64_t word = begin; word < end; ++word) {
-                    const uint32_t all = channel.bits[i * p.words + word];
-                    for (int k = 0; k < p.classes; ++k) {
-                        const uint32_t member = positions.member.data[k * p.words + word], some = all & member;
-                        if (!member) continue;
-                        List& of_class = list[k * channel.channels];
-                        const int64_t to = of_class.begin + of_class.count;
-                        append_values(sorted + to, read, all, some);
-                        of_class.count += uint32_t(
-                            append_offsets(offsets + to, 0, positions.offset.data + word * unit, shift, some));
-                    }
-                    read += __builtin_popcount(all);
+                    const uint32_t kept = channel.bits[word * channel.n + i];
+                    append_by_class(p, positions, word, kept, read, shift, sorted, offsets, at.data);
+                    read += __builtin_popcount(kept);
                 }
             }
         }
