@@ -74,7 +74,7 @@ def to_inner(x: Tensor) -> Tensor:
     """
     result = empty_inner(*x.shape, like=x)
     native = native_for(x)
-    _, c, h, w = x.shape
+    h, w = x.shape[2:]
     by_sample, by_channel, by_row, by_position = x.stride()
     places = result.data_ptr(), *x.shape, torch.get_num_threads()
     if native and (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
