@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchswat import models, sparsify_
 from torchswat.engine import ops
 from torchswat.engine.loader import engine
+from torchswat.models.resnet import PaddingShortcut
 from torchswat.neighbours import (
     NeighbourBatchNorm2d,
     NeighbourMaxPool2d,
@@ -170,11 +171,19 @@ def test_averages_over_the_map(size, output_size):
 
 
 @needs_native
-@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d((2, 4)), nn.AdaptiveAvgPool2d(1)])
-def test_average_pools_keep_the_layout(pool):
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(2), nn.AvgPool2d((2, 4)), nn.AdaptiveAvgPool2d(1), PaddingShortcut(4, 8, 2)]
+)
+def test_average_pools_and_shortcuts_keep_the_layout(pool):
     model = nn.Sequential(Inner(), pool)
     join_(model)
     assert ops.is_inner(model(shifted(6, 4, 8, 8)))
+
+
+@given(sizes, st.integers(1, 3), st.integers(0, 4))
+def test_padding_shortcut(size, stride, new_channels):
+    shortcut = PaddingShortcut(size[1], size[1] + new_channels, stride)
+    check_same(nn.Sequential(Inner(), shortcut), shifted(*size))
 
 
 def test_max_pool_returns_indices_where_asked():

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torchswat.algorithms import Algorithm
 from torchswat.engine import plan, topk
 from torchswat.engine.loader import native_for
+from torchswat.engine.ops import is_inner
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
 from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
@@ -466,7 +467,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             cast("tuple[int, int]", self.stride),
             padding,
         )
-        return plan.products_for(shape, sparsity)
+        return plan.products_for(shape, sparsity, is_inner(input))
 
 
 class SparseLinear(SparseLayer, nn.Linear):

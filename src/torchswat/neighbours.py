@@ -18,6 +18,7 @@ from torchswat.concatenation import as_part
 from torchswat.dataflow import readers_of
 from torchswat.engine import ops
 from torchswat.engine.loader import native, native_for
+from torchswat.models.resnet import PaddingShortcut
 
 WORD = 64  # entries of one word of a ReLU's bits
 
@@ -170,6 +171,27 @@ class _AveragePool(torch.autograd.Function):
         return grad_x, None
 
 
+class _PaddingShortcut(torch.autograd.Function):
+    """Every `stride`-th position, and channels of zeros behind; keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:
+        n, c, h, w = x.shape
+        ctx.sizes = x.shape, stride
+        y = ops.empty_inner(n, c + new_channels, -(-h // stride), -(-w // stride), like=x)
+        y[:, :c] = x[:, :, ::stride, ::stride]
+        y[:, c:] = 0
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
+        (n, c, h, w), stride = ctx.sizes
+        grad_x = ops.empty_inner(n, c, h, w, like=gradient).zero_()
+        grad_x[:, :, ::stride, ::stride] = gradient[:, :c]
+        return grad_x, None, None
+
+
 class _Awaiting:
     """A batch norm's output before it is computed: the addition that reads it brings the residual along."""
 
@@ -307,6 +329,17 @@ class NeighbourAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         return _averages(input, (input.shape[2], input.shape[3]))
 
 
+class NeighbourPaddingShortcut(PaddingShortcut):
+    """A PaddingShortcut that takes batch-innermost inputs as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _takes(x):
+            return super().forward(x)
+        output = _PaddingShortcut.apply(x, self.stride, self.new_channels)
+        assert isinstance(output, Tensor)
+        return output
+
+
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
@@ -317,8 +350,9 @@ NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool2d: NeighbourMaxPool2d,
     nn.AvgPool2d: NeighbourAvgPool2d,
     nn.AdaptiveAvgPool2d: NeighbourAdaptiveAvgPool2d,
+    PaddingShortcut: NeighbourPaddingShortcut,
 }
-"""Which class of torch becomes which neighbour."""
+"""Which class becomes which neighbour."""
 
 
 def join_(model: nn.Module) -> None:

@@ -15,17 +15,19 @@ sizes = st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.
 
 
 def check_there_and_back(
-    native: ModuleType, size: tuple[int, int, int, int], channels_last: bool, threads: int
+    native: ModuleType, size: tuple[int, int, int, int], channels_last: bool, threads: int, more: int = 0
 ) -> None:
+    n, c, h, w = size
     form = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(size).to(memory_format=form)
+    x = torch.randn(n, c + more, h, w).to(memory_format=form)[:, more:]
+    stride = c + more if channels_last else (c + more) * h * w
     there, back = (
         (native.channels_last_to_inner, native.inner_to_channels_last)
         if channels_last
         else (native.nchw_to_inner, native.inner_to_nchw)
     )
     found = empty_inner(size)
-    there(x.data_ptr(), found.data_ptr(), *size, threads)
+    there(x.data_ptr(), stride, found.data_ptr(), *size, threads)
     assert torch.equal(found, x)
     again = torch.empty(size, memory_format=form)
     source = inner(x)
@@ -34,14 +36,14 @@ def check_there_and_back(
 
 
 @fast
-@given(size=sizes, channels_last=st.booleans(), threads=st.integers(1, 3))
-@example(size=(128, 64, 4, 4), channels_last=False, threads=2)
-@example(size=(16, 128, 5, 3), channels_last=True, threads=1)
-@example(size=(1, 1, 1, 1), channels_last=True, threads=1)
+@given(size=sizes, channels_last=st.booleans(), threads=st.integers(1, 3), more=st.integers(0, 3))
+@example(size=(128, 64, 4, 4), channels_last=False, threads=2, more=0)
+@example(size=(16, 128, 5, 3), channels_last=True, threads=1, more=0)
+@example(size=(1, 1, 1, 1), channels_last=True, threads=1, more=0)
 def test_there_and_back(
-    native: ModuleType, size: tuple[int, int, int, int], channels_last: bool, threads: int
+    native: ModuleType, size: tuple[int, int, int, int], channels_last: bool, threads: int, more: int
 ) -> None:
-    check_there_and_back(native, size, channels_last, threads)
+    check_there_and_back(native, size, channels_last, threads, more)
 
 
 @pytest.mark.parametrize("size", [(32, 48, 40, 40), (24, 64, 41, 40)])
@@ -58,5 +60,5 @@ def test_bits_travel_unchanged(native: ModuleType, pattern: int) -> None:
     size = (19, 3, 7, 5)
     bits = torch.full(size, pattern - (1 << 32) if pattern >> 31 else pattern, dtype=torch.int32)
     found = torch.empty(3, 7, 5, 19, dtype=torch.int32)
-    native.nchw_to_inner(bits.data_ptr(), found.data_ptr(), *size, 1)
+    native.nchw_to_inner(bits.data_ptr(), 3 * 7 * 5, found.data_ptr(), *size, 1)
     assert (found == bits[0, 0, 0, 0]).all()

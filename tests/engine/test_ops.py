@@ -74,6 +74,7 @@ def calls(name: str) -> list[tuple[Any, ...]]:
     gradient = inner(torch.randn(ops.output_size(INPUT, *sizes)))
     return {
         "to_inner": [(torch.randn(INPUT).requires_grad_(),), (x[:, ::2],)],
+        "to_nchw": [(x.clone().requires_grad_(),), (torch.randn(INPUT),)],
         "to_channels_last": [(x.clone().requires_grad_(),), (torch.randn(INPUT),)],
         "pack_weight": [
             (weight, None, 1.0, INPUT, *GEOMETRY, ops.FORWARD),
@@ -89,6 +90,7 @@ def calls(name: str) -> list[tuple[Any, ...]]:
 
 OPERATIONS = [
     "to_inner",
+    "to_nchw",
     "to_channels_last",
     "pack_weight",
     "conv2d_packed",
@@ -278,21 +280,43 @@ def test_the_number_of_threads_changes_no_bit(which, shape, sparsity, how):
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 
 
+LAYOUTS = "plain", "channels last", "gapped", "inner", "some channels", "some channels last"
+
+
+def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return `x` (N, C, H, W) in that layout."""
+    n, c, h, w = x.shape
+    last = torch.channels_last
+    return {
+        "plain": x,
+        "channels last": x.contiguous(memory_format=last),
+        "gapped": torch.empty(n, c, h, 2 * w)[..., ::2].copy_(x),
+        "inner": inner(x),
+        "some channels": torch.empty(n, c + 2, h, w)[:, 1:-1].copy_(x),
+        "some channels last": torch.empty(n, c + 2, h, w).to(memory_format=last)[:, 1:-1].copy_(x),
+    }[layout]
+
+
 @pytest.mark.parametrize("which", BODIES)
-@given(sizes, st.sampled_from(["plain", "channels last", "gapped", "inner"]))
+@given(sizes, st.sampled_from(LAYOUTS))
 def test_changes_of_layout_change_no_value(which, size, layout):
     x = torch.randn(size)
-    given_x = {
-        "plain": x,
-        "channels last": x.contiguous(memory_format=torch.channels_last),
-        "gapped": torch.empty(*size[:3], 2 * size[3])[..., ::2].copy_(x),
-        "inner": inner(x),
-    }[layout]
     with body(which):
-        ours = ops.to_inner(given_x)
-        back = ops.to_channels_last(ours)
+        ours = ops.to_inner(laid_out(x, layout))
+        last, first = ops.to_channels_last(ours), ops.to_nchw(ours)
     assert ops.is_inner(ours) and torch.equal(ours, x)
-    assert back.is_contiguous(memory_format=torch.channels_last) and torch.equal(back, x)
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, x)
+    assert first.is_contiguous() and torch.equal(first, x)
+
+
+@given(sizes, st.sampled_from(LAYOUTS))
+def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, layout):
+    x = laid_out(torch.randn(size), layout).requires_grad_()
+    gradient = inner(torch.randn(size))
+    (found,) = torch.autograd.grad(ops.to_inner(x), x, gradient)
+    assert torch.equal(found, gradient)
+    for form in (torch.contiguous_format, torch.channels_last):
+        assert found.is_contiguous(memory_format=form) or not x.is_contiguous(memory_format=form)
 
 
 @given(sizes, sparsities, st.booleans(), st.integers(0, 50))

@@ -163,6 +163,8 @@ def test_a_run_takes_what_it_was_made_with(measured, monkeypatch, tmp_path):
 def test_the_products_are_those_of_the_choice(monkeypatch):
     monkeypatch.setenv("TORCHSWAT_PLAN", "dense")
     assert type(products_for(SHAPE, 0.8)) is Conv2dProducts  # no change of layout pays
+    changing = products_for(SHAPE, 0.8, inner=True)  # the layout came with the input
+    assert isinstance(changing, PackedConv2dProducts) and changing.choice == ALL_DENSE
     dense = products_for(POINTWISE, 0.8)
     assert isinstance(dense, PackedConv2dProducts) and dense.choice == ALL_DENSE
     monkeypatch.setenv("TORCHSWAT_PLAN", "sparse")

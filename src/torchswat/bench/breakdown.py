@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "packing": (_PACKING,),
     "compressing": ("torchswat::compress",),
     "selection": (_SELECTION,),
-    "layout": ("torchswat::to_inner", "torchswat::to_channels_last"),
+    "layout": ("torchswat::to_inner", "torchswat::to_channels_last", "torchswat::to_nchw"),
     "batch norm": ("_BatchNorm", "aten::batch_norm", "aten::native_batch_norm"),
     "relu": ("_ReLU", "aten::relu", "aten::threshold_backward"),
     "pooling": (

@@ -11,6 +11,8 @@ packed for. Compressed activations have one form, described in ``native/activati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,13 +69,19 @@ def _shape(native, input_size: list[int], weight_size: list[int], stride: list[i
 
 @custom_op("torchswat::to_inner", mutates_args=())
 def to_inner(x: Tensor) -> Tensor:
-    """Return a batch-innermost copy of `x`, (N, C, H, W)."""
+    """Return a batch-innermost copy of `x`, (N, C, H, W).
+
+    The gradient is brought back into the layout of `x`, which whoever made `x` works in.
+    """
     result = empty_inner(*x.shape, like=x)
     native = native_for(x)
-    if native and x.is_contiguous():
-        native.nchw_to_inner(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
-    elif native and x.is_contiguous(memory_format=torch.channels_last):
-        native.channels_last_to_inner(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    h, w = x.shape[2:]
+    by_sample, by_channel, by_row, by_position = x.stride()
+    places = result.data_ptr(), *x.shape, torch.get_num_threads()
+    if native and (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
+        native.nchw_to_inner(x.data_ptr(), by_sample, *places)
+    elif native and (by_sample, by_channel, by_row) == (h * w * by_position, 1, w * by_position):
+        native.channels_last_to_inner(x.data_ptr(), by_position, *places)
     else:
         result.copy_(x)
     return result
@@ -84,7 +92,39 @@ def _(x: Tensor) -> Tensor:
     return empty_inner(*x.shape, like=x)
 
 
-to_inner.register_autograd(lambda ctx, gradient: gradient)
+def _remember_layout(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    (x,) = inputs
+    ctx.channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    ctx.nchw = x.is_contiguous()
+
+
+def _restore_layout(ctx: Any, gradient: Tensor) -> Tensor:
+    if ctx.channels_last and is_inner(gradient):
+        return to_channels_last(gradient)
+    return to_nchw(gradient) if ctx.nchw and is_inner(gradient) else gradient
+
+
+to_inner.register_autograd(_restore_layout, setup_context=_remember_layout)
+
+
+@custom_op("torchswat::to_nchw", mutates_args=())
+def to_nchw(x: Tensor) -> Tensor:
+    """Return a contiguous copy of `x`, (N, C, H, W), which is batch-innermost."""
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    native = native_for(x)
+    if native and is_inner(x):
+        native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    else:
+        result.copy_(x)
+    return result
+
+
+@to_nchw.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+to_nchw.register_autograd(lambda ctx, gradient: gradient)
 
 
 @custom_op("torchswat::to_channels_last", mutates_args=())

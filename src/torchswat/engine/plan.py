@@ -50,10 +50,13 @@ class Timing:
         )
 
 
-def products_for(shape: Shape, sparsity: float) -> Conv2dProducts:
-    """Return the products of `shape` as they are fastest at `sparsity`: sparse, dense or mixed."""
+def products_for(shape: Shape, sparsity: float, inner: bool = False) -> Conv2dProducts:
+    """Return the products of `shape` as they are fastest at `sparsity`: sparse, dense or mixed.
+
+    `inner` says whether the input is batch-innermost already.
+    """
     choice = choose(shape, sparsity)
-    if choice == ALL_DENSE and not shape.is_pointwise:  # then no change of layout pays
+    if choice == ALL_DENSE and not shape.is_pointwise and not inner:  # then no change of layout pays
         return Conv2dProducts(shape.stride, shape.padding)
     return PackedConv2dProducts.of(shape, choice)
 

@@ -51,11 +51,13 @@ struct Packed {
 
 #define SWAT_LAYOUT(X)                                                                                           \
     X(void, nchw_to_inner,                                                                                       \
-      (const float* nchw, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
+      (const float* nchw, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,              \
+       int threads))                                                                                             \
     X(void, inner_to_nchw,                                                                                       \
       (const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
     X(void, channels_last_to_inner,                                                                              \
-      (const float* nhwc, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
+      (const float* nhwc, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,              \
+       int threads))                                                                                             \
     X(void, inner_to_channels_last,                                                                              \
       (const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
 

@@ -76,11 +76,13 @@ constexpr int64_t block = 64;
 
 }  // namespace
 
-void nchw_to_inner(const float* nchw, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
+// `stride` is from sample to sample: c*h*w, or more where the channels are a part of some.
+void nchw_to_inner(const float* nchw, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,
+                   int threads) {
     const int64_t size = c * h * w, whole = size / block;
-    transpose_all({nchw, size}, block, {inner, n}, block * n, n, block, whole, threads);
+    transpose_all({nchw, stride}, block, {inner, n}, block * n, n, block, whole, threads);
     const int64_t done = whole * block;
-    transpose_matrix<false>({nchw + done, size}, {inner + done * n, n}, n, size - done);
+    transpose_matrix<false>({nchw + done, stride}, {inner + done * n, n}, n, size - done);
 }
 
 void inner_to_nchw(const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
@@ -90,9 +92,11 @@ void inner_to_nchw(const float* inner, float* nchw, int64_t n, int64_t c, int64_
     transpose_matrix<false>({inner + done * n, n}, {nchw + done, size}, size - done, n);
 }
 
-void channels_last_to_inner(const float* nhwc, float* inner, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
+// `stride` is from position to position: c, or more where the channels are a part of some.
+void channels_last_to_inner(const float* nhwc, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,
+                            int threads) {
     const int64_t area = h * w;
-    transpose_all({nhwc, area * c}, c, {inner, area * n}, n, n, c, area, threads);
+    transpose_all({nhwc, area * stride}, stride, {inner, area * n}, n, n, c, area, threads);
 }
 
 void inner_to_channels_last(const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
