@@ -295,15 +295,15 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
     words = -(-h * w // UNIT)
     native = native_for(x)
     if native is None:
-        flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the bits
+        flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the values
         kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
         powers = 2 ** torch.arange(UNIT, device=x.device)
         padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
-        bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16)
+        bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16).transpose(1, 2).contiguous()
         starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
         return flat[kept], bits, starts
     x, mask = as_inner(x), None if mask is None else as_inner(mask)
-    bits = torch.empty(c, n, words, dtype=torch.int16)
+    bits = torch.empty(c, words, n, dtype=torch.int16)
     starts = torch.empty(c + 1, dtype=torch.int64)
     which = x.data_ptr(), 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
     threads = torch.get_num_threads()
@@ -321,7 +321,7 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
 def _(x, mask, limit, capacity):
     n, c, h, w = x.shape
     count = torch.library.get_ctx().new_dynamic_size()
-    bits = x.new_empty((c, n, -(-h * w // UNIT)), dtype=torch.int16)
+    bits = x.new_empty((c, -(-h * w // UNIT), n), dtype=torch.int16)
     return x.new_empty(count), bits, x.new_empty(c + 1, dtype=torch.int64)
 
 
@@ -333,7 +333,8 @@ def expand(values: Tensor, bits: Tensor, starts: Tensor, size: list[int]) -> Ten
     native = native_for(values)
     if native is None:
         powers = 2 ** torch.arange(UNIT, device=bits.device)
-        kept = ((bits.long() & 0xFFFF).unsqueeze(-1) & powers != 0).flatten(2)[..., : h * w]
+        words = bits.transpose(1, 2).long() & 0xFFFF
+        kept = (words.unsqueeze(-1) & powers != 0).flatten(2)[..., : h * w]
         flat = values.new_zeros(c, n, h * w)
         flat[kept] = values
         return result.copy_(flat.view(c, n, h, w).transpose(0, 1))

@@ -1,18 +1,16 @@
-// Dense activations to their compressed form (activations.h) and back, in one pass each.
+// Dense activations to their compressed form (activations.h) and back.
 //
 // In memory 16 samples of one position stand together; the compressed form wants 16 positions of one sample:
 //
 //            n0  n1 ... n15                  p0  p1 ... p15
-//       p0 [  .   .       . ]          n0  [  .   .       . ]  --> word of bits, kept values to n0's strip
+//       p0 [  .   .       . ]          n0  [  .   .       . ]  --> word of bits, kept values to n0's place
 //       p1 [  .   .       . ]   turn   n1  [  .   .       . ]  --> ...
 //       ...                     --->   ...
 //      p15 [  .   .       . ]          n15 [  .   .       . ]
 //
-// Each channel is read in the order of memory, and its kept values go to one strip a sample (in L2), which are then
-// laid end to end. Where they belong in `values` is known only when all channels before are counted: the first
-// thread writes in place, the others to memory of their own that is copied at the end. (Waiting for each other at
-// every channel would save the copy, but a thread that the system holds up would hold up all.)
-// Bytes: 4 read an entry, 4 * density + 1/8 written, twice that where copied.
+// All is read twice: first to count what each sample of each channel keeps, then to lay every kept value where it
+// belongs. Both passes run at the speed of memory; what one pass would write aside and copy costs more.
+// Bytes: 8 read an entry, 4 * density + 1/8 written.
 #include "activations.h"
 #include "buffer.h"
 #include "compress_lanes.h"
@@ -23,15 +21,7 @@ namespace torchswat::SWAT_ISA {
 
 namespace {
 
-struct Strips {  // of one channel, one a sample
-    int64_t distance;
-    float* values;   // [n][distance]
-    int64_t* count;  // [n]
-};
-
-// Distance of strips: room for a map and for what a vector writes too much, and an odd number of cache lines, so that
-// strips do not meet in one set of L1.
-int64_t strip_distance(int64_t area) { return (area / (2 * unit) + 1) * 2 * unit + unit; }
+constexpr int64_t ahead = 2048;  // floats: how long before its turn an entry is asked for
 
 // A square of the dense form: positions p..p+rows-1 of samples i..i+lanes-1, at most 16 each.
 struct Square {
@@ -54,7 +44,10 @@ inline void load_turned(const float* x, const Square& s, int row, int lane, vf (
     const float* from = x + s.corner + row * s.n + lane;
     if (s.rows - row >= W && s.lanes - lane >= W) {
 #pragma GCC unroll 16
-        for (int j = 0; j < W; ++j) tile[j] = loadu(from + j * s.n);
+        for (int j = 0; j < W; ++j) {
+            __builtin_prefetch(from + (j + unit) * s.n);  // of the square below
+            tile[j] = loadu(from + j * s.n);
+        }
     } else {
         const int lanes = s.lanes - lane < W ? s.lanes - lane : W;
         for (int j = 0; j < W; ++j) tile[j] = row + j < s.rows ? load_first(from + j * s.n, lanes) : vf{};
@@ -68,10 +61,12 @@ inline uint32_t marked(const uint8_t* mask, const Square& s, int lane) {
     return word;
 }
 
-// Writes a word of bits for each sample of the square and appends the kept values to the samples' strips.
-void compress_square(const float* x, const uint8_t* mask, float threshold, const Square& s, const Strips& strips,
-                     int64_t words, uint16_t* bits) {
+// Writes a word of bits for each sample of the square, and its kept values to where `to` says that the next one goes.
+void compress_square(const float* x, const uint8_t* mask, float threshold, const Square& s, float** to,
+                     uint16_t* bits) {
     const uint32_t inside = (1u << s.rows) - 1;
+    to += s.i;
+    bits += s.word * s.n + s.i;
 #if defined(__AVX512F__)
     vf tile[W];
     load_turned(x, s, 0, 0, tile);
@@ -80,116 +75,115 @@ void compress_square(const float* x, const uint8_t* mask, float threshold, const
         const __m512 y = reinterpret_cast<__m512>(tile[j]);
         const uint32_t large = _mm512_cmp_ps_mask(_mm512_abs_ps(y), limit, _CMP_NLT_UQ);
         const uint32_t kept = mask ? marked(mask, s, j) : large & inside;
-        int64_t& count = strips.count[s.i + j];
-        float* to = strips.values + (s.i + j) * strips.distance + count;
-        _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(kept), y));
-        count += __builtin_popcount(kept);
-        bits[(s.i + j) * words + s.word] = uint16_t(kept);
+        const int count = __builtin_popcount(kept);
+        _mm512_mask_storeu_ps(to[j], __mmask16((1u << count) - 1), _mm512_maskz_compress_ps(__mmask16(kept), y));
+        to[j] += count;
+        bits[j] = uint16_t(kept);
     }
 #elif defined(__AVX2__)
     const __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
+    const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (int lane = 0; lane < s.lanes; lane += W) {
         vf tile[2][W];
         load_turned(x, s, 0, lane, tile[0]);
         load_turned(x, s, W, lane, tile[1]);
-        for (int j = 0; j < W && lane + j < s.lanes; ++j) {
-            const int64_t sample = s.i + lane + j;
+        for (int j = lane; j < lane + W && j < s.lanes; ++j) {
             uint32_t kept = 0;
             for (int half = 0; half < 2; ++half) {
-                const __m256 size = _mm256_andnot_ps(sign, reinterpret_cast<__m256>(tile[half][j]));
+                const __m256 size = _mm256_andnot_ps(sign, reinterpret_cast<__m256>(tile[half][j - lane]));
                 kept |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLT_UQ))) << half * W;
             }
-            kept = mask ? marked(mask, s, lane + j) : kept & inside;
+            kept = mask ? marked(mask, s, j) : kept & inside;
             for (int half = 0; half < 2; ++half) {
                 const uint32_t byte = kept >> half * W & 255;
+                const int count = __builtin_popcount(byte);
                 const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(compressed_lanes[byte])));
-                const __m256 values = _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(tile[half][j]), lanes);
-                _mm256_storeu_ps(strips.values + sample * strips.distance + strips.count[sample], values);
-                strips.count[sample] += __builtin_popcount(byte);
+                const __m256 values = _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(tile[half][j - lane]), lanes);
+                _mm256_maskstore_ps(to[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(count), place), values);
+                to[j] += count;
             }
-            bits[sample * words + s.word] = uint16_t(kept);
+            bits[j] = uint16_t(kept);
         }
     }
 #else
     for (int j = 0; j < s.lanes; ++j) {
-        float* to = strips.values + (s.i + j) * strips.distance + strips.count[s.i + j];
         uint32_t kept = mask ? marked(mask, s, j) & inside : 0;
-        int64_t count = 0;
         for (int q = 0; q < s.rows; ++q) {
             const float y = x[s.corner + q * s.n + j];
             if (!mask) kept |= uint32_t(!((y < 0 ? -y : y) < threshold)) << q;
-            to[count] = y;
-            count += kept >> q & 1;
+            if (kept >> q & 1) *to[j]++ = y;
         }
-        strips.count[s.i + j] += count;
-        bits[(s.i + j) * words + s.word] = uint16_t(kept);
+        bits[j] = uint16_t(kept);
     }
 #endif
 }
 
 // The inverse; `from` holds the next kept value of each sample.
-void expand_square(float* x, const Square& s, const float** from, int64_t words, const uint16_t* bits) {
+void expand_square(float* x, const Square& s, const float** from, const uint16_t* bits) {
+    from += s.i;
+    bits += s.word * s.n + s.i;
 #if defined(__AVX512F__)
     vf tile[W];
     for (int j = 0; j < W; ++j) {
         tile[j] = vf{};
         if (j >= s.lanes) continue;
-        const __mmask16 kept = bits[(s.i + j) * words + s.word];
-        tile[j] = reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(kept, from[s.i + j]));
-        from[s.i + j] += __builtin_popcount(kept);
+        const __mmask16 kept = bits[j];
+        tile[j] = reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(kept, from[j]));
+        from[j] += __builtin_popcount(kept);
     }
     transpose(tile);
     for (int q = 0; q < s.rows; ++q) store_first(x + s.corner + q * s.n, tile[q], s.lanes);
 #else
     for (int j = 0; j < s.lanes; ++j) {
-        const uint32_t kept = bits[(s.i + j) * words + s.word];
-        for (int q = 0; q < s.rows; ++q) x[s.corner + q * s.n + j] = kept >> q & 1 ? *from[s.i + j]++ : 0.0f;
+        const uint32_t kept = bits[j];
+        for (int q = 0; q < s.rows; ++q) x[s.corner + q * s.n + j] = kept >> q & 1 ? *from[j]++ : 0.0f;
     }
 #endif
+}
+
+// How many entries of one channel each sample keeps.
+void count_samples(const float* __restrict x, const uint8_t* __restrict mask, float threshold, int64_t area,
+                   int64_t n, int32_t* __restrict counts) {
+    std::memset(counts, 0, sizeof(int32_t) * n);
+    for (int64_t p = 0; p < area; ++p, x += n) {
+        for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i + ahead);
+        if (mask)
+            for (int64_t i = 0; i < n; ++i) counts[i] += mask[p * n + i] != 0;
+        else
+            for (int64_t i = 0; i < n; ++i) counts[i] += !(__builtin_fabsf(x[i]) < threshold);
+    }
 }
 
 }  // namespace
 
 // x: [c][area][n]. Keeps |x| >= threshold (and every NaN) or, where a mask of the same layout is given, what that
-// marks. Returns how many are kept; if that is more than `capacity`, values are missing: call again with room.
+// marks. Returns how many are kept; if that is more than `capacity`, nothing else is said: call again with room.
 int64_t compress(const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n,
                  float* values, int64_t capacity, uint16_t* bits, int64_t* starts, int threads) {
-    const int64_t words = units(area), distance = strip_distance(area);
-    const int64_t widest = (c + threads - 1) / threads * area * n;  // entries of a thread
-    const int64_t room = widest < capacity ? widest : capacity;
-    Buffer<float> strip_values(threads * n * distance), aside((threads - 1) * room);
-    Buffer<int64_t> strip_counts(threads * n);
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int t = 0; t < threads; ++t) {
-        const Strips strips{distance, strip_values.data + t * n * distance, strip_counts.data + t * n};
-        float* to = t ? aside.data + (t - 1) * room : values;
-        int64_t free = t ? room : capacity;
-        for (int64_t channel = t * c / threads; channel < (t + 1) * c / threads; ++channel) {
-            std::memset(strips.count, 0, sizeof(int64_t) * n);
-            const int64_t first = channel * area * n;
-            for_squares(n, area, [&](const Square& square) {
-                compress_square(x + first, mask ? mask + first : nullptr, threshold, square, strips, words,
-                                bits + channel * n * words);
-            });
-            int64_t kept = 0;
-            for (int64_t i = 0; i < n; ++i) kept += strips.count[i];
-            starts[channel + 1] = kept;
-            free -= kept;
-            if (free < 0) continue;
-            for (int64_t i = 0; i < n; to += strips.count[i++])
-                std::memcpy(to, strips.values + i * distance, sizeof(float) * strips.count[i]);
-        }
+    const int64_t words = units(area);
+    Buffer<int32_t> counts(c * n);
+    Buffer<float*> places(c * n);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t channel = 0; channel < c; ++channel) {
+        const int64_t at = channel * area * n;
+        count_samples(x + at, mask ? mask + at : nullptr, threshold, area, n, counts.data + channel * n);
     }
-    starts[0] = 0;
-    for (int64_t channel = 0; channel < c; ++channel) starts[channel + 1] += starts[channel];
-    if (starts[c] > capacity) return starts[c];
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int t = 1; t < threads; ++t) {
-        const int64_t start = starts[t * c / threads];
-        const int64_t count = starts[(t + 1) * c / threads] - start;
-        std::memcpy(values + start, aside.data + (t - 1) * room, sizeof(float) * count);
+    int64_t count = 0;
+    for (int64_t channel = 0; channel < c; ++channel) {
+        starts[channel] = count;
+        for (int64_t i = channel * n; i < (channel + 1) * n; count += counts[i++]) places[i] = values + count;
     }
-    return starts[c];
+    starts[c] = count;
+    if (count > capacity) return count;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t channel = 0; channel < c; ++channel) {
+        const int64_t at = channel * area * n;
+        for_squares(n, area, [&](const Square& square) {
+            compress_square(x + at, mask ? mask + at : nullptr, threshold, square, places.data + channel * n,
+                            bits + channel * n * words);
+        });
+    }
+    return count;
 }
 
 // The inverse of compress: x [c][area][n] with zeros where nothing was kept.
@@ -205,10 +199,10 @@ void expand(const float* values, const uint16_t* bits, const int64_t* starts, in
             const float* next = values + starts[channel];
             for (int64_t i = 0; i < n; ++i) {
                 from[i] = next;
-                for (int64_t word = 0; word < words; ++word) next += __builtin_popcount(own[i * words + word]);
+                for (int64_t word = 0; word < words; ++word) next += __builtin_popcount(own[word * n + i]);
             }
             for_squares(n, area, [&](const Square& square) {
-                expand_square(x + channel * area * n, square, from, words, own);
+                expand_square(x + channel * area * n, square, from, own);
             });
         }
     }

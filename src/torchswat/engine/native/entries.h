@@ -105,7 +105,7 @@ static inline void list_in_place(const Plan& p, const Positions& positions, cons
             const int64_t end = smaller(p.words, (r + 1) * p.run / unit);
             for (int64_t word = r * p.run / unit; word < end; ++word)
                 at += append_offsets(offsets + at, channel.end - at, positions.offset.data + word * unit, shift,
-                                     channel.bits[i * p.words + word]);
+                                     channel.bits[word * channel.n + i]);
             list.count = uint32_t(at - list.begin);
         }
     }
@@ -128,12 +128,12 @@ static inline void list_by_class(const Plan& p, const Positions& positions, cons
                 list[k * channel.channels].begin = uint32_t(at);
                 for (int64_t i = first; i < last; ++i)
                     for (int64_t word = begin; word < end; ++word)
-                        at += __builtin_popcount(channel.bits[i * p.words + word] & member[word]);
+                        at += __builtin_popcount(channel.bits[word * channel.n + i] & member[word]);
             }
             for (int64_t i = first; i < last; ++i) {
                 const uint32_t shift = uint32_t((i - first) * p.sample * p.cell / 2);
                 for (int64_t word = begin; word < end; ++word) {
-                    const uint32_t all = channel.bits[i * p.words + word];
+                    const uint32_t all = channel.bits[word * channel.n + i];
                     for (int k = 0; k < p.classes; ++k) {
                         const uint32_t member = positions.member.data[k * p.words + word], some = all & member;
                         if (!member) continue;
