@@ -378,3 +378,29 @@ def test_a_schedule_out_of_range_names_the_layer():
     layer = sparse(nn.Linear(4, 4), sparsity=lambda iteration: 80)
     with pytest.raises(InvalidValue, match="scheduled sparsity of layer '0' is 80"):
         layer(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("method", ["histogram", "sample"])
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_the_last_mask_is_of_the_weight_as_it_was_selected_from(method, period, kind):
+    layer = nn.Conv2d(5, 7, 3, padding=1) if kind == "conv" else nn.Linear(50, 33)
+    model = torchswat.sparsify_(nn.Sequential(layer), sparsity=0.7, method=method, period=period)
+    inputs = torch.randn(4, 5, 6, 6) if kind == "conv" else torch.randn(4, 50)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for _ in range(5):
+        weight = layer.weight.detach().clone()
+        model(inputs.requires_grad_()).square().sum().backward()
+        optimizer.step()
+        selector = layer.sparse.selectors["weight"]
+        assert not torch.equal(weight, layer.weight)
+        assert torch.equal(layer.sparse.weight_mask, weight.abs() >= selector.threshold)
+        assert float(selector.density) == pytest.approx(float(layer.sparse.weight_mask.float().mean()))
+
+
+def test_the_mask_of_a_weight_that_is_mostly_zero_keeps_exactly_k():
+    model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)), sparsity=0.5)
+    with torch.no_grad():
+        model[0].weight[1:] = 0
+    model(torch.randn(2, 4, 5, 5)).sum().backward()
+    reference.check_mask(model[0].sparse.weight_mask, reference.top_k(model[0].weight, 0.5))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine import plan, topk
+from torchswat.engine import plan
 from torchswat.engine.loader import native_for
 from torchswat.engine.ops import is_inner
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
@@ -203,7 +203,7 @@ class LayerSparsity:
 
         A weight that was changed through ``.data`` shows no sign of it, so every iteration selects anew.
         Where the weight is to be `marked` by who reads it next, counting, looking for NaN and the mask, which
-        is rarely asked for, are left to that; `check_marks` must follow.
+        is rarely asked for, are left to that; `weight_marked` must follow.
         """
         selector = self.selectors["weight"]
         seen = (weight.shape, weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
@@ -211,24 +211,18 @@ class LayerSparsity:
             self._weight_selection = self._weight_mask = None
             name = f"the weight of layer {self.name!r}"
             selection = selector.select(weight, sparsity, iteration, name, lean=marked)
-            if marked and selection.mask is None and selection.limit > SMALLEST:
-                selection = replace(selection, marks=Marks())
-            else:
-                if marked and selection.mask is None:  # zeros may be among the k largest
-                    selection = selector.select(weight, sparsity, iteration, name)
+            if selection.marks and selection.limit <= SMALLEST:  # zeros may be among the k largest
+                selection = selector.select(weight, sparsity, iteration, name)
+            if not selection.marks:
                 self._weight_mask = selection.mask_of(weight)
             self._weight_selection, self._weight_seen = selection, seen
         return self._weight_selection
 
-    def check_marks(self, selection: Selection, entries: int) -> None:
+    def weight_marked(self, marks: Marks, entries: int) -> None:
         """Finish a selection of the weight that was to be marked."""
-        marks = selection.marks
-        if marks is not None and marks.bits is not None:
-            if marks.not_a_number:
-                self.forget_weight()
-            self.selectors["weight"].counted(
-                marks.count, entries, marks.not_a_number, f"the weight of layer {self.name!r}"
-            )
+        if marks.not_a_number:
+            self.forget_weight()
+        self.selectors["weight"].counted(marks, entries, f"the weight of layer {self.name!r}")
 
     def forget_weight(self) -> None:
         """Drop the last selection of the weight."""
@@ -365,27 +359,21 @@ class SparseLayer(nn.Module):
             of_weight if row.grad_input_weight else None,
             wanted=to_input,
         )
-        if of_weight is not None:
-            sparse.check_marks(of_weight, weight.numel())
+        if of_weight is not None and of_weight.marks:
+            sparse.weight_marked(of_weight.marks, weight.numel())
         grad_weight_activation = ()
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
             grad_weight_activation = products.grad_weight_activation(input, selection)
-            if selection is not None and selection.count is None and products.compresses:
-                self._count_kept(grad_weight_activation[0], input.numel())
+            if selection is not None and selection.marks:
+                name = f"the input of layer {sparse.name!r}"
+                sparse.selectors["activation"].counted(selection.marks, input.numel(), name)
         output_mask = None
         if row.projected_output:
             output_mask = predicted_mask(products, input, weight, sparsity, sparse.name)
             sparse.output_density = output_mask.count_nonzero() / output_mask.numel()
         forward_input = of_input.kept(input) if of_input is not None and row.forward_activation else None
         return Operands(forward_weight, forward_input, grad_input_weight, grad_weight_activation, output_mask)
-
-    def _count_kept(self, values: Tensor, entries: int) -> None:
-        """Finish a lean selection of the input, of which `values` were kept, every NaN among them."""
-        found = topk.count_kept(values, 0.0)
-        not_a_number = bool(values.isnan().any()) if found is None else found.not_a_number
-        name = f"the input of layer {self.sparse.name!r}"
-        self.sparse.selectors["activation"].counted(values.numel(), entries, not_a_number, name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -400,7 +400,8 @@ class Selector:
         """Return the selection of `tensor` for the `iteration`-th step of training; measures its density.
 
         A `lean` one is for an operand that is read once more at once: where that saves a pass over the
-        tensor, counting and looking for NaN are left to `counted`, and zeros are never kept.
+        tensor, the selection has marks, to be filled by who reads it and then handed to `counted`; zeros are
+        never kept.
         """
         if tensor.numel() == 0:
             return Selection(torch.ones_like(tensor, dtype=torch.bool))
@@ -441,12 +442,13 @@ class Selector:
         k = kept_count(tensor.numel(), sparsity)
         if not self._due(tensor, iteration):
             assert self.threshold is not None
-            return Selection(limit=max(float(self.threshold), topk.SMALLEST), expected=k)
+            limit = max(float(self.threshold), topk.SMALLEST)
+            return Selection(limit=limit, expected=k, marks=topk.Marks())
         if self.method == "sample":
             limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
             if limit is None:
                 return None
-            selection = Selection(limit=max(limit, topk.SMALLEST), expected=k)
+            selection = Selection(limit=max(limit, topk.SMALLEST), expected=k, marks=topk.Marks())
         else:
             found = topk.kth_largest(tensor, k)
             if found is None:
@@ -454,18 +456,19 @@ class Selector:
             if found.not_a_number:
                 raise _not_a_number(tensor.numel(), name)
             limit, count = found.value, found.greater + (found.equal if found.value > 0 else 0)
-            selection = Selection(limit=max(limit, topk.SMALLEST), count=count)
+            selection = Selection(limit=max(limit, topk.SMALLEST), count=count, marks=topk.Marks())
             if self.exact and count > k:
                 selection = _without_ties(tensor, found, k)
             self.density = (selection.count or 0) / tensor.numel()
         self.threshold, self.sparsity = torch.full([1] * tensor.dim(), limit), sparsity
         return selection
 
-    def counted(self, kept: int, entries: int, not_a_number: bool, name: str) -> None:
-        """Finish a lean selection: `kept` of `entries`, and perhaps a NaN among them."""
-        if not_a_number:
+    def counted(self, marks: topk.Marks, entries: int, name: str) -> None:
+        """Finish a lean selection from `entries`, by what the one who read them left in its `marks`."""
+        if marks.not_a_number:
             raise _not_a_number(entries, name)
-        self.density = kept / max(1, entries)
+        if marks.count is not None:
+            self.density = marks.count / max(1, entries)
 
     def _due(self, tensor: Tensor, iteration: int) -> bool:
         if self.threshold is None or self.period == 1 or iteration < self.warmup:

@@ -265,7 +265,7 @@ def test_the_kept_weights_are_marked(
         weight.view(-1)[-1] = float("nan")
     packed = Packed(native, shape, weight.nan_to_num(nan=9.0), threshold, threads=threads)
     to, nowhere = native.PackedWeights(*(t.data_ptr() for t in packed.lists[FORWARD])), native.PackedWeights()
-    marks = Marks(Marks.empty(weight).fill_(-1))
+    marks = Marks(bits=Marks.empty(weight).fill_(-1))
     found = native.pack_weights(
         packed.sizes, weight.data_ptr(), 0, threshold, to, nowhere, marks.bits.data_ptr(), threads
     )

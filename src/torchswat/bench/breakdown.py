@@ -13,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torchswat.convert import sparse_layers
 from torchswat.engine import ops
 
-_SELECTION, _PACKING = "torchswat::selection", "torchswat::packed_weights"
+_SELECTION = "torchswat::selection"
+_PACKING = "torchswat::packed_weights"
+_COMPRESSING = "torchswat::compressed"
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -28,7 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "aten::matmul",
     ),
     "packing": (_PACKING,),
-    "compressing": ("torchswat::compress",),
+    "compressing": (_COMPRESSING, "torchswat::compress"),
     "selection": (_SELECTION,),
     "layout": ("torchswat::to_inner", "torchswat::to_channels_last", "torchswat::to_nchw"),
     "batch norm": ("_BatchNorm", "aten::batch_norm", "aten::native_batch_norm"),
@@ -66,9 +68,12 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 
 @contextmanager
 def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
-    """Let the profiler see the searches of the sparse layers and their packing, which are plain calls."""
-    owners = [(layer, name) for _, layer in sparse_layers(model) for name in ("_selections", "_count_kept")]
-    calls = [(*owner, _SELECTION) for owner in owners] + [(ops, "packed_weights", _PACKING)]
+    """Let the profiler see what the sparse layers do in plain calls: searching, packing, compressing."""
+    calls: list[tuple[Any, str, str]] = [
+        (ops, "packed_weights", _PACKING),
+        (ops, "compressed", _COMPRESSING),
+        *((layer, "_selections", _SELECTION) for _, layer in sparse_layers(model)),
+    ]
     before = [vars(owner).get(name) for owner, name, _ in calls]
     for owner, name, event in calls:
         vars(owner)[name] = _recorded(getattr(owner, name), event)

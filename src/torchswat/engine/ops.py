@@ -331,6 +331,13 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
     Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`, and every NaN.
     `capacity` is how many are expected; where there are more, the pass is made twice.
     """
+    return compressed(x, mask, limit, capacity)
+
+
+def compressed(
+    x: Tensor, mask: Tensor | None, limit: float, capacity: int, marks: Marks | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do what `compress` does, without the time of the dispatcher; counts in `marks`, and looks for NaN."""
     n, c, h, w = x.shape
     words = -(-h * w // UNIT)
     native = native_for(x)
@@ -341,7 +348,10 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
         padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
         bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16).transpose(1, 2).contiguous()
         starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
-        return flat[kept], bits, starts
+        values = flat[kept]
+        if marks is not None:
+            marks.count, marks.not_a_number = values.numel(), bool(values.isnan().any())
+        return values, bits, starts
     x, mask = as_inner(x), None if mask is None else as_inner(mask)
     bits = torch.empty(c, words, n, dtype=torch.int16)
     starts = torch.empty(c + 1, dtype=torch.int64)
@@ -349,12 +359,16 @@ def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tup
     threads = torch.get_num_threads()
     while True:
         values = torch.empty(capacity)
-        count = native.compress(
+        found = native.compress(
             *which, values.data_ptr(), capacity, bits.data_ptr(), starts.data_ptr(), threads
         )
+        count = found.count
         if count <= capacity:
-            return values[:count].clone() if count < 0.9 * capacity else values[:count].view(-1), bits, starts
+            break
         capacity = count
+    if marks is not None:
+        marks.count, marks.not_a_number = count, found.not_a_number
+    return values[:count].clone() if count < 0.9 * capacity else values[:count].view(-1), bits, starts
 
 
 @compress.register_fake

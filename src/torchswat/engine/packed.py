@@ -116,7 +116,8 @@ class PackedConv2dProducts(Conv2dProducts):
         capacity = selection.count
         if capacity is None:
             capacity = int(1.02 * selection.expected) + 4096 if selection.expected else activation.numel()
-        return ops.compress(activation, selection.mask, limit, min(capacity, activation.numel()))
+        capacity = min(capacity, activation.numel())
+        return ops.compressed(activation, selection.mask, limit, capacity, selection.marks)
 
     # ---- products
 

@@ -67,12 +67,17 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     if asked in ("sparse", "dense"):
         return ALL_SPARSE if asked == "sparse" else ALL_DENSE
     rounded = int(sparsity / _STEP + 1e-9) * _STEP
-    key = f"{shape}-S{rounded:.2f}-t{torch.get_num_threads()}"
+    key = _key(shape, rounded, torch.get_num_threads())
     timings = _known(path(), machine())
     if key not in timings:
         timings[key] = measure(shape, rounded)
         _save(path(), machine(), timings)
     return timings[key].choice()
+
+
+@cache
+def _key(shape: Shape, sparsity: float, threads: int) -> str:
+    return f"{shape}-S{sparsity:.2f}-t{threads}"
 
 
 _followed: list[Path] = []
@@ -98,18 +103,25 @@ def path() -> Path:
     """Return the file of the measurements."""
     asked = os.environ.get("TORCHSWAT_PLAN", "")
     if asked and asked not in ("sparse", "dense"):
-        return Path(asked)
+        return _path_of(asked)
     if _followed:
         return _followed[-1]
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "torchswat" / "plan.json"
 
 
+_path_of = cache(Path)  # every layer asks in every pass
+
+
 def machine() -> str:
     """Return what a measurement depends on beside the shape: processor, instruction set, torch."""
     module = native()
-    isa = module.isa() if module else "reference"
-    return f"{_processor()} | {isa} | torch {torch.__version__} | plan {VERSION}"
+    return _machine(module.isa() if module else "reference", VERSION)
+
+
+@cache
+def _machine(isa: str, version: int) -> str:
+    return f"{_processor()} | {isa} | torch {torch.__version__} | plan {version}"
 
 
 @cache

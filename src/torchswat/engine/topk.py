@@ -21,10 +21,12 @@ SMALLEST = 2.0**-149
 class Marks:
     """What the one who reads a tensor by a limit leaves behind, so that nobody reads it twice."""
 
-    bits: Tensor | None = None
-    """One bit an entry that says whether it is kept; 16 to a word, every filter begins a new one."""
-    count: int = 0
+    count: int | None = None
+    """How many are kept; None until somebody has read the tensor."""
     not_a_number: bool = False
+    """Whether a NaN was met."""
+    bits: Tensor | None = None
+    """Of a weight: one bit an entry, whether it is kept; 16 to a word, every filter begins a new one."""
 
     @staticmethod
     def empty(tensor: Tensor) -> Tensor:

@@ -141,32 +141,39 @@ void expand_square(float* x, const Square& s, const float** from, const uint16_t
 #endif
 }
 
-// How many entries of one channel each sample keeps.
-void count_samples(const float* __restrict x, const uint8_t* __restrict mask, float threshold, int64_t area,
+// How many entries of one channel each sample keeps; returns whether one of them is a NaN.
+bool count_samples(const float* __restrict x, const uint8_t* __restrict mask, float threshold, int64_t area,
                    int64_t n, int32_t* __restrict counts) {
     std::memset(counts, 0, sizeof(int32_t) * n);
+    int32_t nan = 0;
     for (int64_t p = 0; p < area; ++p, x += n) {
         for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i + ahead);
         if (mask)
             for (int64_t i = 0; i < n; ++i) counts[i] += mask[p * n + i] != 0;
         else
-            for (int64_t i = 0; i < n; ++i) counts[i] += !(__builtin_fabsf(x[i]) < threshold);
+            for (int64_t i = 0; i < n; ++i) {
+                counts[i] += !(__builtin_fabsf(x[i]) < threshold);
+                nan |= x[i] != x[i];
+            }
     }
+    return nan != 0;
 }
 
 }  // namespace
 
 // x: [c][area][n]. Keeps |x| >= threshold (and every NaN) or, where a mask of the same layout is given, what that
-// marks. Returns how many are kept; if that is more than `capacity`, nothing else is said: call again with room.
-int64_t compress(const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n,
+// marks, and looks for NaN where there is none. Where more are kept than `capacity`, only that is found out: call again
+// with room.
+Packed compress(const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n,
                  float* values, int64_t capacity, uint16_t* bits, int64_t* starts, int threads) {
     const int64_t words = units(area);
     Buffer<int32_t> counts(c * n);
     Buffer<float*> places(c * n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+    bool nan = false;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : nan)
     for (int64_t channel = 0; channel < c; ++channel) {
         const int64_t at = channel * area * n;
-        count_samples(x + at, mask ? mask + at : nullptr, threshold, area, n, counts.data + channel * n);
+        nan |= count_samples(x + at, mask ? mask + at : nullptr, threshold, area, n, counts.data + channel * n);
     }
     int64_t count = 0;
     for (int64_t channel = 0; channel < c; ++channel) {
@@ -174,7 +181,7 @@ int64_t compress(const float* x, const uint8_t* mask, float threshold, int64_t c
         for (int64_t i = channel * n; i < (channel + 1) * n; count += counts[i++]) places[i] = values + count;
     }
     starts[c] = count;
-    if (count > capacity) return count;
+    if (count > capacity) return {count, nan};
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t channel = 0; channel < c; ++channel) {
         const int64_t at = channel * area * n;
@@ -183,7 +190,7 @@ int64_t compress(const float* x, const uint8_t* mask, float threshold, int64_t c
                             bits + channel * n * words);
         });
     }
-    return count;
+    return {count, nan};
 }
 
 // The inverse of compress: x [c][area][n] with zeros where nothing was kept.

@@ -25,7 +25,7 @@ struct PackedWeights {
     uint16_t* offsets;
 };
 
-// How many weights were packed, and whether a NaN was met.
+// How many weights or activations were packed, and whether a NaN was met.
 struct Packed {
     int64_t count;
     bool not_a_number;
@@ -118,7 +118,7 @@ struct Packed {
        int columns, bool average, float* y, int threads))
 
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
-    X(int64_t, compress,                                                                                         \
+    X(Packed, compress,                                                                                          \
       (const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n, float* values,  \
        int64_t capacity, uint16_t* bits, int64_t* starts, int threads))                                          \
     X(void, expand,                                                                                              \

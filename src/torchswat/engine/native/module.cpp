@@ -48,7 +48,7 @@ NB_MODULE(_native, module) {
         .def_ro("equal", &Threshold::equal)
         .def_ro("not_a_number", &Threshold::not_a_number);
 
-    nb::class_<Packed>(module, "Packed", "How many weights were packed, and whether a NaN was met.")
+    nb::class_<Packed>(module, "Packed", "How many entries were packed, and whether a NaN was met.")
         .def_ro("count", &Packed::count)
         .def_ro("not_a_number", &Packed::not_a_number);
 
