@@ -47,6 +47,9 @@ _PAGE = {
     "page.css": ("page.css", "text/css"),
     "page.js": ("page.js", "text/javascript"),
 }
+_PATIENCE = 8
+"""How many times the limit is read, and forgotten, of a body that is too long: a client that is still sending
+when the connection closes may never see why."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +153,23 @@ class _Service:
         return {"guesses": [guess.to_json() for guess in best(self.network, probabilities, int(top))]}
 
     async def _body(self, request: Request) -> bytes:
-        """Read a body, no further than the limit."""
-        too_long = Refused(413, f"a picture may have {self.limits.bytes} bytes at most")
+        """Read a body; keep no more than the limit of it."""
         claimed = request.headers.get("content-length", "")
-        if claimed.isdecimal() and int(claimed[:18]) > self.limits.bytes:
-            raise too_long
-        content = bytearray()
+        too_long = claimed.isdecimal() and int(claimed[:18]) > self.limits.bytes
+        content, arrived = bytearray(), 0
         try:
             with anyio.fail_after(self.limits.seconds):
                 async for part in request.stream():
-                    content += part
-                    if len(content) > self.limits.bytes:
-                        raise too_long
+                    arrived += len(part)
+                    too_long = too_long or arrived > self.limits.bytes
+                    if not too_long:
+                        content += part
+                    elif arrived > _PATIENCE * self.limits.bytes:
+                        break
         except TimeoutError:
             raise Refused(408, f"the picture took more than {self.limits.seconds} s to arrive") from None
+        if too_long:
+            raise Refused(413, f"a picture may have {self.limits.bytes} bytes at most")
         if not content:
             raise Refused(400, "the body of the request must be a picture file; it is empty")
         return bytes(content)
