@@ -87,7 +87,7 @@ def test_batch_norm(size, affine, momentum, eps, relu):
     n, c, h, w = size
     assume(n * h * w > 1)
     layers = [Inner(), norm(c, affine=affine, momentum=momentum, eps=eps), *[nn.ReLU()] * relu]
-    check_same(nn.Sequential(*layers), shifted(*size), relative=1e-4 if n * h * w < 4 else 1e-5)
+    check_same(nn.Sequential(*layers), shifted(*size), relative=1e-3 if n * h * w < 4 else 1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])

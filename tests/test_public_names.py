@@ -7,7 +7,17 @@ import sys
 
 import torchswat
 
-PUBLIC = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
+PUBLIC = [
+    "BatchNormReLU2d",
+    "Sparsity",
+    "cost",
+    "desparsify_",
+    "models",
+    "prune_",
+    "select",
+    "sparsify_",
+    "tune_allocator",
+]
 HEAVY = {
     "accelerate",
     "matplotlib",

@@ -15,15 +15,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchswat import models
     from torchswat.accounting import cost
+    from torchswat.batch_norm import BatchNormReLU2d
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
     from torchswat.selection import select
 
-__all__ = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
+__all__ = [
+    "BatchNormReLU2d",
+    "Sparsity",
+    "cost",
+    "desparsify_",
+    "models",
+    "prune_",
+    "select",
+    "sparsify_",
+    "tune_allocator",
+]
 __version__ = "0.1.0.dev0"
 
 # Imported when they are first used, so that the command line can answer before torch is there.
 _HOMES = {
+    "BatchNormReLU2d": "torchswat.batch_norm",
     "Sparsity": "torchswat.convert",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",

@@ -55,7 +55,7 @@ class PackedConv2dProducts(Conv2dProducts):
 
     shape: Shape = field(kw_only=True)
     choice: Choice = field(kw_only=True, default=ALL_SPARSE)
-    one_weight_form = False
+    packs_weights = True
 
     @classmethod
     def of(cls, shape: Shape, choice: Choice) -> PackedConv2dProducts:

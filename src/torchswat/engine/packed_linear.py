@@ -35,7 +35,7 @@ class PackedLinearProducts(Products):
     """The products of a fully connected layer, each sparse or dense as `convolution` chooses."""
 
     convolution: PackedConv2dProducts
-    one_weight_form = False
+    packs_weights = True
 
     @property
     def compresses(self) -> bool:  # type: ignore[override]
