@@ -63,7 +63,8 @@ class Case:
         )  # fmt: skip
         native.batch_norm_backward(
             self.grad_y.data_ptr(), address(self.positive), self.kept_bytes, self.kept.data_ptr(),
-            self.step.data_ptr(), self.low.data_ptr(), c, self.length, self.weight.data_ptr(), self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
+            self.step.data_ptr(), self.low.data_ptr(), c, self.length, self.weight.data_ptr(),
+            self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
             address(self.grad_residual), self.grad_weight.data_ptr(), self.grad_bias.data_ptr(), threads,
         )  # fmt: skip
 

@@ -39,7 +39,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step`` or ``selection``.
+        ``products``, ``step``, ``selection`` or ``memory``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict
