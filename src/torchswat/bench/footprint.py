@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torchswat import models
 from torchswat.convert import sparse_layers, sparsify_
 from torchswat.layers import Operands
+
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+"""Lets glibc map every larger tensor by itself: the peak is of what is in use, and not of gaps in a heap."""
 
 LOSS = "loss"
 """What is saved outside of the model is put down under this name."""
@@ -226,7 +230,8 @@ def measure(setting: Setting) -> dict[str, Any]:
 def measure_apart(setting: Setting) -> dict[str, Any]:
     """Return what `measure` does in a fresh process, whose memory nothing else has touched."""
     command = [sys.executable, "-m", __name__, json.dumps(asdict(setting))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **_ALLOCATOR}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {setting} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
