@@ -29,7 +29,7 @@ class _ReLU(torch.autograd.Function):
         y, positive = kept.rectify(x, inplace)
         if inplace:
             ctx.mark_dirty(x)
-        ctx.strides = y.stride()
+        ctx.strides = kept.dense_strides(y)
         ctx.save_for_backward(positive)
         return y
 

@@ -57,7 +57,7 @@ class BatchNorm(torch.autograd.Function):
         run = _forward_compiled if ctx.compiled else _forward_in_torch
         statistics = weight, bias, running_mean, running_var, eps, momentum
         y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, relu, norm_input)
-        ctx.strides = y.stride()
+        ctx.strides = kept.dense_strides(y)
         ctx.save_for_backward(weight, positive, mean, inverse_deviation, *(copy or (x,)))
         return y
 

@@ -6,6 +6,8 @@ in the order of the tensor's memory, so a form is undone into a tensor of the sa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,15 +52,15 @@ def unpack_bits(bits: Tensor, n: int) -> Tensor:
 def _flat(tensor: Tensor) -> Tensor:
     """Return a flat view of `tensor` in the order of its memory, or a flat copy where it has gaps."""
     flat = memory_order(tensor)
-    return tensor.reshape(-1) if flat is None else flat
+    return tensor.contiguous().view(-1) if flat is None else flat
 
 
 def _like(tensor: Tensor, mask: Tensor) -> Tensor:
     """Return `mask` flat, in the order of the memory of `tensor`."""
     if memory_order(tensor) is None:
-        return mask.reshape(-1)
+        return mask.contiguous().view(-1)
     by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    return mask.permute(by_stride).reshape(-1)
+    return mask.permute(by_stride).contiguous().view(-1)
 
 
 # ---- tensors with few entries ------------------------------------------------------------------------------
@@ -126,16 +128,17 @@ def rectify(x: Tensor, inplace: bool) -> Kept:
     return y, bits
 
 
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return strides in the order of those of `tensor`, without its gaps: those that the bits stand for."""
+    return tensor.stride() if memory_order(tensor) is not None else tensor.new_empty(tensor.shape).stride()
+
+
 def rectified_gradient(gradient: Tensor, bits: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return `gradient` where the `bits` of a result with these `strides` are set, and zeros elsewhere."""
+    """Return `gradient` where `bits` are set, which are of a result with these dense strides, else zeros."""
+    like: Any = {"dtype": gradient.dtype, "device": gradient.device}
     if gradient.stride() != strides:
-        gradient = torch.empty_strided(
-            gradient.shape, strides, dtype=gradient.dtype, device=gradient.device
-        ).copy_(gradient)
-    result, n = (
-        torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device),
-        gradient.numel(),
-    )
+        gradient = torch.empty_strided(gradient.shape, strides, **like).copy_(gradient)
+    result, n = torch.empty_strided(gradient.shape, strides, **like), gradient.numel()
     if bits.dtype == torch.int64:
         pointers = gradient.data_ptr(), bits.data_ptr(), n, result.data_ptr()
         _compiled().relu_backward(*pointers, torch.get_num_threads())
