@@ -49,7 +49,7 @@ def draw(record: Record, path: Path) -> list[Path]:
 def _draw_memory(record: Record) -> Figure:
     """A panel of bars a network: activations kept, and weights kept beside the parameters."""
     networks = _names(record.rows, "network")
-    figure = Figure(figsize=(1 + 5.4 * len(networks), 1.4 + 0.27 * len(record.rows) / len(networks)))
+    figure = Figure(figsize=(1 + 5.4 * len(networks), 1.9 + 0.27 * len(record.rows) / len(networks)))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(networks), squeeze=False)[0]
     for panel, name in zip(axes, networks, strict=True):
@@ -75,7 +75,7 @@ def _draw_memory(record: Record) -> Figure:
     axes[0].plot(
         [], [], "o", color="white", markeredgecolor="black", markersize=4, label="target of activations"
     )
-    axes[0].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(_caption(record), fontsize="small", color="#555555")
     return figure
 

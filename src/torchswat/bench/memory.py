@@ -89,7 +89,7 @@ def bench_memory(
     for name in networks:
         network = NETWORKS[name]
         dense = Setting(
-            *(name, network.form, batch_size or network.batch_size),
+            *(network.name, network.form, batch_size or network.batch_size),
             device=device,
             threads=torch.get_num_threads(),
             seed=seed,
