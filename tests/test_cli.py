@@ -15,8 +15,8 @@ import typer
 from torchswat import cli
 
 OPTIONS = {
-    "train": "algorithm batch-size data data-root epochs help lr method model output period recipe resume"
-    " scope seed set skip sparsity",
+    "train": "algorithm analyse batch-size data data-root epochs help lr method model output period recipe"
+    " resume scope seed set skip sparsity",
     "demo": "help output",
     "evaluate": "data data-root help json pruned",
     "cost": "algorithm batch-size form help input-size json model skip sparsity",
@@ -24,6 +24,8 @@ OPTIONS = {
     "algorithms": "help json",
     "data": "check data-root help json",
     "recipes": "help json",
+    "reproduce": "help jobs output runs scale seeds set",
+    "report": "help output title",
     "plan": "clear help json",
     "bench": "help",
 }

@@ -85,9 +85,9 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.i
 @given(sizes, st.booleans(), st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([1e-5, 0.1]), st.booleans())
 def test_batch_norm(size, affine, momentum, eps, relu):
     n, c, h, w = size
-    assume(n * h * w > 1)
+    assume(n * h * w > 3)  # of fewer values the gradient is next to nothing: what is left is rounding
     layers = [Inner(), norm(c, affine=affine, momentum=momentum, eps=eps), *[nn.ReLU()] * relu]
-    check_same(nn.Sequential(*layers), shifted(*size), relative=1e-3 if n * h * w < 4 else 1e-5)
+    check_same(nn.Sequential(*layers), shifted(*size), relative=1e-4 if n * h * w < 8 else 1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])
@@ -150,6 +150,31 @@ def test_max_pool(size, geometry, ceil_mode):
 @pytest.mark.parametrize("settings", [{"dilation": 2}, {"stride": (2, 1)}, {"padding": (1, 0)}])
 def test_max_pools_that_the_kernels_do_not_do(settings):
     check_same(nn.Sequential(Inner(), nn.MaxPool2d(3, **settings)), shifted(5, 3, 8, 8))
+
+
+@given(sizes, st.sampled_from([2, (2, 1), (1, 3), 4]), st.booleans())
+def test_average_pool(size, kernel, ceil_mode):
+    rows, columns = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    assume(size[2] >= rows and size[3] >= columns)
+    check_same(nn.Sequential(Inner(), nn.AvgPool2d(kernel, ceil_mode=ceil_mode)), shifted(*size))
+
+
+@pytest.mark.parametrize("settings", [{"stride": 1}, {"padding": 1}, {"divisor_override": 3}])
+def test_average_pools_that_the_kernels_do_not_do(settings):
+    check_same(nn.Sequential(Inner(), nn.AvgPool2d(3, **settings)), shifted(5, 3, 8, 8))
+
+
+@given(sizes, st.sampled_from([1, (1, 1), (None, 1), 2]))
+def test_averages_over_the_map(size, output_size):
+    check_same(nn.Sequential(Inner(), nn.AdaptiveAvgPool2d(output_size)), shifted(*size))
+
+
+@needs_native
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d((2, 4)), nn.AdaptiveAvgPool2d(1)])
+def test_average_pools_keep_the_layout(pool):
+    model = nn.Sequential(Inner(), pool)
+    join_(model)
+    assert ops.is_inner(model(shifted(6, 4, 8, 8)))
 
 
 def test_max_pool_returns_indices_where_asked():

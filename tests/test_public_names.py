@@ -10,10 +10,13 @@ import torchswat
 PUBLIC = [
     "BatchNormReLU2d",
     "Sparsity",
+    "angle",
     "cost",
     "desparsify_",
+    "load",
     "models",
     "prune_",
+    "save",
     "select",
     "sparsify_",
     "tune_allocator",

@@ -15,18 +15,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchswat import models
     from torchswat.accounting import cost
+    from torchswat.analysis import angle
     from torchswat.batch_norm import BatchNormReLU2d
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
+    from torchswat.runtime.network import load
+    from torchswat.runtime.package import save
     from torchswat.selection import select
 
 __all__ = [
     "BatchNormReLU2d",
     "Sparsity",
+    "angle",
     "cost",
     "desparsify_",
+    "load",
     "models",
     "prune_",
+    "save",
     "select",
     "sparsify_",
     "tune_allocator",
@@ -37,9 +43,12 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "BatchNormReLU2d": "torchswat.batch_norm",
     "Sparsity": "torchswat.convert",
+    "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",
+    "load": "torchswat.runtime.network",
     "prune_": "torchswat.convert",
+    "save": "torchswat.runtime.package",
     "select": "torchswat.selection",
     "sparsify_": "torchswat.convert",
     "tune_allocator": "torchswat.engine.allocator",

@@ -130,6 +130,13 @@ _ROWS = (
         forward_weight="top-k",
     ),
     Algorithm(
+        "saw-random",
+        "saw with masks drawn at random in every iteration",
+        f"{SWAT}, Figure 3",
+        grad_input_weight="random",
+        grad_weight_activation="random",
+    ),
+    Algorithm(
         "random",
         "swat with masks drawn at random in every iteration",
         f"{SWAT}, Figure 3",

@@ -21,6 +21,9 @@ try:
     from rich.table import Table
 
     from torchswat.bench import commands as bench
+    from torchswat.deploy import commands as deploy
+    from torchswat.experiments import commands as experiments
+    from torchswat.report import commands as pages
 except ModuleNotFoundError as missing:
     print(
         f"torchswat: the command line needs {missing.name}, which is not installed: {INSTALL}",
@@ -42,6 +45,10 @@ app = typer.Typer(
 )
 app.add_typer(bench.app, name="bench")
 app.command()(bench.plan)
+app.command()(experiments.reproduce)
+app.command()(pages.report)
+for command in (deploy.export, deploy.predict, deploy.serve):
+    app.command()(command)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -100,6 +107,12 @@ def train(
     batch_size: Annotated[str | None, typer.Option(help="Images a step, over all processes.")] = None,
     lr: Annotated[str | None, typer.Option(help="Initial learning rate.")] = None,
     seed: Annotated[str | None, typer.Option(help="Everything random is drawn from it.")] = None,
+    analyse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Record threshold, angle and density of each layer every so many steps."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other value of the recipe.")
     ] = None,
@@ -131,6 +144,7 @@ def train(
         "data.batch_size": batch_size,
         "optimizer.lr": lr,
         "seed": seed,
+        "analysis.every_steps": analyse,
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + (settings or [])
     if resume is not None:

@@ -8,30 +8,41 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
+
+CONCATENATIONS = torch.cat, torch.concat, torch.concatenate
+"""The names that torch has for one function."""
 
 
 @dataclass
 class Readers:
-    """What is known of the batch norms of a model.
+    """What is known of a model's flow.
 
     Attributes
     ----------
     rectified : set of Module
-        Those whose output, or whose output's sum with a residual, goes to a ReLU module and nowhere else.
+        Batch norms whose output, or whose output's sum with a residual, goes to a ReLU module and nowhere
+        else.
     summed : set of Module
-        Those whose output goes to one addition of two tensors and nowhere else; no two to the same.
+        Batch norms whose output goes to one addition of two tensors and nowhere else; no two to the same.
+    behind : dict of Module to set of Module
+        By batch norm, the modules that read its output, behind the sum and the ReLU where there are any.
+    concatenated : set of Module
+        Modules whose output is concatenated with others along the channels.
     """
 
     rectified: set[nn.Module] = field(default_factory=set)
     summed: set[nn.Module] = field(default_factory=set)
+    behind: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
+    concatenated: set[nn.Module] = field(default_factory=set)
 
 
 def readers_of(model: nn.Module) -> Readers:
-    """Trace `model` and return what its batch norms' outputs are for."""
+    """Trace `model` and return what its modules' outputs are for."""
     try:
         graph = _Tracer().trace(model)
     except Exception:  # whatever a user's forward may raise on symbolic values
@@ -50,7 +61,12 @@ def readers_of(model: nn.Module) -> Readers:
             summed.setdefault(reader, module)
     pairs = [(module, called(_only_reader(node))) for node, module in calls if module not in summed.values()]
     pairs += [(module, called(_only_reader(addition))) for addition, module in summed.items()]
-    return Readers(_always_before_relu(pairs), set(summed.values()))
+    additions = {module: addition for addition, module in summed.items()}
+    behind: dict[nn.Module, set[nn.Module]] = {}
+    for node, module in calls:
+        behind.setdefault(module, set()).update(_readers_behind(additions.get(module) or node, called))
+    parts = set(filter(None, (called(part) for node in graph.nodes for part in _concatenated(node))))
+    return Readers(_always_before_relu(pairs), set(summed.values()), behind, parts)
 
 
 class _Tracer(fx.Tracer):
@@ -72,6 +88,26 @@ def _adds(reader: fx.Node, node: fx.Node) -> bool:
     return both and reader.args[0] is not reader.args[1] and (
         reader.target is operator.add or reader.args[0] is node
     )  # fmt: skip
+
+
+def _readers_behind(
+    node: fx.Node, called: Callable[[fx.Node | None], nn.Module | None]
+) -> Iterator[nn.Module]:
+    """Yield the modules that read `node`, or the ReLU that alone reads it."""
+    reader = _only_reader(node)
+    behind = reader if reader is not None and type(called(reader)) is nn.ReLU else node
+    yield from filter(None, map(called, behind.users))
+
+
+def _concatenated(node: fx.Node) -> list[fx.Node]:
+    """Return what `node` concatenates along the channels: nothing where it does something else."""
+    if node.op != "call_function" or node.target not in CONCATENATIONS:
+        return []
+    parts, dimension, *_ = *node.args, *[None] * 2
+    if node.kwargs.get("dim", dimension) not in (1, -3):
+        return []
+    parts = node.kwargs.get("tensors", parts)
+    return [part for part in parts if isinstance(part, fx.Node)] if isinstance(parts, (list, tuple)) else []
 
 
 def _pairs_in_sequentials(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module | None]]:

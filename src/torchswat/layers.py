@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine import kept, plan
+from torchswat.engine import kept, plan, topk
 from torchswat.engine.loader import native_for
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
 from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
-from torchswat.engine.topk import SMALLEST, Selection
+from torchswat.engine.topk import SMALLEST, Marks, Selection
 from torchswat.errors import InvalidValue
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
@@ -185,8 +185,6 @@ class LayerSparsity:
     iteration : int
         Training forwards so far. A forward that runs inside a backward pass (gradient checkpointing) is the
         same iteration again.
-    weight_mask : Tensor or None
-        The last mask of the weight.
     output_density : Tensor or None
         The share of outputs that the last forward kept (DSG).
     """
@@ -196,10 +194,18 @@ class LayerSparsity:
     selectors: dict[str, Selector]
     name: str = "layer"
     iteration: int = 0
-    weight_mask: Tensor | None = field(default=None, repr=False)
     output_density: Tensor | None = None
     _weight_selection: Selection | None = field(default=None, repr=False)
+    _weight_mask: Tensor | None = field(default=None, repr=False)
     _weight_seen: tuple | None = field(default=None, repr=False)
+
+    @property
+    def weight_mask(self) -> Tensor | None:
+        """The last mask of the weight, as it was when it was selected from."""
+        selection, seen = self._weight_selection, self._weight_seen
+        if self._weight_mask is None and selection is not None and selection.marks and seen is not None:
+            self._weight_mask = selection.marks.mask(seen[0])
+        return self._weight_mask
 
     def sparsity_now(self, iteration: int) -> float:
         """Return the sparsity in force at `iteration`."""
@@ -223,22 +229,43 @@ class LayerSparsity:
         selector = self.selectors[operand]
         return selector if training else copy.copy(selector)
 
-    def select_weight(self, weight: Tensor, sparsity: float, iteration: int) -> Selection:
+    def select_weight(
+        self, weight: Tensor, sparsity: float, iteration: int, marked: bool = False
+    ) -> Selection:
         """Return the selection of the weight: the last one where nothing it depends on has changed.
 
         A weight that was changed through ``.data`` shows no sign of it, so every iteration selects anew.
+        Where the weight is to be `marked` by who reads it next, counting, looking for NaN and the mask, which
+        is rarely asked for, are left to that; `check_marks` must follow.
         """
         selector = self.selectors["weight"]
-        seen = (weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
+        seen = (weight.shape, weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
         if self._weight_selection is None or selector.random or seen != self._weight_seen:
-            selection = selector.select(weight, sparsity, iteration, f"the weight of layer {self.name!r}")
-            self.weight_mask = selection.mask_of(weight)
+            self._weight_selection = self._weight_mask = None
+            name = f"the weight of layer {self.name!r}"
+            selection = selector.select(weight, sparsity, iteration, name, lean=marked)
+            if marked and selection.mask is None and selection.limit > SMALLEST:
+                selection = replace(selection, marks=Marks())
+            else:
+                if marked and selection.mask is None:  # zeros may be among the k largest
+                    selection = selector.select(weight, sparsity, iteration, name)
+                self._weight_mask = selection.mask_of(weight)
             self._weight_selection, self._weight_seen = selection, seen
         return self._weight_selection
 
+    def check_marks(self, selection: Selection, entries: int) -> None:
+        """Finish a selection of the weight that was to be marked."""
+        marks = selection.marks
+        if marks is not None and marks.bits is not None:
+            if marks.not_a_number:
+                self.forget_weight()
+            self.selectors["weight"].counted(
+                marks.count, entries, marks.not_a_number, f"the weight of layer {self.name!r}"
+            )
+
     def forget_weight(self) -> None:
         """Drop the last selection of the weight."""
-        self.weight_mask = self._weight_selection = self._weight_seen = None
+        self._weight_mask = self._weight_selection = self._weight_seen = None
 
     def forget(self) -> None:
         """Drop what was learnt from weights that are being replaced."""
@@ -333,7 +360,8 @@ class SparseLayer(nn.Module):
             name = f"the input of layer {sparse.name!r}"
             of_input = selector.select(input, sparsity, iteration, name, lean=products.compresses)
         if row.forward_weight or (row.grad_input_weight and (to_input or to_weight)):
-            of_weight = sparse.select_weight(cast(Tensor, self.weight), sparsity, iteration)
+            marked = bool(row.forward_weight) and products.marks_weight
+            of_weight = sparse.select_weight(cast(Tensor, self.weight), sparsity, iteration, marked)
         return of_input, of_weight
 
     def _gradient_selections(self, sparsity: float, iteration: int) -> GradientSelections:
@@ -365,6 +393,8 @@ class SparseLayer(nn.Module):
         sparse, row = self.sparse, self.sparse.algorithm
         to_input, to_weight = wanted
         forward_weight = products.forward_weight(weight, of_weight if row.forward_weight else None)
+        if of_weight is not None:
+            sparse.check_marks(of_weight, weight.numel())
         grad_input_weight = grad_weight_activation = Saved()
         if to_input:
             selection = of_weight if row.grad_input_weight else None
@@ -374,8 +404,7 @@ class SparseLayer(nn.Module):
             form: Form = products.grad_weight_activation(input, selection)
             values = form[0]
             if selection is not None and selection.count is None and products.compresses:
-                name = f"the input of layer {sparse.name!r}"
-                sparse.selectors["activation"].measure(values, input.numel(), name)
+                self._count_kept(values, input.numel())
             as_it_is = selection is None or len(form) > 1
             grad_weight_activation = Saved(form) if as_it_is else Saved.of(values, NOT_ZERO)
         output_mask = None
@@ -384,6 +413,13 @@ class SparseLayer(nn.Module):
             sparse.output_density = output_mask.count_nonzero() / output_mask.numel()
         forward_input = of_input.kept(input) if of_input is not None and row.forward_activation else None
         return Operands(forward_weight, forward_input, grad_input_weight, grad_weight_activation, output_mask)
+
+    def _count_kept(self, values: Tensor, entries: int) -> None:
+        """Finish a lean selection of the input, of which `values` were kept, every NaN among them."""
+        found = topk.count_kept(values, 0.0)
+        not_a_number = bool(values.isnan().any()) if found is None else found.not_a_number
+        name = f"the input of layer {self.sparse.name!r}"
+        self.sparse.selectors["activation"].counted(values.numel(), entries, not_a_number, name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -415,25 +451,44 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         sides = self._reversed_padding_repeated_twice  # (left, right, top, bottom)
-        padded = input.shape[2] + sides[2] + sides[3], input.shape[3] + sides[0] + sides[1]
-        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        padded, kernel = self._extents(input)
         if padded[0] < kernel[0] or padded[1] < kernel[1]:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}, with padding "
                 f"{padded[0]} x {padded[1]}; its kernel needs {kernel[0]} x {kernel[1]} at least."
             )
-        symmetric = sides[0] == sides[1] and sides[2] == sides[3]
-        in_product = self.padding_mode == "zeros" and symmetric
-        padding = (sides[2], sides[0]) if in_product else (0, 0)
-        products = self._products(input, padding) if in_product else None
+        padding = self._product_padding()
+        products = None if padding is None else self._products(input, padding)
         if products is None:
-            products = Conv2dProducts(self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+            geometry: Any = self.stride, padding or (0, 0), self.dilation, self.groups
+            products = Conv2dProducts(*geometry)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
 
         def pad(tensor: Tensor) -> Tensor:
             return F.pad(tensor, sides, mode=mode)
 
-        return self._sparse_forward(input, products, None if in_product else pad, super().forward)
+        return self._sparse_forward(input, products, pad if padding is None else None, super().forward)
+
+    def takes_inner(self, input: Tensor) -> bool:
+        """Tell whether an `input` (N, C, H, W) of these sizes is brought into the engine's layout here."""
+        (height, width), kernel = self._extents(input)
+        fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]
+        padding = self._product_padding()
+        if not fits or padding is None:
+            return False
+        return isinstance(self._products(input, padding), PackedConv2dProducts)
+
+    def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
+        """Return height and width of the padded `input` and of the dilated kernel."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return (input.shape[2] + top + bottom, input.shape[3] + left + right), kernel
+
+    def _product_padding(self) -> tuple[int, int] | None:
+        """Return the padding that the products do, or None where the input is to be padded before."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        symmetric = left == right and top == bottom
+        return (top, left) if self.padding_mode == "zeros" and symmetric else None
 
     def _products(self, input: Tensor, padding: tuple[int, int]) -> Products | None:
         """Return the products of the compiled engine, or None where it does not do these."""

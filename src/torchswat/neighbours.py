@@ -8,13 +8,14 @@ instead of the ReLU's output; one whose output is only added to a residual waits
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchswat.batch_norm import fuses, normalised
+from torchswat.concatenation import as_part
 from torchswat.dataflow import readers_of
 from torchswat.engine import kept, ops
 from torchswat.engine.batch_norm import takes
@@ -71,6 +72,31 @@ class _MaxPool(torch.autograd.Function):
         return grad_x, None, None, None
 
 
+class _AveragePool(torch.autograd.Function):
+    """Means over windows that neither overlap nor are padded; keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
+        n, c, h, w = x.shape
+        ctx.sizes = x.shape, kernel
+        y = ops.empty_inner(n, c, h // kernel[0], w // kernel[1], like=x)
+        native().average_forward(  # type: ignore[union-attr]
+            x.data_ptr(), c, h, w, n, *kernel, y.data_ptr(), torch.get_num_threads()
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
+        (n, c, h, w), kernel = ctx.sizes
+        gradient = ops.as_inner(gradient)
+        grad_x = ops.empty_inner(n, c, h, w, like=gradient)
+        native().average_backward(  # type: ignore[union-attr]
+            gradient.data_ptr(), c, h, w, n, *kernel, grad_x.data_ptr(), torch.get_num_threads()
+        )
+        return grad_x, None
+
+
 class _MaxPoolInTorch(torch.autograd.Function):
     """Maximum over windows by torch's operations; keeps a position an output, and not the input."""
 
@@ -110,8 +136,19 @@ class _Awaiting:
     __radd__ = __iadd__ = __add__
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """A layer that may bring its input into the engine's layout."""
+
+    def takes_inner(self, input: Tensor) -> bool:
+        """Tell whether it would do so with this `input`."""
+        ...
+
+
 class NeighbourBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d that takes batch-innermost inputs as they are, with what follows in the same pass.
+
+    Other inputs it brings into that layout where a layer behind it would do so with its output.
 
     A hook would see something else than the batch norm's own output, so with a hook nothing is fused.
 
@@ -121,20 +158,31 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
         Its output is read by an addition alone, which then does the work.
     rectifies : bool
         It (or that sum) is read by a ReLU alone, which is done as well.
+    behind : tuple of Reader
+        The layers that read the result of all that.
     norm_input : str
         How its input is kept for the backward pass (`torchswat.engine.batch_norm.NORM_INPUTS`).
     """
 
     awaits: bool = False
     rectifies: bool = False
+    behind: tuple[Reader, ...] = ()
     norm_input: str = "whole"
 
     def forward(self, input: Tensor) -> Any:
         if not fuses(self, input):
             return super().forward(input)
+        if self._converts(input):
+            input = ops.as_inner(input)
         if self.awaits and not self._forward_hooks:
             return _Awaiting(self, input)
         return self.normalise(input)
+
+    def _converts(self, input: Tensor) -> bool:
+        """Tell whether a layer behind it would bring its output into the engine's layout."""
+        if torch.compiler.is_compiling() or input.dim() != 4:
+            return False
+        return any(reader.takes_inner(input) for reader in self.behind)
 
     def normalise(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised `input`, plus `residual`, rectified where a ReLU follows."""
@@ -185,6 +233,35 @@ class NeighbourMaxPool2d(nn.MaxPool2d):
         return not self.ceil_mode or not any((s + 2 * padding - kernel) % stride for s in input.shape[2:])
 
 
+def _averages(input: Tensor, kernel: tuple[int, int]) -> Tensor:
+    output = _AveragePool.apply(input, kernel)
+    assert isinstance(output, Tensor)
+    return output
+
+
+class NeighbourAvgPool2d(nn.AvgPool2d):
+    """An AvgPool2d that takes batch-innermost inputs as they are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel, stride, padding = _pair(self.kernel_size), _pair(self.stride), _pair(self.padding)
+        apart = stride == kernel and padding == (0, 0)
+        plain = not apart or self.divisor_override is not None or not takes(input)
+        if plain or any(size < side for size, side in zip(input.shape[2:], kernel, strict=True)):
+            return super().forward(input)
+        if self.ceil_mode and any(size % side for size, side in zip(input.shape[2:], kernel, strict=True)):
+            return super().forward(input)  # a window reaches beyond the border
+        return _averages(input, kernel)
+
+
+class NeighbourAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """An AdaptiveAvgPool2d that takes batch-innermost inputs as they are, to one value a channel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.output_size not in (1, (1, 1), [1, 1]) or not takes(input):
+            return super().forward(input)
+        return _averages(input, (input.shape[2], input.shape[3]))
+
+
 def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
@@ -193,6 +270,8 @@ NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: NeighbourBatchNorm2d,
     nn.ReLU: NeighbourReLU,
     nn.MaxPool2d: NeighbourMaxPool2d,
+    nn.AvgPool2d: NeighbourAvgPool2d,
+    nn.AdaptiveAvgPool2d: NeighbourAdaptiveAvgPool2d,
 }
 """Which class of torch becomes which neighbour."""
 
@@ -206,13 +285,18 @@ def join_(model: nn.Module, norm_input: str = "whole") -> None:
             if isinstance(module, NeighbourBatchNorm2d):
                 module.awaits, module.rectifies = module in readers.summed, module in readers.rectified
                 module.norm_input = norm_input
+                module.behind = tuple(r for r in readers.behind.get(module, ()) if isinstance(r, Reader))
+    for module in readers.concatenated - {m for m in model.modules() if "_torchswat_part" in vars(m)}:
+        module._torchswat_part = module.register_forward_hook(as_part)  # type: ignore[assignment]
 
 
 def separate_(model: nn.Module) -> None:
     """Undo `join_`."""
     dense_classes = {neighbour: dense for dense, neighbour in NEIGHBOUR_CLASSES.items()}
     for module in model.modules():
+        if "_torchswat_part" in module.__dict__:
+            module.__dict__.pop("_torchswat_part").remove()
         if type(module) in dense_classes:
-            for fused in ("awaits", "rectifies", "norm_input"):
+            for fused in ("awaits", "rectifies", "behind", "norm_input"):
                 module.__dict__.pop(fused, None)
             module.__class__ = dense_classes[type(module)]

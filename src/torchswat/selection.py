@@ -215,7 +215,7 @@ def kth_largest(
             "allowed is 1 to that."
         )
     if rows.amax().isnan():
-        raise _not_a_number(tensor, name)
+        raise _not_a_number(tensor.numel(), name)
     thresholds = METHODS[method](rows, k)
     return thresholds.view([*tensor.shape[:leading], *[1] * (tensor.dim() - leading)])
 
@@ -258,18 +258,24 @@ def keep_largest(
         mask = _exactly(tensor, threshold, k, scope) if exact else tensor.detach().abs() >= threshold
         return threshold, Selection(mask)
     if found.not_a_number:
-        raise _not_a_number(tensor, name)
+        raise _not_a_number(tensor.numel(), name)
     threshold = torch.full([1] * tensor.dim(), found.value)
-    at_least = found.greater + found.equal
-    if not exact or at_least == k:
-        return threshold, Selection(limit=found.value, count=at_least)
+    if not exact or found.greater + found.equal == k:
+        return threshold, Selection(limit=found.value, count=found.greater + found.equal)
+    return threshold, _without_ties(tensor, found, k)
+
+
+def _without_ties(tensor: Tensor, found: topk.Found, k: int) -> Selection:
+    """Return the selection of exactly `k` entries of a whole tensor, given what the kernel found."""
     mask = topk.marked(tensor, found.value, k - found.greater)
-    return threshold, Selection(_exactly(tensor, threshold, k, scope) if mask is None else mask, count=k)
+    if mask is None:
+        mask = _exactly(tensor, torch.full([1] * tensor.dim(), found.value), k, "nchw")
+    return Selection(mask, count=k)
 
 
-def _not_a_number(tensor: Tensor, name: str) -> NotFinite:
+def _not_a_number(entries: int, name: str) -> NotFinite:
     return NotFinite(
-        f"{name} has NaN among its {tensor.numel()} entries; a selection by magnitude is undefined there."
+        f"{name} has NaN among its {entries} entries; a selection by magnitude is undefined there."
     )
 
 
@@ -394,7 +400,7 @@ class Selector:
         """Return the selection of `tensor` for the `iteration`-th step of training; measures its density.
 
         A `lean` one is for an operand that is read once more at once: where that saves a pass over the
-        tensor, counting and looking for NaN are left to `measure`, and zeros are not told apart.
+        tensor, counting and looking for NaN are left to `counted`, and zeros are never kept.
         """
         if tensor.numel() == 0:
             return Selection(torch.ones_like(tensor, dtype=torch.bool))
@@ -422,10 +428,10 @@ class Selector:
         if found is None:
             magnitudes = tensor.detach().abs()
             if magnitudes.amax().isnan():
-                raise _not_a_number(tensor, name)
+                raise _not_a_number(tensor.numel(), name)
             return Selection(magnitudes >= self.threshold)
         if found.not_a_number:
-            raise _not_a_number(tensor, name)
+            raise _not_a_number(tensor.numel(), name)
         return Selection(limit=found.value, count=found.greater + found.equal)
 
     def _lean(self, tensor: Tensor, sparsity: float, iteration: int, name: str) -> Selection | None:
@@ -437,27 +443,29 @@ class Selector:
             assert self.threshold is not None
             return Selection(limit=max(float(self.threshold), topk.SMALLEST), expected=k)
         if self.method == "sample":
-            limit, count = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE), None
+            limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
+            if limit is None:
+                return None
+            selection = Selection(limit=max(limit, topk.SMALLEST), expected=k)
         else:
             found = topk.kth_largest(tensor, k)
-            if found is None or (self.exact and found.value > 0 and found.greater + found.equal > k):
-                return None  # ties are to be broken
+            if found is None:
+                return None
             if found.not_a_number:
-                raise _not_a_number(tensor, name)
-            limit = found.value
-            count = found.greater + found.equal if limit > 0 else found.greater
-        if limit is None:
-            return None
+                raise _not_a_number(tensor.numel(), name)
+            limit, count = found.value, found.greater + (found.equal if found.value > 0 else 0)
+            selection = Selection(limit=max(limit, topk.SMALLEST), count=count)
+            if self.exact and count > k:
+                selection = _without_ties(tensor, found, k)
+            self.density = (selection.count or 0) / tensor.numel()
         self.threshold, self.sparsity = torch.full([1] * tensor.dim(), limit), sparsity
-        self.density = k / tensor.numel() if count is None else count / tensor.numel()
-        return Selection(limit=max(limit, topk.SMALLEST), count=count, expected=k)
+        return selection
 
-    def measure(self, values: Tensor, entries: int, name: str) -> None:
-        """Finish a lean selection: `values` are what was kept of `entries`, every NaN among them."""
-        found = topk.count_kept(values, 0.0)
-        if values.isnan().any() if found is None else found.not_a_number:
-            raise _not_a_number(values, name)
-        self.density = values.numel() / max(1, entries)
+    def counted(self, kept: int, entries: int, not_a_number: bool, name: str) -> None:
+        """Finish a lean selection: `kept` of `entries`, and perhaps a NaN among them."""
+        if not_a_number:
+            raise _not_a_number(entries, name)
+        self.density = kept / max(1, entries)
 
     def _due(self, tensor: Tensor, iteration: int) -> bool:
         if self.threshold is None or self.period == 1 or iteration < self.warmup:
@@ -467,7 +475,7 @@ class Selector:
 
     def _draw(self, tensor: Tensor, sparsity: float, name: str) -> Selection:
         if tensor.isnan().any():
-            raise _not_a_number(tensor, name)
+            raise _not_a_number(tensor.numel(), name)
         noise = torch.rand(tensor.shape, device=tensor.device)
         mask = torch.empty_like(tensor, dtype=torch.bool)  # in the memory layout of the tensor
         return Selection(mask.copy_(select(noise, sparsity, self.scope)))

@@ -83,13 +83,30 @@ def test_impossible_windows_are_refused(
 
 
 @fast
-@given(size=sizes, threads=st.integers(1, 2))
-def test_average_over_the_map(native: ModuleType, size: tuple[int, int, int, int], threads: int) -> None:
+@given(size=sizes, kernel=st.tuples(st.integers(1, 9), st.integers(1, 9)), threads=st.integers(1, 2))
+@example(size=(64, 9, 63, 61), kernel=(2, 2), threads=2)  # beyond the cache
+@example(size=(17, 3, 7, 7), kernel=(7, 7), threads=1)
+def test_averages(
+    native: ModuleType, size: tuple[int, int, int, int], kernel: tuple[int, int], threads: int
+) -> None:
     n, c, h, w = size
+    assume(kernel[0] <= h and kernel[1] <= w)
     x = inner(torch.randn(size))
-    y, grad_x = empty_inner((n, c, 1, 1)), empty_inner(size)
-    native.average_forward(x.data_ptr(), c, h * w, n, y.data_ptr(), threads)
-    assert torch.allclose(y.double(), x.double().mean((2, 3), keepdim=True), rtol=1e-6, atol=1e-6)
-    gradient = inner(torch.randn(n, c, 1, 1))
-    native.average_backward(gradient.data_ptr(), c, h * w, n, grad_x.data_ptr(), threads)
-    assert torch.allclose(grad_x, (gradient / (h * w)).expand(size), rtol=1e-6, atol=0)
+    reference = x.double().requires_grad_()
+    expected = functional.avg_pool2d(reference, kernel)
+    y, grad_x = empty_inner(tuple(expected.shape)), empty_inner(size)
+    native.average_forward(x.data_ptr(), c, h, w, n, *kernel, y.data_ptr(), threads)
+    assert torch.allclose(y.double(), expected, rtol=1e-6, atol=1e-6)
+    gradient = inner(torch.randn(expected.shape))
+    expected.backward(gradient.double())
+    native.average_backward(gradient.data_ptr(), c, h, w, n, *kernel, grad_x.data_ptr(), threads)
+    assert reference.grad is not None
+    assert torch.allclose(grad_x.double(), reference.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("kernel", "message"), [((0, 1), "at least one"), ((1, 5), "larger")])
+def test_impossible_averages_are_refused(native: ModuleType, kernel: tuple[int, int], message: str) -> None:
+    x = torch.zeros(16)
+    for run in (native.average_forward, native.average_backward):
+        with pytest.raises(ValueError, match=message):
+            run(x.data_ptr(), 1, 4, 4, 1, *kernel, x.data_ptr(), 1)

@@ -13,6 +13,8 @@ from inner_layout import empty_inner, inner
 from torch import Tensor
 from torch.nn import functional
 
+from torchswat.engine.topk import SMALLEST, Marks
+
 fast = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORWARD, GRAD_INPUT = 0, 1
 
@@ -76,27 +78,26 @@ class Packed:
         threshold: float = 0.0,
         mask: Tensor | None = None,
         threads: int = 1,
+        together: bool = True,
     ) -> None:
         self.native, self.shape = native, shape
         self.sizes = native.ConvShape(*astuple(shape), *shape.output)
-        self.lists = [
-            self.pack(product, weight, threshold, mask, threads) for product in (FORWARD, GRAD_INPUT)
-        ]
+        self.lists = [self.empty(product) for product in (FORWARD, GRAD_INPUT)]
+        pointers = weight.data_ptr(), 0 if mask is None else mask.data_ptr()
+        to = [native.PackedWeights(*(t.data_ptr() for t in lists)) for lists in self.lists]
+        if together:
+            found = native.pack_weights(self.sizes, *pointers, threshold, *to, 0, threads)
+        else:
+            nowhere = native.PackedWeights()
+            found = native.pack_weights(self.sizes, *pointers, threshold, to[0], nowhere, 0, threads)
+            native.pack_weights(self.sizes, *pointers, threshold, nowhere, to[1], 0, threads)
+        chosen = (weight.abs() >= threshold) if mask is None else mask.bool()
+        assert found.count == int((chosen & (weight != 0)).sum())
 
-    def pack(
-        self, product: int, weight: Tensor, threshold: float, mask: Tensor | None, threads: int
-    ) -> tuple[Tensor, ...]:
+    def empty(self, product: int) -> tuple[Tensor, ...]:
         starts = torch.empty(self.native.weight_starts(self.sizes, product), dtype=torch.int32)
         capacity = self.native.weight_capacity(self.sizes, product)
-        values, offsets = torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
-        lists = starts, values, offsets
-        pointers = weight.data_ptr(), 0 if mask is None else mask.data_ptr()
-        kept = self.native.pack_weights(
-            self.sizes, *pointers, threshold, product, *(t.data_ptr() for t in lists), threads
-        )
-        chosen = (weight.abs() >= threshold) if mask is None else mask.bool()
-        assert kept == int((chosen & (weight != 0)).sum())
-        return lists
+        return starts, torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, threads: int = 1) -> Tensor:
         """The result (N, K, OH, OW) of an input with samples innermost."""
@@ -227,6 +228,53 @@ def test_weights_of_zero_are_not_kept(native: ModuleType) -> None:
     Packed(native, Shape(16, 20, 8, 8, 10, 3, 3), weight)  # counts them
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(8, 3), (4, 3), (16, 3), (6, 1), (5, 2)])
+def test_both_products_are_packed_together_as_they_are_apart(
+    native: ModuleType, sizes: tuple[int, int], masked: bool
+) -> None:
+    side, kernel = sizes
+    shape = Shape(16, 130, side, side, 67, kernel, kernel, pad_h=kernel // 2, pad_w=kernel // 2)
+    weight = random(67, 130, kernel, kernel, seed=11)
+    mask = weight.abs() > 0.7 if masked else None
+    x, grad = inner(random(16, 130, side, side, seed=12)), inner(random(16, 67, *shape.output, seed=13))
+    ways = [
+        Packed(native, shape, weight, 0.7, mask, threads, together)
+        for threads in (1, 3)
+        for together in (True, False)
+    ]
+    results = [(way.forward(x), way.grad_input(grad)) for way in ways]
+    for forward, grad_input in results[1:]:
+        assert torch.equal(forward, results[0][0])
+        assert torch.equal(grad_input, results[0][1])
+
+
+@fast
+@given(
+    shape=shapes,
+    threshold=st.sampled_from([0.0, 0.5, 1.0, 9.0]),
+    threads=st.integers(1, 3),
+    nan=st.booleans(),
+)
+def test_the_kept_weights_are_marked(
+    native: ModuleType, shape: Shape, threshold: float, threads: int, nan: bool
+) -> None:
+    assume(min(shape.h + 2 * shape.pad_h - shape.r, shape.w + 2 * shape.pad_w - shape.s) >= 0)
+    weight = random(shape.k, shape.c, shape.r, shape.s, seed=14)
+    if nan:
+        weight.view(-1)[-1] = float("nan")
+    packed = Packed(native, shape, weight.nan_to_num(nan=9.0), threshold, threads=threads)
+    to, nowhere = native.PackedWeights(*(t.data_ptr() for t in packed.lists[FORWARD])), native.PackedWeights()
+    marks = Marks(Marks.empty(weight).fill_(-1))
+    found = native.pack_weights(
+        packed.sizes, weight.data_ptr(), 0, threshold, to, nowhere, marks.bits.data_ptr(), threads
+    )
+    expected = ~(weight.abs() < max(threshold, SMALLEST))
+    assert torch.equal(marks.mask(weight.shape), expected)
+    assert found.count == int(expected.sum())
+    assert found.not_a_number == nan
+
+
 def test_nan_is_not_hidden(native: ModuleType) -> None:
     weight = random(4, 4, 3, 3, seed=10)
     weight[2, 1, 1, 1] = float("nan")
@@ -235,7 +283,8 @@ def test_nan_is_not_hidden(native: ModuleType) -> None:
     layer = Packed(native, shape, weight.nan_to_num())
     starts, values, offsets = layer.lists[FORWARD]
     pointers = starts.data_ptr(), values.data_ptr(), offsets.data_ptr()
-    native.pack_weights(native_shape, weight.data_ptr(), 0, 0.5, FORWARD, *pointers, 1)
+    to, nowhere = native.PackedWeights(*pointers), native.PackedWeights()
+    native.pack_weights(native_shape, weight.data_ptr(), 0, 0.5, to, nowhere, 0, 1)
     y = layer.forward(inner(torch.ones(16, 4, 6, 6)))
     assert y[:, 2].isnan().all()
     assert not y[:, [0, 1, 3]].isnan().any()

@@ -120,7 +120,7 @@ def test_long_lanes(native: ModuleType, length: int, lanes: int, kind: str) -> N
 def test_a_sampled_threshold_repeats_and_is_near(native: ModuleType) -> None:
     n, k, samples = 200_000, 40_000, 16_384
     x = draw("normal", n, 5)
-    thresholds = [native.sampled_threshold(x.data_ptr(), n, k, samples, seed) for seed in (0, 0, 1, 2)]
+    thresholds = [native.sampled_threshold(x.data_ptr(), n, k, samples, seed, 2) for seed in (0, 0, 1, 2)]
     assert thresholds[0] == thresholds[1]
     assert len(set(thresholds)) == 3
     for threshold in thresholds:
@@ -132,7 +132,7 @@ def test_a_sample_of_everything_is_exact(native: ModuleType) -> None:
     x = draw("normal", 1000, 7)
     for k in (1, 500, 1000):
         exact = native.kth_largest(x.data_ptr(), 1000, k, 1).value
-        assert native.sampled_threshold(x.data_ptr(), 1000, k, 1000, 3) == exact
+        assert native.sampled_threshold(x.data_ptr(), 1000, k, 1000, 3, 1) == exact
 
 
 @fast

@@ -34,7 +34,7 @@ def tiny() -> Callable[..., Recipe]:
             else sections.get(key, value)
             for key, value in TINY.items()
         }
-        return make_recipe(merged)
+        return make_recipe({**sections, **merged})
 
     return make
 

@@ -11,8 +11,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from torchswat.convert import sparse_layers
+from torchswat.engine import ops
 
-_SELECTION = "torchswat::selection"
+_SELECTION, _PACKING = "torchswat::selection", "torchswat::packed_weights"
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "aten::addmm",
         "aten::matmul",
     ),
-    "packing": ("torchswat::pack_weight",),
+    "packing": (_PACKING,),
     "compressing": ("torchswat::compress",),
     "selection": (_SELECTION,),
     "layout": ("torchswat::to_inner", "torchswat::to_channels_last"),
@@ -50,7 +51,7 @@ def breakdown(step: Callable[[], object], model: nn.Module) -> dict[str, float]:
     An event is of the kind of the innermost event around it that has one, so a step's time is split without
     gaps and without counting anything twice. What the profiler itself costs is in it.
     """
-    with _selection_recorded(model):
+    with _plain_calls_recorded(model):
         return min((_profiled(step) for _ in range(_REPEATS)), key=lambda parts: sum(parts.values()))
 
 
@@ -64,23 +65,26 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 
 
 @contextmanager
-def _selection_recorded(model: nn.Module) -> Iterator[None]:
-    """Let the profiler see the searches of the sparse layers, which are plain calls otherwise."""
-    layers = [layer for _, layer in sparse_layers(model)]
-    selectors = [selector for layer in layers for selector in layer.sparse.selectors.values()]
-    methods = [(layer, "_selections") for layer in layers] + [(selector, "measure") for selector in selectors]
-    for owner, name in methods:
-        vars(owner)[name] = _recorded(getattr(owner, name))
+def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
+    """Let the profiler see the searches of the sparse layers and their packing, which are plain calls."""
+    owners = [(layer, name) for _, layer in sparse_layers(model) for name in ("_selections", "_count_kept")]
+    calls = [(*owner, _SELECTION) for owner in owners] + [(ops, "packed_weights", _PACKING)]
+    before = [vars(owner).get(name) for owner, name, _ in calls]
+    for owner, name, event in calls:
+        vars(owner)[name] = _recorded(getattr(owner, name), event)
     try:
         yield
     finally:
-        for owner, name in methods:
-            del vars(owner)[name]
+        for (owner, name, _), method in zip(calls, before, strict=True):
+            if method is None:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = method
 
 
-def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(method: Callable[..., Any], event: str) -> Callable[..., Any]:
     def recorded(*args: Any, **keywords: Any) -> Any:
-        with record_function(_SELECTION):
+        with record_function(event):
             return method(*args, **keywords)
 
     return recorded

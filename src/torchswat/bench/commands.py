@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchswat.engine.plan import Timing
 
 app = typer.Typer(
-    help="Dense and sparse side by side: products, training steps, the selection of the largest, memory.",
+    help="Time dense and sparse side by side: products, training steps, selection, inference, memory.",
     no_args_is_help=True,
 )
 console = Console(soft_wrap=True)
@@ -136,6 +136,37 @@ def selection(
     rounds = repeats or (2 if quick else 7)
     with bar(console, "selection", bench.rounds(bench.SIZES, rounds)) as tick:
         record = bench.bench_selection(bench.SIZES, sparsity, rounds, tick=tick)
+    _finish(record, output)
+
+
+@app.command()
+def inference(
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="NETWORK-BATCH, such as resnet18-64; several times for several (default: all)."),
+    ] = None,
+    sparsity: Sparsities = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="What to time beside it; several times (default: all there are).")
+    ] = None,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Time whole networks at inference against PyTorch, ONNX Runtime and OpenVINO."""
+    _prepare(isa, threads)
+    from torchswat.bench import inference as bench
+    from torchswat.bench.show import bar
+
+    cases, peers = tuple(case or bench.CASES), tuple(peer or bench.PEERS)
+    bench.check_names(cases, peers)
+    rounds = repeats or (3 if quick else 15)
+    if quick:
+        cases, sparsity = cases if case else cases[:1], sparsity or [0.8]
+    with bar(console, "inference", bench.rounds(cases, rounds)) as tick:
+        record = bench.bench_inference(cases, sparsity or bench.SPARSITIES, rounds, peers, tick=tick)
     _finish(record, output)
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from torchswat.bench.record import Record, Row
-from torchswat.training.checkpoint import write_atomically
+from torchswat.files import write_atomically
 
 _COLOURS = ("#0b62a4", "#c8511b", "#3a8f3f", "#8a56a5", "#b58900", "#2a9d9d", "#a33b5e")
 

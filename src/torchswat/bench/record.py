@@ -11,7 +11,7 @@ from typing import Any
 
 from torchswat.engine import info
 from torchswat.engine.allocator import tune_allocator
-from torchswat.training.checkpoint import write_atomically
+from torchswat.files import write_atomically
 from torchswat.training.run_folder import versions
 
 _SETTINGS = (
@@ -39,7 +39,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step``, ``selection`` or ``memory``.
+        ``products``, ``step``, ``selection``, ``inference`` or ``memory``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict

@@ -34,6 +34,8 @@ def tables(record: Record) -> list[Table]:
         return [_steps(record.rows), _parts(record.rows)]
     if record.benchmark == "memory":
         return [_memory(record.rows), *_layers(record.rows)]
+    if record.benchmark == "inference":
+        return [_inference(record.rows)]
     return [_selection(record.rows)]
 
 
@@ -139,6 +141,27 @@ def _steps(rows: list[Row]) -> Table:
         )
     table.caption = "selection: METHOD:PERIOD, its mean over a period; speed-up: over the faster dense layout"
     table.caption_justify = "left"
+    return table
+
+
+def _inference(rows: list[Row]) -> Table:
+    table = _table(
+        "Inference, float32",
+        ("network", "runtime"),
+        ("S", "ms a batch", "images/s", "speed-up", "target", "limit"),
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['network']} x{row['batch_size']}",
+            row["how"],
+            "" if row["sparsity"] is None else f"{row['sparsity']:g}",
+            _ms(row["ms"], row["spread"]),
+            f"{row['images_per_second']:.0f}",
+            "" if row["speed_up"] is None else f"{row['speed_up']:.2f}x",
+            _times(row["target"]),
+            _times(row["limit"]),
+        )
+    table.caption, table.caption_justify = "speed-up: over the fastest of the others", "left"
     return table
 
 

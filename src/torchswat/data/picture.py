@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -19,7 +19,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif",
 LARGEST = 2**26  # pixels; a few kilobytes of PNG can claim gigabytes
 
 
-def decode(path: Path, size: int, choose: Callable[[int, int], tuple[Box, bool]]) -> np.ndarray:
+def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tuple[Box, bool]]) -> np.ndarray:
     """Decode a picture, take a box of it, scale that to a square.
 
     Grey, palette and CMYK pictures become RGB; transparency is dropped. Scaling is bilinear with
@@ -27,7 +27,7 @@ def decode(path: Path, size: int, choose: Callable[[int, int], tuple[Box, bool]]
 
     Parameters
     ----------
-    path : Path
+    source : Path or binary stream
     size : int
         Height and width of the result, in pixels.
     choose : callable
@@ -52,7 +52,7 @@ def decode(path: Path, size: int, choose: Callable[[int, int], tuple[Box, bool]]
         ) from error
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST:
                 raise ValueError(f"{width} x {height} pixels are more than the {LARGEST} allowed")
@@ -60,8 +60,9 @@ def decode(path: Path, size: int, choose: Callable[[int, int], tuple[Box, bool]]
             scaled = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error...
     except Exception as error:
+        name = source if isinstance(source, Path) else "this"
         raise InvalidData(
-            f"{path} is not a readable picture ({error}). Replace it by an intact copy or remove it."
+            f"{name} is not a readable picture ({error}). Replace it by an intact copy or remove it."
         ) from error
     if mirror:
         scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

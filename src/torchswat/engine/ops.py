@@ -18,6 +18,7 @@ from torch.library import custom_op
 
 from torchswat.engine.loader import native_for
 from torchswat.engine.products import Conv2dProducts
+from torchswat.engine.topk import Marks
 from torchswat.errors import InvalidValue
 
 FORWARD, GRAD_INPUT = 0, 1
@@ -123,29 +124,55 @@ def pack_weight(
 
     Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`.
     """
+    return packed_weights(weight, mask, limit, input_size, stride, padding, (product,))[0]
+
+
+def packed_weights(
+    weight: Tensor,
+    mask: Tensor | None,
+    limit: float,
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    products: tuple[int, ...],
+    marks: Marks | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Do what `pack_weight` does, for several products at once and without the time of the dispatcher.
+
+    The compiled kernel fills `marks`, where the forward product is among them.
+    """
     native = native_for(weight)
     weight = weight.contiguous()
     if native is None:
         kept = weight.abs() >= limit if mask is None else mask
         positions = kept.flatten().nonzero().squeeze(1)
         none = positions.new_empty(0, dtype=torch.int16)
-        return positions.to(torch.int32), weight.flatten()[positions], none
+        return [(positions.to(torch.int32), weight.flatten()[positions], none) for _ in products]
     shape = _shape(native, input_size, list(weight.shape), stride, padding)
     mask = None if mask is None else mask.contiguous()
-    buckets, capacity = _native_lengths(native, shape, product)
-    starts = torch.empty(buckets, dtype=torch.int32)
-    values = torch.empty(capacity)
-    offsets = torch.empty(capacity, dtype=torch.int16)
-    native.pack_weights(
+    packed = [_empty_packed(native, shape, product) for product in products]
+    to = [native.PackedWeights()] * 2
+    for product, lists in zip(products, packed, strict=True):
+        to[product] = native.PackedWeights(*(t.data_ptr() for t in lists))
+    bits = None if marks is None else Marks.empty(weight)
+    found = native.pack_weights(
         shape,
         weight.data_ptr(),
         0 if mask is None else mask.data_ptr(),
         limit,
-        product,
-        *(t.data_ptr() for t in (starts, values, offsets)),
+        *to,
+        0 if bits is None else bits.data_ptr(),
         torch.get_num_threads(),
     )
-    return starts, values, offsets
+    if marks is not None:
+        marks.bits, marks.count, marks.not_a_number = bits, found.count, found.not_a_number
+    return packed
+
+
+def _empty_packed(native, shape, product: int) -> tuple[Tensor, Tensor, Tensor]:
+    buckets, capacity = _native_lengths(native, shape, product)
+    starts = torch.empty(buckets, dtype=torch.int32)
+    return starts, torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
 
 
 def _lengths(starts: Tensor, offsets: Tensor) -> tuple[int, int]:

@@ -67,24 +67,31 @@ class PackedConv2dProducts(Conv2dProducts):
         """Whether the activation kept is its kept values only."""
         return self.choice.grad_weight
 
+    @property
+    def marks_weight(self) -> bool:  # type: ignore[override]
+        """Whether `forward_weight` fills the marks of its selection."""
+        return self.choice.forward
+
     def adapt(self, activation: Tensor) -> Tensor:
         return ops.as_inner(activation)
 
     # ---- forms: one tensor is dense, three are packed
 
     def forward_weight(self, weight: Tensor, selection: Selection | None) -> Form:
-        return self._pack(weight, selection, ops.FORWARD, self.choice.forward)
+        return self._form(weight, selection, ops.FORWARD, self.choice.forward)
 
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
-        return self._pack(weight, selection, ops.GRAD_INPUT, self.choice.grad_input)
+        return self._form(weight, selection, ops.GRAD_INPUT, self.choice.grad_input)
 
-    def _pack(self, weight: Tensor, selection: Selection | None, product: int, sparse: bool) -> Form:
+    def _form(self, weight: Tensor, selection: Selection | None, product: int, sparse: bool) -> Form:
         if selection is None:
             return (weight,)
-        if not sparse:
-            return (selection.kept(weight),)
+        return self._pack(weight, selection, (product,))[0] if sparse else (selection.kept(weight),)
+
+    def _pack(self, weight: Tensor, selection: Selection, products: tuple[int, ...]) -> list[Form]:
         sizes = list(self.shape.input), list(self.stride), list(self.padding)
-        return ops.pack_weight(weight, selection.mask, selection.limit, *sizes, product)
+        marks = selection.marks if ops.FORWARD in products else None
+        return [*ops.packed_weights(weight, selection.mask, selection.limit, *sizes, products, marks)]
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         sparse = selection is not None and self.choice.grad_weight

@@ -5,6 +5,7 @@ The plain torch counterpart is `torchswat.selection`, which also does every othe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,28 @@ from torchswat.engine.loader import native_for
 
 SMALLEST = 2.0**-149
 """The smallest positive float32: as a limit it keeps all but zeros."""
+
+
+@dataclass
+class Marks:
+    """What the one who reads a tensor by a limit leaves behind, so that nobody reads it twice."""
+
+    bits: Tensor | None = None
+    """One bit an entry that says whether it is kept; 16 to a word, every filter begins a new one."""
+    count: int = 0
+    not_a_number: bool = False
+
+    @staticmethod
+    def empty(tensor: Tensor) -> Tensor:
+        """Return uninitialised bits for `tensor`."""
+        return torch.empty(len(tensor), -(-tensor[0].numel() // 16), dtype=torch.int16)
+
+    def mask(self, shape: torch.Size) -> Tensor | None:
+        """Return the mask (bool, contiguous) of a tensor of that shape, or None where nobody has read it."""
+        if self.bits is None:
+            return None
+        kept = self.bits.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16) & 1
+        return kept.flatten(1)[:, : math.prod(shape[1:])].bool().view(shape)
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,8 @@ class Selection:
     """How many are kept, where that is known."""
     expected: int | None = None
     """How many are about kept, where nobody has counted."""
+    marks: Marks | None = None
+    """To be filled by who reads the tensor by the limit."""
 
     def mask_of(self, tensor: Tensor) -> Tensor:
         """Return the mask (bool, shaped and laid out like `tensor`, the one that was selected from)."""
@@ -75,7 +100,7 @@ def sampled_threshold(tensor: Tensor, k: int, samples: int) -> float | None:
     flat = memory_order(tensor.detach()) if native else None
     if native is None or flat is None:
         return None
-    return native.sampled_threshold(flat.data_ptr(), flat.numel(), k, samples, 0)
+    return native.sampled_threshold(flat.data_ptr(), flat.numel(), k, samples, 0, torch.get_num_threads())
 
 
 def count_kept(tensor: Tensor, limit: float) -> Found | None:

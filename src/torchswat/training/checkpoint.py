@@ -7,8 +7,6 @@ there at all, it is written under a temporary name and renamed, and its checksum
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from torchswat.errors import CheckpointError, InvalidData, MissingData
+from torchswat.errors import InvalidData, MissingData
+from torchswat.files import write_atomically
 
 FORMAT = "torchswat checkpoint 1"
 
@@ -173,45 +172,6 @@ def load_optimizer_tensors_(
         parameter = parameters[name]
         same_shape = tensor.shape == parameter.shape
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(tensor) if same_shape else tensor
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that, whatever happens, `path` holds either its old content or all of the new.
-
-    Raises
-    ------
-    CheckpointError
-        The operating system refused; the message says why, and the temporary file is gone.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp lets nobody else read it
-        Path(temporary).replace(path)
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"cannot write {path} ({len(content) / 1e6:.1f} MB): {reason}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable; Windows cannot open a folder and needs no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain_copy(tensor: Tensor) -> Tensor:

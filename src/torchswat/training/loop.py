@@ -38,6 +38,7 @@ from torchswat.training.plot import plot_curves
 from torchswat.training.processes import make_accelerator
 from torchswat.training.recipe import Recipe
 from torchswat.training.run_folder import EpochMetrics, RunFolder
+from torchswat.training.watch import Watch
 
 
 def train(recipe: Recipe, output: str | Path, *, console: Console | None = None) -> Summary:
@@ -124,6 +125,7 @@ class Trainer:
             self.model, build_optimizer(recipe, self.model)
         )
         self.loss_function = partial(cross_entropy, label_smoothing=recipe.optimizer.label_smoothing)
+        self.watch = Watch(self.model, recipe.analysis.quantities)
         self.progress = Progress()
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images: of the epoch under way
         self.saved_at = -1
@@ -149,6 +151,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.truncate_metrics(self.progress.epoch)
+            self.folder.truncate_sights(self.progress.step)
 
     def _load(self, saved: Checkpoint) -> None:
         if saved.processes != self.processes:
@@ -197,7 +200,7 @@ class Trainer:
         started, seen_before = time.perf_counter(), float(self.sums[2])
         self.train_batches.set_epoch(self.progress.epoch, start=self.progress.step_in_epoch)
         for images, labels in self.train_batches:
-            self._step(images.to(self.device), labels.to(self.device))
+            self._look_at_step(images.to(self.device), labels.to(self.device))
             self.progress = self.progress.next_step()
             loss, accuracy = means(self.sums)
             seconds = time.perf_counter() - started
@@ -212,6 +215,22 @@ class Trainer:
                 self._save()
             self._stop_if_asked(stop)
         return time.perf_counter() - started
+
+    def _look_at_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step, and record what is seen of the sparse layers where the recipe wants that."""
+        every, step = self.recipe.analysis.every_steps, self.progress.step + 1
+        if every is None or step % every or self.events is None:
+            self._step(images, labels)
+            return
+        with self.watch.looking():
+            self._step(images, labels)
+        sights = self.watch.sights(step)
+        self.folder.append_sights(sights)
+        for sight in sights:
+            for quantity in self.watch.quantities:
+                value = getattr(sight, quantity)
+                if value is not None:
+                    self.events.add_scalar(f"{quantity}/{sight.operand}/{sight.layer}", value, step)
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent; the weights only change if everything is finite."""

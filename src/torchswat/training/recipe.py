@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -129,6 +129,13 @@ class CheckpointSection(_Section):
     keep: Positive = 2  # so many of the newest, and always the best
 
 
+class AnalysisSection(_Section):
+    """What of the sparse layers is recorded while they train; see `torchswat.training.watch`."""
+
+    every_steps: Positive | None = None  # None: nothing
+    quantities: tuple[Literal["threshold", "angle", "density"], ...] = ("threshold", "angle", "density")
+
+
 class Recipe(_Section):
     """A whole training run, as data.
 
@@ -146,6 +153,7 @@ class Recipe(_Section):
     sparse: SparseSection = SparseSection()
     optimizer: OptimizerSection = OptimizerSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    analysis: AnalysisSection = AnalysisSection()
     seed: NotNegative = 0
     threads: Positive | None = None  # of torch; None: as many as there are cores
 

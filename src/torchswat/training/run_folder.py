@@ -5,6 +5,7 @@
 ``versions.json``   software, git commit and hardware, one entry each time the run was started or resumed
 ``metrics.csv``     one row an epoch
 ``metrics.jsonl``   the same, one JSON object a line
+``analysis.csv``    thresholds, angles and densities of the sparse layers, where the recipe asks for them
 ``tensorboard/``    the same as events, and the training loss of single steps
 ``checkpoints/``    see docs/checkpoints.md
 ``curves.svg/png``  the learning curves
@@ -21,7 +22,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from typing import Any
 import torch
 
 from torchswat.errors import CheckpointError, InvalidData, InvalidValue, MissingData
-from torchswat.training.checkpoint import list_checkpoints, write_atomically
+from torchswat.files import write_atomically
+from torchswat.training.checkpoint import list_checkpoints
 from torchswat.training.processes import agree
 from torchswat.training.recipe import Recipe, load_recipe
+from torchswat.training.watch import Sight
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,20 @@ class RunFolder:
             return [EpochMetrics(**json.loads(line)) for line in lines]
         except (TypeError, ValueError) as error:
             raise InvalidData(f"{path} is damaged: {error}") from None
+
+    def append_sights(self, sights: list[Sight]) -> None:
+        """Add what was seen of the sparse layers in one step, durably."""
+        header = "" if (self.path / "analysis.csv").exists() else _csv_line(f.name for f in fields(Sight))
+        self._append("analysis.csv", header + "".join(_csv_line(astuple(sight)) for sight in sights))
+
+    def truncate_sights(self, step: int) -> None:
+        """Forget what was seen after `step`: a resumed run is going to see it again."""
+        path = self.path / "analysis.csv"
+        if not path.exists():
+            return
+        header, *lines = path.read_text().split("\n")[:-1]  # what follows the last end of line was cut off
+        kept = [line for line in lines if int(line.partition(",")[0]) <= step]
+        write_atomically(path, "".join(f"{line}\n" for line in [header, *kept]).encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the final table, which also says that the run has finished."""

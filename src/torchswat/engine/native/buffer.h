@@ -12,6 +12,7 @@ template <class T> struct Buffer {
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
     T& operator[](size_t i) { return data[i]; }
+    const T& operator[](size_t i) const { return data[i]; }
 };
 
 }  // namespace torchswat::SWAT_ISA

@@ -60,7 +60,7 @@ struct Tiles {
     Lists lists;
 
     int classes() const { return h.classes * w.classes; }
-    int starts() const { return lists == Lists::by_tap ? taps_3x3 : lists == Lists::by_pattern ? patterns : 1; }
+    int starts() const { return lists == Lists::by_tap ? taps_3x3 + 1 : lists == Lists::by_pattern ? patterns : 2; }
     int rows() const { return results * classes(); }
     // Of the packed tiles of a block, and of the results of all rows; each for one group of samples.
     int64_t block_floats() const { return int64_t(block) * channel_floats; }

@@ -45,6 +45,8 @@ struct Work {
     Source source;
     Result result;
     const float* bias;
+    const float* residual;  // laid out as the result, added before the ReLU; or null
+    bool relu;
     bool past_caches;  // the result is large and its vectors are aligned
 };
 
@@ -170,6 +172,8 @@ Target target_of(const Work& work, const Place& place, int64_t sample, int lanes
     return {data, first_h, first_w, lanes, whole};
 }
 
+inline vf positive(vf x) { return x > vf{} ? x : (x != x ? x : vf{}); }  // a NaN stays
+
 // A tile that is cut off by the edge of the map, or has less than W samples.
 template <int H, int V>
 __attribute__((noinline)) void write_part(const Work& work, const Target& target, int channel, const float* sum) {
@@ -180,8 +184,10 @@ __attribute__((noinline)) void write_part(const Work& work, const Target& target
         for (int j = 0; j < V; j++, sum += W) {
             const int at_h = target.h + i * h.classes, at_w = target.w + j * w.classes;
             if (at_h >= h.result_size || at_w >= w.result_size) continue;
-            store_first(data + i * h.classes * work.result.row + j * w.classes * work.result.column, load(sum),
-                        target.lanes);
+            const int64_t to = i * h.classes * work.result.row + j * w.classes * work.result.column;
+            vf x = load(sum);
+            if (work.residual) x += load_first(work.residual + (data + to - work.result.data), target.lanes);
+            store_first(data + to, work.relu ? positive(x) : x, target.lanes);
         }
     }
 }
@@ -196,9 +202,25 @@ SWAT_INLINE void write_whole(float* data, int64_t row, int64_t column,
     }
 }
 
+// What follows the convolution, on a whole tile: the residual and the ReLU.
 template <int H, int V>
-SWAT_INLINE void write(const Work& work, const Target& target, int channel, float* spare,
-                                                 const Registers<H, V>& sum) {
+SWAT_INLINE void finish(const Work& work, int64_t to, int64_t row, int64_t column, Registers<H, V>& sum) {
+    if (work.residual) {
+        const float* from = work.residual + to;
+#pragma GCC unroll 8
+        for (int i = 0; i < H; i++, from += row) {
+#pragma GCC unroll 16
+            for (int j = 0; j < V; j++) sum.at[i][j] += loadu(from + j * column);
+        }
+    }
+    if (work.relu) {
+#pragma GCC unroll 32
+        for (int i = 0; i < H * V; i++) sum.at[i / V][i % V] = positive(sum.at[i / V][i % V]);
+    }
+}
+
+template <int H, int V>
+SWAT_INLINE void write(const Work& work, const Target& target, int channel, float* spare, Registers<H, V>& sum) {
     if (!target.whole) {
         sum.store_to(spare);
         return write_part<H, V>(work, target, channel, spare);
@@ -206,6 +228,7 @@ SWAT_INLINE void write(const Work& work, const Target& target, int channel, floa
     const int64_t row = work.tiles.h.classes * work.result.row;
     const int64_t column = work.tiles.w.classes * work.result.column;
     float* data = target.data + channel * work.result.channel;
+    finish(work, data - work.result.data, row, column, sum);
     if (work.past_caches) {
         write_whole<true>(data, row, column, sum);
     } else {
@@ -350,13 +373,14 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
 
 // A 1x1 convolution knows no positions: whole vectors along one axis, then what is left of the last vector.
 void run_flat(Tiles t, SparseWeights weights, const float* source, float* result, int64_t length, const float* bias,
-              float* workspace, int threads) {
+              const float* residual, bool relu, float* workspace, int threads) {
     const auto run_part = [&](int64_t first, int vectors, int64_t samples) {
         t.h.source_size = t.h.result_size = t.h.steps = 1;
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
         const Source from{source + first, length, 0, W};
         const Result to{result + first, length, 0, W};
-        run({t, weights, from, to, bias, false}, samples, workspace, threads);
+        const float* added = residual ? residual + first : nullptr;
+        run({t, weights, from, to, bias, added, relu, false}, samples, workspace, threads);
     };
     const int64_t whole = length / W * W;
     if (whole > 0) run_part(0, int(whole / W), W);
@@ -364,13 +388,15 @@ void run_flat(Tiles t, SparseWeights weights, const float* source, float* result
 }
 
 void run_product(const ConvShape& s, Product product, SparseWeights weights, const float* source, float* result,
-                 const float* bias, float* workspace, int threads) {
+                 const float* bias, const float* residual, bool relu, float* workspace, int threads) {
     const Tiles t = tiles_of(s, product);
-    if (t.flat) return run_flat(t, weights, source, result, s.input_map(), bias, workspace, threads);
+    if (t.flat) {
+        return run_flat(t, weights, source, result, s.input_map(), bias, residual, relu, workspace, threads);
+    }
     const int64_t n = s.n;
     const Source from{source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n};
     const Result to{result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n};
-    run({t, weights, from, to, bias, false}, n, workspace, threads);
+    run({t, weights, from, to, bias, residual, relu, false}, n, workspace, threads);
 }
 
 }  // namespace
@@ -383,12 +409,19 @@ int64_t conv_workspace(ConvShape shape, int threads) {
 
 void conv_forward(ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,
                   const float* bias, float* y, float* workspace, int threads) {
-    run_product(shape, Product::forward, {starts, values, offsets}, x, y, bias, workspace, threads);
+    run_product(shape, Product::forward, {starts, values, offsets}, x, y, bias, nullptr, false, workspace, threads);
+}
+
+void conv_forward_fused(ConvShape shape, const float* x, const int32_t* starts, const float* values,
+                        const uint16_t* offsets, const float* bias, const float* residual, bool relu, float* y,
+                        float* workspace, int threads) {
+    run_product(shape, Product::forward, {starts, values, offsets}, x, y, bias, residual, relu, workspace, threads);
 }
 
 void conv_grad_input(ConvShape shape, const float* grad_y, const int32_t* starts, const float* values,
                      const uint16_t* offsets, float* grad_x, float* workspace, int threads) {
-    run_product(shape, Product::grad_input, {starts, values, offsets}, grad_y, grad_x, nullptr, workspace, threads);
+    run_product(shape, Product::grad_input, {starts, values, offsets}, grad_y, grad_x, nullptr, nullptr, false, workspace,
+                threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -18,6 +18,19 @@ struct Threshold {
     bool not_a_number;
 };
 
+// Where the packed weights of a product go (sparse_weights.h); all null where it is not wanted.
+struct PackedWeights {
+    int32_t* starts;
+    float* values;
+    uint16_t* offsets;
+};
+
+// How many weights were packed, and whether a NaN was met.
+struct Packed {
+    int64_t count;
+    bool not_a_number;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -29,7 +42,8 @@ struct Threshold {
     X(bool, kth_largest_lanes,                                                                                   \
       (const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k, float* thresholds,         \
        int64_t* greater, int64_t* equal, int threads))                                                           \
-    X(float, sampled_threshold, (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed))     \
+    X(float, sampled_threshold,                                                                                  \
+      (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed, int threads))                  \
     X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
     X(void, magnitude_mask,                                                                                      \
       (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
@@ -69,16 +83,19 @@ struct Threshold {
     X(void, max_pool_backward,                                                                                   \
       (const float* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n, int kernel,        \
        int stride, int padding, float* grad_x, int threads))                                                     \
-    X(void, average_forward, (const float* x, int64_t channels, int64_t area, int64_t n, float* y, int threads)) \
-    X(void, average_backward, (const float* grad_y, int64_t channels, int64_t area, int64_t n, float* grad_x,    \
-                               int threads))
+    X(void, average_forward,                                                                                     \
+      (const float* x, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w, float* y,          \
+       int threads))                                                                                             \
+    X(void, average_backward,                                                                                    \
+      (const float* grad_y, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w,               \
+       float* grad_x, int threads))
 
 #define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
     X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
     X(int64_t, weight_capacity, (ConvShape shape, int product))                                                  \
-    X(int64_t, pack_weights,                                                                                     \
-      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product, int32_t* starts,\
-       float* values, uint16_t* offsets, int threads))                                                           \
+    X(Packed, pack_weights,                                                                                      \
+      (ConvShape shape, const float* weights, const uint8_t* mask, float threshold, PackedWeights forward,       \
+       PackedWeights grad_input, uint16_t* bits, int threads))                                                   \
     X(int64_t, conv_workspace, (ConvShape shape, int threads))                                                   \
     X(void, conv_forward,                                                                                        \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
@@ -86,6 +103,19 @@ struct Threshold {
     X(void, conv_grad_input,                                                                                     \
       (ConvShape shape, const float* grad_y, const int32_t* starts, const float* values, const uint16_t* offsets, \
        float* grad_x, float* workspace, int threads))
+
+#define SWAT_INFERENCE(X)                                                                                        \
+    X(void, conv_forward_fused,                                                                                  \
+      (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
+       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+    X(void, rows_tiling, (ConvShape shape, int32_t* tiling))                                                     \
+    X(int64_t, rows_workspace, (ConvShape shape, int threads))                                                   \
+    X(void, conv_rows,                                                                                           \
+      (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
+       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+    X(void, pool_rows,                                                                                           \
+      (const float* x, int64_t channels, int h, int w, int n, int kernel, int stride, int padding, int rows,     \
+       int columns, bool average, float* y, int threads))
 
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
     X(int64_t, compress,                                                                                         \
@@ -113,8 +143,8 @@ struct Threshold {
     X(int64_t, peak_operations, ())
 
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_SPARSE_ACTIVATIONS(X) \
-    SWAT_KEPT(X) SWAT_PEAK(X)
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_INFERENCE(X)          \
+    SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 
 namespace torchswat {
 

@@ -48,6 +48,18 @@ NB_MODULE(_native, module) {
         .def_ro("equal", &Threshold::equal)
         .def_ro("not_a_number", &Threshold::not_a_number);
 
+    nb::class_<Packed>(module, "Packed", "How many weights were packed, and whether a NaN was met.")
+        .def_ro("count", &Packed::count)
+        .def_ro("not_a_number", &Packed::not_a_number);
+
+    nb::class_<PackedWeights>(module, "PackedWeights", "Where the packed weights of a product go; no addresses: nowhere.")
+        .def(nb::init<>())
+        .def("__init__",
+             [](PackedWeights* self, uintptr_t starts, uintptr_t values, uintptr_t offsets) {
+                 new (self) PackedWeights{reinterpret_cast<int32_t*>(starts), reinterpret_cast<float*>(values),
+                                          reinterpret_cast<uint16_t*>(offsets)};
+             });
+
     nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
         .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
              nb::arg("h"), nb::arg("w"), nb::arg("k"), nb::arg("r"), nb::arg("s"), nb::arg("stride_h"),

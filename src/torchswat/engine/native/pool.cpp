@@ -9,7 +9,7 @@
 // once and needs no zeros before, and nothing depends on the number of threads (a thread has whole channels).
 //
 //     2x2 stride 2, bytes an input entry: forward 4 read + 1 + 1/4 written, backward 1 + 1/4 read + 4 written
-//     average:                            forward 4 read,                   backward 4 written
+//     average, 2x2:                       forward 4 read + 1 written,       backward 1 read + 4 written
 #include "kernels.h"
 #include "mask.h"
 #include "stream.h"
@@ -144,31 +144,80 @@ void max_pool_backward(const float* grad_y, const uint8_t* winner, int64_t chann
     }
 }
 
-// y [C][N] = mean over the map of x [C][area][N], summed in blocks of 64 positions.
-void average_forward(const float* x, int64_t channels, int64_t area, int64_t n, float* y, int threads) {
-    constexpr int64_t block = 64;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < channels; ++c)
-        along_samples(n, [&](int64_t i, int lanes) {
-            vf sum{};
-            for (int64_t begin = 0; begin < area; begin += block) {
-                vf part{};
-                for (int64_t at = begin; at < least(begin + block, area); ++at)
-                    part += load_first(x + (c * area + at) * n + i, lanes);
-                sum += part;
-            }
-            store_first(y + c * n + i, sum / splat(float(area)), lanes);
-        });
+namespace {
+
+// Averages: windows that neither overlap nor are padded; what no window reaches counts for nothing.
+struct Blocks {
+    int h, w, kernel_h, kernel_w, rows, columns;  // rows and columns of y
+
+    float size() const { return float(kernel_h) * float(kernel_w); }
+};
+
+Blocks blocks_of(int h, int w, int kernel_h, int kernel_w) {
+    if (kernel_h < 1 || kernel_w < 1) invalid("average: the kernel must have at least one row and column.");
+    if (kernel_h > h || kernel_w > w) invalid("average: the kernel is larger than the map.");
+    return {h, w, kernel_h, kernel_w, h / kernel_h, w / kernel_w};
 }
 
-void average_backward(const float* grad_y, int64_t channels, int64_t area, int64_t n, float* grad_x, int threads) {
+// The sum of a vector of samples over the window whose first position is x, row by row of the window.
+vf sum_of_window(const float* x, const Blocks& blocks, int64_t n, int lanes) {
+    vf sum{};
+    for (int row = 0; row < blocks.kernel_h; ++row) {
+        vf part{};
+        for (int column = 0; column < blocks.kernel_w; ++column)
+            part += load_first(x + (int64_t(row) * blocks.w + column) * n, lanes);
+        sum += part;
+    }
+    return sum;
+}
+
+template <bool streaming>
+void spread_channel(const float* grad_y, const Blocks& blocks, int64_t n, float* grad_x) {
+    const vf size = splat(blocks.size());
+    for (int row = 0; row < blocks.h; ++row)
+        for (int column = 0; column < blocks.w; ++column, grad_x += n) {
+            const int p = row / blocks.kernel_h, q = column / blocks.kernel_w;
+            if (p >= blocks.rows || q >= blocks.columns) {
+                std::memset(grad_x, 0, sizeof(float) * size_t(n));
+                continue;
+            }
+            const float* from = grad_y + (int64_t(p) * blocks.columns + q) * n;
+            along_samples(n, [&](int64_t i, int lanes) {
+                const vf share = load_first(from + i, lanes) / size;
+                if (streaming) return put<streaming>(grad_x + i, share);
+                store_first(grad_x + i, share, lanes);
+            });
+        }
+    settle<streaming>();
+}
+
+}  // namespace
+
+// y [C][h / kernel_h][w / kernel_w][N] = means over the windows of x [C][h][w][N]; the whole map is one window too.
+void average_forward(const float* x, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w, float* y,
+                     int threads) {
+    const Blocks blocks = blocks_of(h, w, kernel_h, kernel_w);
+    const vf size = splat(blocks.size());
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t c = 0; c < channels; ++c)
-        for (int64_t at = 0; at < area; ++at)
-            along_samples(n, [&](int64_t i, int lanes) {
-                const vf share = load_first(grad_y + c * n + i, lanes) / splat(float(area));
-                store_first(grad_x + (c * area + at) * n + i, share, lanes);
-            });
+        for (int p = 0; p < blocks.rows; ++p)
+            for (int q = 0; q < blocks.columns; ++q) {
+                const float* first = x + ((c * h + int64_t(p) * kernel_h) * w + int64_t(q) * kernel_w) * n;
+                float* to = y + ((c * blocks.rows + p) * blocks.columns + q) * n;
+                along_samples(n, [&](int64_t i, int lanes) {
+                    store_first(to + i, sum_of_window(first + i, blocks, n, lanes) / size, lanes);
+                });
+            }
+}
+
+void average_backward(const float* grad_y, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w,
+                      float* grad_x, int threads) {
+    const Blocks blocks = blocks_of(h, w, kernel_h, kernel_w);
+    const bool streaming = worth_streaming(grad_x, channels * h * w * n, n);
+    const auto run = streaming ? spread_channel<true> : spread_channel<false>;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < channels; ++c)
+        run(grad_y + c * blocks.rows * blocks.columns * n, blocks, n, grad_x + c * h * w * n);
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -59,14 +59,14 @@ void count_buckets(const float* values, int64_t n, Key low, int shift, Key used,
     }
 }
 
-// The keys from `key` to `last` hold the one that was looked for: `equal` of them, and `greater` are beyond.
+// The key that was looked for, how many are greater and how many equal to it.
 struct Found {
-    Key key, last;
+    Key key;
     int64_t greater, equal;
 };
 
-// The k-th largest of the keys in [low, low + 2^bits), which hold at least k; to 2^resolution keys.
-Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int threads, int resolution = 0) {
+// The k-th largest of the keys in [low, low + 2^bits), which hold at least k.
+Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int threads) {
     const int parts = int(least(threads, n / worth_a_thread + 1));
     Buffer<Histogram> histograms{size_t(parts)};
     int64_t greater = 0;
@@ -89,7 +89,7 @@ Found narrow(const float* values, int64_t n, int64_t k, Key low, int bits, int t
                 inside += int64_t(histograms[part].counts[0][bucket]) + histograms[part].counts[1][bucket];
         }
         low += bucket << shift;
-        if (shift <= resolution) return {low, low + (Key(1) << shift) - 1, greater, inside};
+        if (shift == 0) return {low, greater, inside};
         bits = shift;
     }
 }
@@ -100,13 +100,42 @@ uint64_t hash(uint64_t x) {  // splitmix64's finaliser: every bit of the output 
     return x ^ (x >> 31);
 }
 
-// One entry out of each of `samples` equal stretches, at a place that the seed decides.
-void draw(const float* values, int64_t n, int64_t samples, uint64_t seed, float* sample) {
-    const int64_t stretch = n / samples;  // the rest, fewer than `samples` entries, is spread by `n * i / samples`
-    for (int64_t i = 0; i < samples; ++i) {
-        const uint64_t place = (hash(seed + 0x9e3779b97f4a7c15u * uint64_t(i + 1)) >> 32) * uint64_t(stretch) >> 32;
-        sample[i] = values[n * i / samples + int64_t(place)];
+// Copies the keys of `samples` entries, out of as many equal stretches, at places that the seed decides. `together`
+// neighbours come from each stretch: one miss of the cache serves them all.
+void draw(const float* values, int64_t n, int64_t samples, int together, uint64_t seed, Key* sample, int threads) {
+    const int64_t stretches = samples / together;
+    const double length = double(n - together + 1) / double(stretches);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < stretches; ++i) {
+        const double within = double(hash(seed + 0x9e3779b97f4a7c15u * uint64_t(i + 1)) >> 32) / 4294967296.0;
+        const float* from = values + int64_t((double(i) + within) * length);
+        for (int j = 0; j < together; ++j) sample[i * together + j] = key_of(from[j]);
     }
+}
+
+// The k-th largest of a few keys, by bisecting the range of keys; those that have left it are thrown out now and
+// then. The keys are overwritten, and up to 2 W behind them (zeros that fill the last vector may count as keys).
+Key kth_of_few(Key* keys, int64_t n, int64_t k) {
+    constexpr int rounds = 6;  // from one throwing out to the next
+    Key found = 0;
+    for (int bit = 30; bit >= 0; --bit) {
+        std::memset(keys + n, 0, sizeof(Key) * W);  // no candidate is as small
+        const vi candidate = splat_int(int32_t(found | Key(1) << bit));
+        vi at_least{};
+        for (int64_t i = 0; i < n; i += W) at_least -= load_keys(reinterpret_cast<float*>(keys + i)) >= candidate;
+        if (sum_lanes(at_least) >= k) found |= Key(1) << bit;
+        if (bit % rounds || n <= 16 * W) continue;
+        const vi low = splat_int(int32_t(found)), high = splat_int(int32_t(found + (Key(1) << bit) - 1));
+        int64_t inside = 0;
+        for (int64_t i = 0; i < n; i += W) {
+            const vi these = load_keys(reinterpret_cast<float*>(keys + i));
+            const unsigned greater = bits_of(these > high);
+            k -= __builtin_popcount(greater);
+            inside += compress(reinterpret_cast<int32_t*>(keys) + inside, these, bits_of(these >= low) & ~greater);
+        }
+        n = inside;
+    }
+    return found;
 }
 
 int64_t square_root(int64_t x) {
@@ -120,16 +149,16 @@ struct Bracket {
     Key low, high;
 };
 
-Bracket bracket(const float* values, int64_t n, int64_t k) {
+Bracket bracket(const float* values, int64_t n, int64_t k, int threads) {
     const int64_t samples = least(most_samples, n / 64 > 2048 ? n / 64 : 2048);
-    Buffer<float> sample{size_t(samples)};
-    draw(values, n, samples, 0, sample.data);
+    Buffer<Key> sample{size_t(samples + 2 * W)}, again{size_t(samples + 2 * W)};
+    draw(values, n, samples, 1, 0, sample.data, threads);
+    std::memcpy(again.data, sample.data, sizeof(Key) * size_t(samples));
     const int64_t rank = int64_t(double(k) / double(n) * double(samples));
     const int64_t margin = 4 * square_root(int64_t(double(rank) * double(samples - rank) / double(samples))) + 4;
     Bracket range{0, magnitude};
-    const int coarse = 9;  // two passes instead of three
-    if (rank - margin >= 1) range.high = narrow(sample.data, samples, rank - margin, 0, 31, 1, coarse).last;
-    if (rank + margin <= samples) range.low = narrow(sample.data, samples, rank + margin, 0, 31, 1, coarse).key;
+    if (rank - margin >= 1) range.high = kth_of_few(sample.data, samples, rank - margin);
+    if (rank + margin <= samples) range.low = kth_of_few(again.data, samples, rank + margin);
     return range;
 }
 
@@ -206,7 +235,7 @@ Threshold by_histogram(const float* values, int64_t n, int64_t k, int threads) {
 
 Threshold select(const float* values, int64_t n, int64_t k, int threads) {
     if (n <= small) return by_histogram(values, n, k, threads);
-    const Bracket range = bracket(values, n, k);
+    const Bracket range = bracket(values, n, k, threads);
     const int64_t room = n / 8;
     Buffer<Key> inside{size_t(room)};
     const Tally tally = split_all(values, n, range, inside.data, room, threads);
@@ -309,16 +338,17 @@ bool kth_largest_lanes(const float* values, int64_t groups, int64_t length, int6
     return nan;
 }
 
-// The k-th largest magnitude as a sample of the array sees it: for `samples` entries drawn by the seed, one out of
-// each stretch of n / samples, their exact quantile. The density it gives is off by about sqrt(d (1 - d) / samples).
-float sampled_threshold(const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed) {
+// The k-th largest magnitude as a sample of the array sees it: for `samples` entries drawn by the seed, their exact
+// quantile. The density it gives is off by about sqrt(d (1 - d) / samples), somewhat more where neighbours are alike.
+float sampled_threshold(const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed, int threads) {
     check(n, k);
     if (samples < 1) invalid("sampled_threshold: there must be at least one sample.");
     samples = least(samples, n);
-    Buffer<float> sample{size_t(samples)};
-    draw(values, n, samples, seed, sample.data);
+    Buffer<Key> sample{size_t(samples + 2 * W)};
+    if (samples < n) draw(values, n, samples, samples % 4 ? 1 : 4, seed, sample.data, threads);
+    else for (int64_t i = 0; i < n; ++i) sample[i] = key_of(values[i]);
     const int64_t rank = int64_t(double(k) / double(n) * double(samples) + 0.5);
-    return value_of(narrow(sample.data, samples, least(rank < 1 ? 1 : rank, samples), 0, 31, 1).key);
+    return value_of(kth_of_few(sample.data, samples, least(rank < 1 ? 1 : rank, samples)));
 }
 
 // How many magnitudes are larger than, and how many equal to, a threshold that is known; one pass of 4 n bytes.

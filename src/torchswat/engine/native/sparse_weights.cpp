@@ -1,175 +1,219 @@
-// Gathering the kept weights of one product in a single pass over the dense ones.
+// Gathering the kept weights of both products in a single pass over the dense ones.
 //
-//     W [k][c][r][s]  --stage-->  the taps of a few result channels, in list order  --append-->  values, offsets
+//     W [k][c][r][s]  --stage, but for forward-->  a few result channels side by side  --append-->  values, offsets
 //
-// 4 bytes are read and density*6 written a weight. A block of source channels is gathered by one thread, front to
-// back, so nothing needs to be counted before.
+// The weights are taken from where they lie in the order of the lists, W at a time. Result channels of grad_input lie
+// far apart for that, so a few of them are staged in the first-level cache before: [source][result][tap].
+// 4 bytes are read and density*12 written a weight. Threads share the input channels: whole blocks of forward's
+// sources, and a stretch of grad_input's results in each of its blocks, so nothing needs to be counted before.
 #include "sparse_weights.h"
 
 #include "buffer.h"
 #include "kernels.h"
+#include "mask.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
 
 constexpr float least_magnitude = 1e-45f;  // the smallest there is: a weight of zero is never kept
-// So many at a time: a few cache lines of W, and stored long enough before they are loaded as vectors.
-constexpr int staged_floats = 2048;
+constexpr int staged_floats = 4096;        // at a time: a part of the first-level cache
 
 // Which weights of a block go where, before those that are dropped leave gaps. Lists are counted over the classes of a
 // result channel; by pattern, all weights are one list here, in the order in which the tile has their sources.
 struct Order {
     int taps, lists, channels;
-    bool in_memory_order, a_tap_each;  // as a kernel lies in memory; every list has one tap
-    Buffer<int> base, step;            // tap of source channel i stands at base + i*step
-    Buffer<int> ends;                  // of each list
-    Buffer<uint16_t> offsets;
+    bool in_memory_order;
+    int direction;             // by pattern: from the first of three weights to the next in memory
+    Buffer<int> places;        // in memory, of each weight from the first one on
+    Buffer<int> group_places;  // of every third
+    Buffer<int> ends;          // of each list
+    Buffer<int> offsets;
 
-    Order(const ConvShape& s, const Tiles& t, Product product, int channels)
-        : taps(s.r * s.s), lists(t.lists == Lists::by_tap ? taps : t.classes()), channels(channels), base(taps),
-          step(taps), ends(lists), offsets(size_t(channels) * taps + W) {
+    // `distance`: floats between source channels.
+    Order(const ConvShape& s, const Tiles& t, Product product, int channels, int distance)
+        : taps(s.r * s.s), lists(t.lists == Lists::by_tap ? taps : t.classes()), channels(channels),
+          places(size_t(channels) * taps + W), group_places(size_t(channels) * taps / 3 + W), ends(lists), offsets(size_t(channels) * taps + W) {
         const bool reversed = t.lists == Lists::by_pattern && product == Product::grad_input;
-        in_memory_order = lists == 1 && !reversed;
-        a_tap_each = t.lists == Lists::by_tap;
+        in_memory_order = lists == 1 && !reversed && (distance == taps || channels == 1);
+        direction = reversed ? -1 : 1;
+        std::memset(places.data, 0, sizeof(int) * (size_t(channels) * taps + W));
+        std::memset(offsets.data, 0, sizeof(int) * (size_t(channels) * taps + W));
+        Buffer<Tap> found(taps);
+        for (int tap = 0; tap < taps; tap++) found[tap] = tap_of(s, t, product, tap / s.s, tap % s.s);
+        Buffer<int> members(taps);  // of a list
         int done = 0;
         for (int list = 0; list < lists; list++) {
-            int members = 0;
-            for (int tap = 0; tap < taps; tap++) {
-                if (list_of(s, t, product, tap) == list) base[tap] = done + members++;
+            int count = 0;
+            for (int n = 0; n < taps; n++) {
+                const int tap = reversed ? taps - 1 - n : n;
+                if ((t.lists == Lists::by_tap ? found[tap].list : found[tap].result_class) == list)
+                    members[count++] = tap;
             }
-            for (int tap = 0; tap < taps; tap++) {
-                if (list_of(s, t, product, tap) == list) step[tap] = members;
-            }
-            ends[list] = done += members * channels;
-        }
-        for (int tap = 0; tap < taps; tap++) {
-            if (reversed) base[tap] = taps - 1 - tap;
-            const int offset = tap_of(s, t, product, tap / s.s, tap % s.s).offset;
             for (int i = 0; i < channels; i++) {
-                offsets[base[tap] + i * step[tap]] = uint16_t((i * t.channel_floats + offset) / W);
+                for (int n = 0; n < count; n++) {
+                    places[done] = i * distance + members[n];
+                    offsets[done++] = (i * t.channel_floats + found[members[n]].offset) / W;
+                }
             }
+            ends[list] = done;
         }
-    }
-
-    static int list_of(const ConvShape& s, const Tiles& t, Product product, int tap) {
-        const Tap found = tap_of(s, t, product, tap / s.s, tap % s.s);
-        return t.lists == Lists::by_tap ? found.list : found.result_class;
+        for (int i = 0; 3 * i < done; i++) group_places[i] = places[3 * i];
     }
 };
 
-// The dense weights as a product sees them.
 struct Dense {
     const float* weights;
     const uint8_t* mask;
-    int64_t result_stride, source_stride;
 };
 
-// The weight, or zero where the mask drops it; without a branch, which would be guessed wrong.
-template <bool masked> inline float kept(const float* weight, const uint8_t* mask, int tap) {
-    if constexpr (!masked) return weight[tap];
-    uint32_t bits;
-    std::memcpy(&bits, weight + tap, sizeof bits);
-    bits &= 0u - uint32_t(mask[tap] != 0);
-    float result;
-    std::memcpy(&result, &bits, sizeof bits);
-    return result;
-}
-
-// Copies one kernel to its places. `known_taps`: the number of taps where it is small and common, or 0.
-template <bool masked, int known_taps>
-inline void stage_kernel(const float* weight, const uint8_t* mask, const Order& order, int i, float* to) {
-    const int taps = known_taps ? known_taps : order.taps;
-    if (order.in_memory_order) {
-        to += i * taps;
-        for (int tap = 0; tap < taps; tap++) to[tap] = kept<masked>(weight, mask, tap);
-    } else if (order.a_tap_each) {
-        for (int tap = 0; tap < taps; tap++) to[order.base.data[tap] + i] = kept<masked>(weight, mask, tap);
-    } else {
-        const int *base = order.base.data, *step = order.step.data;
-        for (int tap = 0; tap < taps; tap++) to[base[tap] + i * step[tap]] = kept<masked>(weight, mask, tap);
+// Copies n weights, or zeros where the mask drops them.
+void copy_kept(const float* weights, const uint8_t* mask, int64_t n, float* to) {
+    if (mask) {
+        for (int64_t i = 0; i < n; i++) to[i] = mask[i] ? weights[i] : 0.0f;
+        return;
     }
+    int64_t i = 0;
+    for (; i + W <= n; i += W) storeu(to + i, loadu(weights + i));
+    if (i < n) store_first(to + i, load_first(weights + i, int(n - i)), int(n - i));
 }
 
-// Copies the weights from a block of source channels to `results` result channels, in list order.
-template <bool masked, int known_taps>
-void stage(const Dense& dense, const Order& order, int64_t at, int results, float* staged) {
-    const int channels = order.channels, slots = channels * order.taps;
-    const bool by_result = dense.result_stride > dense.source_stride;  // the order of the memory
-    for (int outer = 0; outer < (by_result ? results : channels); outer++) {
-        for (int inner = 0; inner < (by_result ? channels : results); inner++) {
-            const int i = by_result ? inner : outer, result = by_result ? outer : inner;
-            const int64_t from = at + i * dense.source_stride + result * dense.result_stride;
-            const uint8_t* mask = masked ? dense.mask + from : nullptr;
-            stage_kernel<masked, known_taps>(dense.weights + from, mask, order, i, staged + result * slots);
+constexpr int word = 16;  // weights
+
+// Marks the weights from `begin` to `end` of a filter that are not smaller than the threshold, NaN among them: one bit
+// each. `begin` is at a word. Fetches the same of the filter that is `next`. Returns whether a NaN was met.
+bool mark(const float* filter, int64_t begin, int64_t end, int64_t next, float threshold, uint16_t* bits) {
+    int32_t least_key;
+    std::memcpy(&least_key, &threshold, sizeof least_key);
+    vi largest{};
+    const auto mark_word = [&](const float* weights, int64_t count) __attribute__((always_inline)) {
+        unsigned kept = 0;
+        for (int part = 0; part < word && part < count; part += W) {
+            const vf some = count >= word ? loadu(weights + part) : load_first(weights + part, int(count - part));
+            const vi keys = reinterpret_cast<vi>(some) & 0x7fffffff;
+            largest = keys > largest ? keys : largest;
+            kept |= bits_of(keys >= least_key) << part;
         }
+        return uint16_t(kept);
+    };
+    int64_t i = begin;
+    for (; i + word <= end; i += word) {
+        __builtin_prefetch(filter + next + i, 0, 2);
+        bits[i / word] = mark_word(filter + i, word);
     }
+    if (i < end) bits[i / word] = mark_word(filter + i, end - i);
+    return bits_of(largest > 0x7f800000) != 0;
 }
 
-template <bool masked> void stage(const Dense& dense, const Order& order, int64_t at, int results, float* staged) {
-    const auto run = order.taps == 9 ? stage<masked, 9> : order.taps == 1 ? stage<masked, 1> : stage<masked, 0>;
-    run(dense, order, at, results, staged);
-}
+// Which weights of one result channel were kept, W to a word, and how many before each word.
+struct Kept {
+    uint16_t* words;
+    int* before;
 
-// Appends the weights that are not smaller than the threshold (NaN among them); returns how many. Up to W entries
-// behind them may be written.
-int append_kept(const float* weights, const uint16_t* offsets, int n, float threshold, float* to_values,
-             uint16_t* to_offsets) {
+    int until(int i) const { return before[i / W] + __builtin_popcount(words[i / W] & ((1u << i % W) - 1)); }
+};
+
+// Appends the weights of one result channel that are not smaller than the threshold (NaN among them), list after list;
+// returns how many. Up to W entries behind them may be written.
+template <bool in_memory_order>
+int append_kept(const float* weights, const Order& order, float threshold, float* to_values, uint16_t* to_offsets,
+                Kept kept) {
+    const int n = order.channels * order.taps;
+    const int *places = order.places.data, *offsets = order.offsets.data;
     int count = 0;
 #if defined(__AVX512F__)
     const __m512 limit = _mm512_set1_ps(threshold);
-    for (int i = 0; i < n; i += W) {
-        const __mmask16 inside = n - i < W ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
-        const __m512 weight = _mm512_maskz_loadu_ps(inside, weights + i);
-        const __mmask16 kept = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), limit, _CMP_NLT_UQ);
-        const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i));
-        const __m512i offset = _mm512_maskz_cvtepu16_epi32(inside, narrow);  // the unmasked form warns in GCC 12
-        const __mmask16 kept_first = __mmask16((1u << __builtin_popcount(kept)) - 1);
-        _mm512_storeu_ps(to_values + count, _mm512_maskz_compress_ps(kept, weight));
+    const __mmask16 all = 0xffff;  // the forms without a mask warn in GCC 12
+    const auto append = [&](int i, __mmask16 inside) __attribute__((always_inline)) {
+        const __m512 weight = in_memory_order ? _mm512_maskz_loadu_ps(inside, weights + i)
+                                              : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside,
+                                                                         _mm512_loadu_si512(places + i), weights, 4);
+        const __mmask16 these = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), limit, _CMP_NLT_UQ);
+        const __m512i their_offsets = _mm512_maskz_compress_epi32(these, _mm512_loadu_si512(offsets + i));
+        _mm512_storeu_ps(to_values + count, _mm512_maskz_compress_ps(these, weight));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to_offsets + count),
-                            _mm512_maskz_cvtepi32_epi16(kept_first, _mm512_maskz_compress_epi32(kept, offset)));
-        count += __builtin_popcount(kept);
-    }
+                            _mm512_maskz_cvtepi32_epi16(all, their_offsets));
+        kept.words[i / W] = uint16_t(these);
+        kept.before[i / W] = count;
+        count += __builtin_popcount(these);
+    };
+    int i = 0;
+    for (; i + W <= n; i += W) append(i, all);
+    append(i, __mmask16(first_lanes(n - i)));
 #else
-    for (int i = 0; i < n; i++) {
-        to_values[count] = weights[i];
-        to_offsets[count] = offsets[i];
-        count += !(__builtin_fabsf(weights[i]) < threshold);
+    for (int i = 0; i <= n; i++) {
+        if (i % W == 0) {
+            kept.words[i / W] = 0;
+            kept.before[i / W] = count;
+        }
+        if (i == n) break;
+        const float weight = weights[in_memory_order ? i : places[i]];
+        const int keep = !(__builtin_fabsf(weight) < threshold);
+        to_values[count] = weight;
+        to_offsets[count] = uint16_t(offsets[i]);
+        kept.words[i / W] |= uint16_t(keep << i % W);
+        count += keep;
     }
 #endif
     return count;
 }
 
-// Which of three weights are kept.
-inline int pattern_of(const float* weights, float threshold) {
-    int pattern = 0;
-    for (int i = 0; i < 3; i++) pattern |= !(__builtin_fabsf(weights[i]) < threshold) << i;
-    return pattern;
+// Finds which of each three weights are kept, W groups at a time, and lists the groups that keep any: their number
+// and their pattern. Counts groups by pattern; returns how many are listed.
+int find_patterns(const float* weights, const Order& order, int groups, float threshold, int32_t* listed,
+                  int32_t* their_patterns, int32_t (&members)[patterns]) {
+    int count = 0;
+    for (int first = 0; first < groups; first += W) {
+        const int lanes = groups - first < W ? groups - first : W;
+        vi pattern{};
+        for (int i = 0; i < 3; i++) {
+            const float* from = weights + i * order.direction;
+#if defined(__AVX512F__)
+            const __mmask16 inside = __mmask16(first_lanes(lanes));
+            const __m512i places = _mm512_loadu_si512(order.group_places.data + first);
+            const __m512 weight = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, places, from, 4);
+            const __mmask16 kept = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), _mm512_set1_ps(threshold),
+                                                           _CMP_NLT_UQ);
+            pattern |= reinterpret_cast<vi>(_mm512_maskz_set1_epi32(kept, 1 << i));
+#else
+            for (int lane = 0; lane < lanes; lane++) {
+                const float weight = from[order.group_places.data[first + lane]];
+                pattern[lane] |= !(__builtin_fabsf(weight) < threshold) << i;
+            }
+#endif
+        }
+        for (int p = 1; p < patterns; p++) members[p] += __builtin_popcount(bits_of(pattern == p));
+        const unsigned some = bits_of(pattern != 0);
+        vi number{};
+        for (int lane = 0; lane < W; lane++) number[lane] = first + lane;
+        compress(listed + count, number, some);
+        count += compress(their_patterns + count, pattern, some);
+    }
+    return count;
 }
 
-// Writes the kept ones of three weights; returns where they end.
-inline float* append_three(const float* weights, int pattern, float* to) {
+// Writes the kept ones of three weights, `direction` apart; returns where they end.
+inline float* append_three(const float* weights, int direction, int pattern, float* to) {
 #if defined(__AVX512F__)
-    const __mmask8 first = __mmask8((1u << __builtin_popcount(pattern)) - 1);
-    _mm_mask_storeu_ps(to, first, _mm_maskz_compress_ps(__mmask8(pattern), _mm_maskz_loadu_ps(7, weights)));
-    return to + __builtin_popcount(pattern);
+    const __m128 in_memory = _mm_maskz_loadu_ps(7, weights + (direction < 0 ? -2 : 0));
+    const __m128 three = direction < 0 ? _mm_shuffle_ps(in_memory, in_memory, 0b11000110) : in_memory;
+    const __mmask8 first = __mmask8((1u << __builtin_popcount(unsigned(pattern))) - 1);
+    _mm_mask_storeu_ps(to, first, _mm_maskz_compress_ps(__mmask8(pattern), three));
+    return to + __builtin_popcount(unsigned(pattern));
 #else
     for (int i = 0; i < 3; i++) {
-        if (pattern >> i & 1) *to++ = weights[i];
+        if (pattern >> i & 1) *to++ = weights[i * direction];
     }
     return to;
 #endif
 }
 
 // Appends the kept weights of rows of a kernel, sorted by their pattern; returns how many.
-int sort_by_pattern(const float* weights, const uint16_t* offsets, int groups, float threshold, float* to_values,
+int sort_by_pattern(const float* weights, const Order& order, float threshold, float* to_values,
                     uint16_t* to_offsets, int32_t* counts) {
-    constexpr int most = cache_bytes / (trimmed_tile * trimmed_tile * int(sizeof(vf))) * 3;
-    uint8_t found[most];
-    int32_t members[patterns] = {};
-    for (int group = 0; group < groups; group++) {
-        found[group] = uint8_t(pattern_of(weights + 3 * group, threshold));
-        members[found[group]]++;
-    }
+    constexpr int most = cache_bytes / (trimmed_tile * trimmed_tile * int(sizeof(vf))) * 3 + W;
+    int32_t listed[most], their_patterns[most], members[patterns] = {};
+    const int found = find_patterns(weights, order, order.channels * order.taps / 3, threshold, listed,
+                                    their_patterns, members);
     float* value[patterns];
     uint16_t* offset[patterns];
     float* end = to_values;
@@ -180,84 +224,155 @@ int sort_by_pattern(const float* weights, const uint16_t* offsets, int groups, f
         end += members[pattern] * __builtin_popcount(unsigned(pattern));
         to_offsets += members[pattern];
     }
-    float nothing[1];
-    uint16_t nowhere[most];
-    value[0] = nothing;  // groups without a kept weight go there: a branch would be guessed wrong
-    offset[0] = nowhere;
-    for (int group = 0; group < groups; group++) {
-        const int pattern = found[group];
-        value[pattern] = append_three(weights + 3 * group, pattern, value[pattern]);
-        *offset[pattern]++ = offsets[3 * group];
+    for (int i = 0; i < found; i++) {
+        const int group = listed[i], pattern = their_patterns[i];
+        const float* first = weights + order.group_places.data[group];
+        value[pattern] = append_three(first, order.direction, pattern, value[pattern]);
+        *offset[pattern]++ = uint16_t(order.offsets.data[3 * group]);
     }
     return int(end - to_values);
 }
 
+constexpr int most_parts = 64;  // threads, each with a stretch of its own in every block of grad_input
+
 int64_t block_capacity(const ConvShape& s, const Tiles& t) {
-    return (int64_t(t.block) * t.results * s.r * s.s + 2 * W - 1) / W * W;
+    return (int64_t(t.block) * t.results * s.r * s.s + (most_parts + 1) * W - 1) / W * W;
 }
 
-struct Packing {
+// The lists of one product, and the tables by which they are made.
+struct Lister {
     const ConvShape& shape;
-    const Tiles& tiles;
-    Dense dense;
-    float threshold;
-    Order order, last_order;  // of a full block, of the last one
+    const Tiles tiles;
+    const bool forward;
+    const Dense dense;
+    const float threshold;
+    const int taps, together;  // result channels that are staged together; forward takes one, from where it lies
+    const Order order, last_order;  // of a full block, of the last one
     int32_t* starts;
     float* values;
     uint16_t* offsets;
 
-    // Appends `results` result channels of a block at `at`; returns where they end. `staged` is scratch.
-    int64_t append(int block, int result, int results, int64_t at, float* staged) const {
-        const Order& which = block + 1 < tiles.blocks ? order : last_order;
-        const int first = block * tiles.block, slots = which.channels * which.taps;
-        const int64_t from = first * dense.source_stride + result * dense.result_stride;
-        const float* weights = dense.weights + from;
-        if (staged) {
-            (dense.mask ? stage<true> : stage<false>)(dense, which, from, results, staged);
-            weights = staged;
+    Lister(const ConvShape& s, Product product, Dense dense, float threshold, PackedWeights to)
+        : shape(s), tiles(tiles_of(s, product)), forward(product == Product::forward), dense(dense),
+          threshold(threshold), taps(s.r * s.s), together(forward ? 1 : staged_together()),
+          order(s, tiles, product, tiles.block, together * taps),
+          last_order(s, tiles, product, tiles.channels - (tiles.blocks - 1) * tiles.block, together * taps),
+          starts(to.starts), values(to.values), offsets(to.offsets) {}
+
+    int staged_together() const {
+        const int few = staged_floats / (tiles.block * taps);
+        return few < 1 ? 1 : few < tiles.results ? few : tiles.results;
+    }
+
+    int64_t slots() const { return int64_t(tiles.block) * taps; }  // of a result channel in a block
+    int64_t result_stride() const { return int64_t(taps) * (forward ? shape.c : 1); }
+    int64_t source_stride() const { return int64_t(taps) * (forward ? 1 : shape.c); }
+    int64_t beginning(int block) const { return block * block_capacity(shape, tiles); }
+
+    // The weights from the sources of a block to `results` result channels, as [source][result][tap].
+    const float* stage(const Order& which, int block, int result, int results, float* staged) const {
+        const int64_t from = block * tiles.block * source_stride() + result * result_stride();
+        const uint8_t* mask = dense.mask ? dense.mask + from : nullptr;
+        if (forward) {
+            if (!mask) return dense.weights + from;
+            copy_kept(dense.weights + from, mask, which.channels * taps, staged);
+            return staged;
         }
+        for (int i = 0; i < which.channels; i++) {
+            const int64_t row = i * source_stride();
+            const float* weights = dense.weights + from + row;
+            for (int n = results * taps; n < 2 * results * taps; n += 16) {
+                __builtin_prefetch(weights + n, 0, 2);  // of the next results
+            }
+            copy_kept(weights, mask ? mask + row : nullptr, results * taps, staged + i * together * taps);
+        }
+        return staged;
+    }
+
+    // Appends `results` result channels of a block at `at`; returns where they end.
+    int64_t append(int block, int result, int results, int64_t at, float* staged, Kept kept) const {
+        const Order& which = block + 1 < tiles.blocks ? order : last_order;
+        const float* weights = stage(which, block, result, results, staged);
+        const auto append_row = which.in_memory_order ? append_kept<true> : append_kept<false>;
         int32_t* start = starts + block * block_starts(tiles) + int64_t(result) * tiles.classes() * tiles.starts();
-        for (int i = 0; i < results; i++, weights += slots) {
+        for (int i = 0; i < results; i++, weights += taps) {
             if (tiles.lists == Lists::by_pattern) {
                 *start++ = int32_t(at);
-                at += sort_by_pattern(weights, which.offsets.data, slots / 3, threshold, values + at, offsets + at,
-                                      start);
+                at += sort_by_pattern(weights, which, threshold, values + at, offsets + at, start);
                 start += patterns - 1;
                 continue;
             }
-            for (int list = 0, done = 0; list < which.lists; done = which.ends.data[list++]) {
-                *start++ = int32_t(at);
-                at += append_kept(weights + done, which.offsets.data + done, which.ends.data[list] - done, threshold,
-                               values + at, offsets + at);
+            const int count = append_row(weights, which, threshold, values + at, offsets + at, kept);
+            for (int list = 0; list < which.lists; list++) {
+                *start++ = int32_t(at) + (list ? kept.until(which.ends[list - 1]) : 0);
+                if (tiles.lists == Lists::one) *start++ = int32_t(at) + kept.until(which.ends[list]);
             }
+            at += count;
+            if (tiles.lists == Lists::by_tap) *start++ = int32_t(at);
         }
-        *start = int32_t(at);
         return at;
     }
+};
 
-    // All of the blocks [first, last), in the order in which the dense weights lie in memory; returns the number kept.
-    int64_t blocks(int first, int last) const {
-        const bool forward = dense.source_stride == order.taps;
-        const bool staging = dense.mask || !order.in_memory_order || !forward;
-        const int slots = order.channels * order.taps, few = staged_floats / slots;
-        const int together = !staging || few < 1 ? 1 : few > tiles.results ? tiles.results : few;
-        Buffer<float> scratch(size_t(together) * slots);
-        float* staged = staging ? scratch.data : nullptr;
-        Buffer<int64_t> at(last - first);
-        const int64_t capacity = block_capacity(shape, tiles);
-        for (int block = first; block < last; block++) at[block - first] = block * capacity;
-        const int inner = forward ? last - first : 1;
-        for (int outer = first; outer < last; outer += inner) {
-            for (int result = 0; result < tiles.results; result += together) {
-                const int results = result + together < tiles.results ? together : tiles.results - result;
-                for (int block = outer; block < outer + inner; block++) {
-                    at[block - first] = append(block, result, results, at[block - first], staged);
-                }
-            }
+// One thread's part: the weights of input channels [first, last), for either product or both.
+struct Part {
+    const ConvShape& shape;
+    const Lister *forward, *grad_input;
+    uint16_t* bits;
+    int first, last, number;
+    Buffer<float> staged;
+    Buffer<uint16_t> words;
+    Buffer<int> before;
+    Buffer<int64_t> at;  // of forward's blocks
+
+    Part(const ConvShape& s, const Lister* forward, const Lister* grad_input, uint16_t* bits, int first, int last,
+         int number)
+        : shape(s), forward(forward), grad_input(grad_input), bits(bits), first(first), last(last), number(number),
+          staged(scratch()), words(scratch() / W + 1), before(scratch() / W + 1),
+          at(forward ? forward->tiles.blocks : 0) {}
+
+    size_t scratch() const {
+        const int64_t a = forward ? forward->slots() : 0;
+        const int64_t b = grad_input ? grad_input->slots() * grad_input->together : 0;
+        return size_t(a > b ? a : b) + W;
+    }
+
+    // The filters of one block of grad_input at a time: it finds them in the cache, where forward left them.
+    int64_t run(bool& nan) {
+        const int64_t block_size = grad_input ? grad_input->tiles.block : shape.k;
+        int64_t kept = 0;
+        if (forward) for (int b = 0; b < forward->tiles.blocks; b++) at[b] = forward->beginning(b);
+        for (int k = 0, block = 0; k < shape.k; k += block_size, block++) {
+            const int end = int(least(k + block_size, shape.k));
+            if (forward) for (int filter = k; filter < end; filter++) kept += list_filter(filter, nan);
+            if (grad_input) list_inputs(block);
+        }
+        return kept;
+    }
+
+    int64_t list_filter(int filter, bool& nan) {
+        const int64_t taps = forward->taps, size = forward->result_stride();
+        if (bits) {  // a word that two threads share is the first one's
+            const int64_t begin = (first * taps + word - 1) / word * word;
+            const int64_t end = least((last * taps + word - 1) / word * word, size);
+            nan |= mark(forward->dense.weights + filter * size, begin, end, size, forward->threshold,
+                        bits + filter * ((size + word - 1) / word));
         }
         int64_t kept = 0;
-        for (int block = first; block < last; block++) kept += at[block - first] - block * capacity;
+        for (int b = first / forward->tiles.block; b * forward->tiles.block < last; b++) {
+            const int64_t end = forward->append(b, filter, 1, at[b], staged.data, {words.data, before.data});
+            kept += end - at[b];
+            at[b] = end;
+        }
         return kept;
+    }
+
+    void list_inputs(int block) {
+        int64_t to = grad_input->beginning(block) + first * grad_input->slots() + number * W;
+        for (int c = first; c < last; c += grad_input->together) {
+            const int results = int(least(grad_input->together, last - c));
+            to = grad_input->append(block, c, results, to, staged.data, {words.data, before.data});
+        }
     }
 };
 
@@ -274,24 +389,26 @@ int64_t weight_capacity(ConvShape shape, int product) {
     return t.blocks * block_capacity(shape, t) + W;
 }
 
-int64_t pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, float threshold, int product,
-                     int32_t* starts, float* values, uint16_t* offsets, int threads) {
-    const Product which = Product(product);
-    const Tiles t = tiles_of(shape, which);
-    const int64_t taps = shape.r * shape.s, filter = taps * shape.c;
-    const bool forward = which == Product::forward;
-    const Dense dense{weights, mask, forward ? filter : taps, forward ? taps : filter};
+// Either product may be left out (no `starts`). With `bits`, which goes with forward and without a mask, what is kept
+// is marked there as well, [k][ceil(c*r*s / 16)], and NaN among it is looked for. Forward counts what is kept.
+Packed pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, float threshold,
+                    PackedWeights forward, PackedWeights grad_input, uint16_t* bits, int threads) {
+    if (bits && (mask || !forward.starts)) invalid("pack_weights: bits go with forward and without a mask.");
     const float limit = mask || !(threshold > least_magnitude) ? least_magnitude : threshold;
-    const int last_block = t.channels - (t.blocks - 1) * t.block;
-    const Packing packing{shape, t, dense, limit, {shape, t, which, t.block}, {shape, t, which, last_block},
-                          starts, values, offsets};
-    const int parts = threads < t.blocks ? threads : t.blocks;
+    const Lister of_forward(shape, Product::forward, {weights, mask}, limit, forward);
+    const Lister of_grad_input(shape, Product::grad_input, {weights, mask}, limit, grad_input);
+    const int unit = forward.starts ? of_forward.tiles.block : 1, units = (shape.c + unit - 1) / unit;
+    const int parts = int(least(least(threads, units), most_parts));
     int64_t kept = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : kept)
+    bool nan = false;
+#pragma omp parallel for num_threads(threads) reduction(+ : kept) reduction(|| : nan)
     for (int part = 0; part < parts; part++) {
-        kept += packing.blocks(part * t.blocks / parts, (part + 1) * t.blocks / parts);
+        const int first = part * units / parts * unit, last = int(least((part + 1) * units / parts * unit, shape.c));
+        Part mine(shape, forward.starts ? &of_forward : nullptr, grad_input.starts ? &of_grad_input : nullptr, bits,
+                  first, last, part);
+        kept += mine.run(nan);
     }
-    return kept;
+    return {kept, nan};
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -4,7 +4,7 @@
 //       row (result channel, class)       one after the other
 //         list                            weights by source channel
 //
-//     starts[blocks][rows*lists + 1]   where each list begins in the two arrays below, and where the block ends
+//     starts[blocks][rows][lists + 1]  where each list begins in the two arrays below, and where the last one ends
 //     values[], offsets[]              a weight, and where its source lies in the packed tile (vectors)
 //
 // A row has one list, or one a tap. By pattern it has seven, of groups of one to three weights of a row of the kernel
@@ -22,6 +22,6 @@ struct SparseWeights {
     const uint16_t* offsets;
 };
 
-inline int64_t block_starts(const Tiles& t) { return int64_t(t.rows()) * t.starts() + 1; }
+inline int64_t block_starts(const Tiles& t) { return int64_t(t.rows()) * t.starts(); }
 
 }  // namespace torchswat::SWAT_ISA

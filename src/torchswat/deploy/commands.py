@@ -1,0 +1,125 @@
+"""The commands ``torchswat export``, ``predict`` and ``serve``: their words, and what they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from torchswat.errors import InvalidData, MissingDependency
+
+console = Console(soft_wrap=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that `torchswat export` wrote.")]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Of a run, the best checkpoint.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the files (default: export/ in the run).")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="sparse (default), dense, onnx, program or all; several times."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder with the data sets (default: $TORCHSWAT_DATA).")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Compare predictions with the trained network's on all test images.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Write a trained network, pruned, into small files that answer fast.
+
+    [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with exact
+    zeros; [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
+    """
+    from torchswat.deploy.export import FORMATS, export_run
+
+    wanted = tuple(FORMATS) if formats and "all" in formats else tuple(formats or ("sparse",))
+    exported = export_run(run, output, wanted, root=data_root, check=check)
+    if as_json:
+        print(json.dumps(vars(exported), indent=2))
+        return
+    for name, file in exported.files.items():
+        console.print(
+            f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x smaller than dense",
+            highlight=False,
+        )
+    if exported.images:
+        console.print(
+            f"Predictions of {exported.images} test images: {exported.differing} differ from the trained "
+            f"network's; accuracy {exported.accuracy:.2f}%.",
+            highlight=False,
+        )
+
+
+def predict(
+    model: Model,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files or folders.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is on pictures, with probabilities."""
+    import torch
+
+    from torchswat.deploy.predict import find_pictures
+    from torchswat.deploy.predict import predict as guess
+    from torchswat.runtime.network import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    wrong, rows = 0, []
+    table = Table(box=None, pad_edge=False)
+    for name in ("picture", "class", "probability"):
+        table.add_column(name, justify="right" if name == "probability" else "left")
+    for file, found in guess(load(model), find_pictures(pictures), top):
+        if isinstance(found, InvalidData):
+            wrong += 1
+            rows.append({"picture": str(file), "error": str(found)})
+            table.add_row(str(file), f"unreadable: {found}", "")
+            continue
+        rows.append({"picture": str(file), "guesses": [each.to_json() for each in found]})
+        for place, each in enumerate(found):
+            table.add_row("" if place else str(file), each.name, f"{100 * each.probability:.1f}%")
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        console.print(table, markup=False)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a picture, at most.")] = 10 * 2**20,
+    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures in a batch, at most.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 256,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")] = None,
+) -> None:
+    """Answer over HTTP what is on pictures: POST /predict, /health, /metrics, and a page to try it."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            f'serving needs {error.name}, which is not installed: pip install "torchswat[serve]"'
+        ) from error
+    import torch
+
+    from torchswat.deploy.service import Limits
+    from torchswat.deploy.service import serve as run
+    from torchswat.runtime.network import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    limits = Limits(bytes=max_bytes, batch=max_batch, room=max_waiting)
+    run(load(model), host, port, limits, lambda address: print(f"Listening on {address}", flush=True))

@@ -1,0 +1,73 @@
+"""Export to ONNX, for runtimes that know nothing of sparsity, and the check that they compute the same."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from torchswat.errors import InvalidValue, MissingDependency
+from torchswat.files import write_atomically
+
+INSTALL = 'pip install "torchswat[export]"'
+
+
+def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> None:
+    """Write a plain, pruned network as an ONNX file that takes any number of pictures.
+
+    Parameters
+    ----------
+    model : Module
+        Of plain torch modules (see `torchswat.runtime.trace.pruned`).
+    path : Path
+        Of the file; weights are inside it.
+    input_shape : (C, H, W)
+        Of one picture. The input is called ``pictures``, float32 (N, C, H, W), normalised as in training; the
+        output ``scores``, (N, classes).
+
+    Raises
+    ------
+    MissingDependency
+        Where onnx or onnxscript is not installed.
+    InvalidValue
+        Where torch cannot export the network.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from error
+    pictures = torch.zeros(2, *input_shape)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls
+        file = Path(folder) / "network.onnx"
+        try:
+            torch.onnx.export(
+                model.eval(),
+                (pictures,),
+                str(file),
+                dynamo=True,
+                input_names=["pictures"],
+                output_names=["scores"],
+                dynamic_shapes=({0: torch.export.Dim("pictures", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise InvalidValue(f"torch cannot export this network to ONNX: {error}") from error
+        content = file.read_bytes()
+    write_atomically(path, content)
+
+
+def run_onnx(path: Path, pictures: Tensor) -> Tensor:
+    """Return what ONNX Runtime makes of `pictures`, float32 (N, C, H, W)."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(f"checking an ONNX file needs onnxruntime: {INSTALL}") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"pictures": pictures.numpy()})
+    return torch.from_numpy(scores)

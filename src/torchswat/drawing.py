@@ -1,0 +1,64 @@
+"""How every drawing of this project looks: few colours, no frame, and SVG that a page can recolour.
+
+An SVG keeps its text as text and is the same file each time. The colours are a small fixed set, so that a
+page with a dark background can replace each by another.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0b62a4", "#c8511b", "#3a8f3f", "#8a56a5", "#b58900", "#2a9d9d", "#a33b5e", "#6b6f76")
+"""Of series, in the order in which they are taken."""
+
+INK, FAINT = "#222222", "#bbbbbb"
+"""Of text and axes; of grids and what stays in the background."""
+
+MARKERS = "os^Dv*PX"
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.titlecolor": INK,
+}
+
+
+def panels(
+    columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.3
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, row by row; `width` and `height` are those of one panel, in inches."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, [panel for row in axes for panel in row]
+
+
+def legend(panel: Axes, **options: Any) -> None:
+    """Add a small legend without a frame."""
+    panel.legend(**{"frameon": False, "fontsize": 8, **options})
+
+
+def caption(figure: Figure, text: str) -> None:
+    """Write below a figure what a reader must know about it."""
+    figure.supxlabel(text, fontsize=7.5, color=INK, ha="left", x=0.01)
+
+
+def render(figure: Figure, kind: str, name: str) -> bytes:
+    """Return `figure` as ``svg`` or ``png``; `name` keeps the ids of several SVGs in one page apart."""
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        if kind == "svg":
+            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        else:
+            figure.savefig(drawn, format=kind, dpi=150, facecolor="white")
+    return drawn.getvalue()

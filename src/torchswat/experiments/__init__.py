@@ -1,0 +1,1 @@
+"""The paper's figures and claims, each made again by ``torchswat reproduce``."""

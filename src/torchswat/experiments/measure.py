@@ -1,0 +1,114 @@
+"""What is measured beside what is counted: seconds of whole training steps, and bytes that stay alive."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchswat import models
+from torchswat.bench.breakdown import breakdown
+from torchswat.bench.race import faster, median, race
+from torchswat.bench.record import circumstances
+from torchswat.convert import sparsify_
+from torchswat.training.checkpoint import write_atomically
+
+
+def measured_steps(
+    network: str, form: str, sparsities: tuple[float, ...], batch_size: int, repeats: int, folder: Path
+) -> dict[str, Any]:
+    """Time training steps of a network, dense and with SWAT, and weigh what they keep for the backward pass.
+
+    What was measured is kept in `folder` and read from there the next time.
+
+    Parameters
+    ----------
+    network, form : str
+        As in `torchswat.models.create`.
+    sparsities : tuple of float
+        Of SWAT, whose thresholds are found from a sample in every step.
+    batch_size, repeats : int
+        Images in the step; timed rounds, in which all contestants take turns.
+    folder : Path
+        Of the file.
+
+    Returns
+    -------
+    dict
+        ``circumstances``; ``dense_ms`` of the faster memory layout, ``dense_bytes``; by sparsity as text
+        ``ms``, ``bytes`` and ``selection_share``, the share of a step that finds thresholds. Medians.
+    """
+    name = f"{network}-{form}-b{batch_size}-{'-'.join(f'{100 * s:g}' for s in sparsities)}"
+    path = folder / f"measured-{name}-{torch.get_num_threads()}threads-{repeats}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    info = models.info(network, form)
+    torch.manual_seed(0)
+    model = models.create(network, form=form)
+    images = torch.randn(batch_size, info.in_channels, info.image_size, info.image_size)
+    labels = torch.randint(info.num_classes, (batch_size,))
+    sparse = {s: sparsify_(copy.deepcopy(model), "swat", s, method="sample") for s in sparsities}
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = {"nchw": _step(model, images, labels)}
+    steps["channels_last"] = _step(last, images.contiguous(memory_format=torch.channels_last), labels)
+    steps |= {str(s): _step(twin, images, labels) for s, twin in sparse.items()}
+    situation = circumstances(seed=0, repeats=repeats)
+    times = race(steps, repeats)
+    dense = faster({layout: times[layout] for layout in ("nchw", "channels_last")})
+    found: dict[str, Any] = {
+        "circumstances": situation,
+        "dense_ms": median(times[dense]),
+        "dense_bytes": kept_bytes(model, images),
+        "samples": times,
+    }
+    for sparsity, twin in sparse.items():
+        parts = breakdown(steps[str(sparsity)], twin)
+        found[str(sparsity)] = {
+            "ms": median(times[str(sparsity)]),
+            "bytes": kept_bytes(twin, images),
+            "selection_share": parts["selection"] / sum(parts.values()),
+        }
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    return found
+
+
+def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model.train()(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def kept_bytes(model: nn.Module, images: Tensor) -> int:
+    """Return how many bytes a forward pass keeps alive for the backward pass, each storage once.
+
+    Parameters, buffers and the images themselves, which are there anyway, do not count.
+
+    Examples
+    --------
+    >>> kept_bytes(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(2, 4))  # the output of the ReLU
+    64
+    """
+    there = {*model.parameters(), *model.buffers(), images}
+    known = {tensor.untyped_storage().data_ptr() for tensor in there}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model.train()(images)  # noqa: F841 - as long as it lives, so does what was kept
+    return sum(kept.values())

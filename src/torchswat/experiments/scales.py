@@ -1,0 +1,225 @@
+"""One experiment at three sizes: a recipe for each, and in words what the smaller one changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchswat.errors import UnknownName
+from torchswat.training.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size of all trainings.
+
+    Attributes
+    ----------
+    name, summary : str
+        What it is called, and what it is for.
+    seeds : tuple of int
+        Every training is run once with each.
+    sparsities : tuple of float
+        Of the figures that draw accuracy over sparsity.
+    networks : dict of str to tuple
+        For each network of the paper, the name and the width of what stands for it.
+    data : dict of str to str
+        For each data set of the paper, the one that stands for it.
+    settings : tuple of str
+        Changes to the paper's recipe, as ``KEY=VALUE``.
+    """
+
+    name: str
+    summary: str
+    seeds: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    networks: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+
+    def network(self, name: str) -> str:
+        """Return what stands for a network of the paper, in words such as ``resnet18 x16``."""
+        stand_in, width = self.networks.get(name, (name, None))
+        return stand_in + (f" x{width}" if width else "")
+
+    def stands_for(self, data: str) -> str:
+        """Return the data set that stands for one of the paper's."""
+        return self.data.get(data, data)
+
+
+_PAPER_RECIPES = {"densenet121": "densenet-paper", "wrn28-10": "wrn-paper"}
+
+_SMOKE = (
+    "data.batch_size=32",
+    "data.train_limit=192",
+    "data.test_limit=100",
+    "optimizer.epochs=2",
+    "optimizer.milestones=[1]",
+    "optimizer.lr=0.05",
+    "analysis.every_steps=4",
+    "threads=1",
+)
+_CPU = (
+    "data.batch_size=64",
+    "data.train_limit=12800",
+    "optimizer.epochs=8",
+    "optimizer.milestones=[5, 7]",
+    "analysis.every_steps=100",
+    "checkpoint.every_steps=100",
+)
+_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "densenet121", "wrn28-10")
+_DATA = ("cifar10", "cifar100", "imagenet")
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            "seconds: shows that every step works and says nothing about the paper",
+            seeds=(0, 1),
+            sparsities=(0.5, 0.8),
+            networks=dict.fromkeys(_NETWORKS, ("resnet-digits", 8)),
+            data=dict.fromkeys(_DATA, "digits"),
+            settings=_SMOKE,
+        ),
+        Scale(
+            "cpu",
+            "hours on two cores: narrow networks, few epochs, CIFAR-10 or what there is of CIFAR-100",
+            seeds=(0, 1, 2),
+            sparsities=(0.5, 0.7, 0.8, 0.9),
+            networks={
+                **dict.fromkeys(_NETWORKS, ("resnet18", 16)),
+                "resnet101": ("resnet50", 8),
+                "wrn28-10": ("resnet18", 32),
+            },
+            data={"imagenet": "cifar10"},
+            settings=_CPU,
+        ),
+        Scale(
+            "paper",
+            "days on a GPU: the paper's networks, data and schedules",
+            seeds=(0, 1, 2),
+            sparsities=(0.5, 0.6, 0.7, 0.8, 0.9),
+            settings=("analysis.every_steps=500",),
+        ),
+    )
+}
+
+
+def scale_of(name: str, seeds: int | None = None, settings: tuple[str, ...] = ()) -> Scale:
+    """Return the scale of that name, with another number of seeds and with further settings where given.
+
+    Raises
+    ------
+    UnknownName
+        With the nearest known name.
+
+    Examples
+    --------
+    >>> scale_of("cpu", seeds=5, settings=("optimizer.epochs=2",)).seeds
+    (0, 1, 2, 3, 4)
+    """
+    if name not in SCALES:
+        raise UnknownName.of("scale", name, SCALES)
+    chosen = SCALES[name]
+    changes: dict[str, Any] = {"settings": (*chosen.settings, *settings)}
+    if seeds is not None:
+        changes["seeds"] = tuple(range(seeds))
+    return Scale(**{**vars(chosen), **changes})
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what is asked in the paper's terms, at some scale.
+
+    Attributes
+    ----------
+    network, data : str
+        The paper's; what stands for them is the scale's business.
+    algorithm, scope : str
+        As in a recipe.
+    sparsity : float
+        As in a recipe; 0 for dense.
+    seed : int
+        Of weights, batches and masks.
+    """
+
+    network: str
+    data: str
+    algorithm: str
+    sparsity: float
+    seed: int
+    scope: str = "nchw"
+
+    def recipe(self, scale: Scale) -> Recipe:
+        """Return the recipe of this training at a scale.
+
+        Examples
+        --------
+        >>> training = Training("resnet18", "cifar100", "swat", 0.8, seed=0)
+        >>> recipe = training.recipe(SCALES["smoke"])
+        >>> recipe.model.name, recipe.data.name, recipe.sparse.sparsity
+        ('resnet-digits', 'digits', 0.8)
+        """
+        return self._recipe(scale.networks.get(self.network, (self.network, None)), scale)
+
+    def reductions(self, scale: Scale) -> list[str]:
+        """Return in words every value in which the recipe at this scale departs from the paper's."""
+        paper = _flat(self._recipe((self.network, None), SCALES["paper"]))
+        here = _flat(self.recipe(scale))
+        telling = [key for key in here if key.partition(".")[0] in ("model", "data", "sparse", "optimizer")]
+        return [
+            f"{key} {_said(here[key])} (paper: {_said(paper.get(key))})"
+            for key in telling
+            if here[key] != paper.get(key)
+        ]
+
+    def _recipe(self, network: tuple[str, int | None], scale: Scale) -> Recipe:
+        stand_in, width = network
+        data = scale.stands_for(self.data)
+        base = "imagenet-paper" if data == "imagenet" else _PAPER_RECIPES.get(self.network, "cifar-paper")
+        form = "imagenet" if data == "imagenet" else "digits" if stand_in == "resnet-digits" else "cifar"
+        return load_recipe(
+            base,
+            [
+                f"name={scale.name}",
+                f"model.name={stand_in}",
+                f"model.form={form}",
+                f"model.width={'null' if width is None else width}",
+                f"data.name={data}",
+                f"sparse.algorithm={self.algorithm}",
+                f"sparse.sparsity={self.sparsity}",
+                f"sparse.scope={self.scope}",
+                f"seed={self.seed}",
+                *scale.settings,
+            ],
+        )
+
+    def folder_name(self, scale: Scale) -> str:
+        """Return the name of the run's folder: what it is, and a hash over all that its result depends on."""
+        recipe = self.recipe(scale)
+        values = recipe.model_dump(mode="json", exclude={"name", "about", "threads", "checkpoint"})
+        values["data"].pop("root")
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+        scope = "" if self.scope == "nchw" else f"-{self.scope}"
+        what = f"{self.algorithm}{scope}-{100 * self.sparsity:g}" if self.sparsity else "dense"
+        width = "" if recipe.model.width is None else f"x{recipe.model.width}"
+        return f"{recipe.model.name}{width}-{recipe.data.name}-{what}-s{self.seed}-{digest}"
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json")
+    return {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
+
+
+def _said(value: Any) -> str:
+    """A value in words: none is what the publication says, or everything."""
+    return "as published" if value is None else str(value)

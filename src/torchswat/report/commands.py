@@ -1,0 +1,36 @@
+"""The command ``torchswat report``: its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console(soft_wrap=True)
+
+
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="With runs, figures, benchmarks (default: runs)."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Make one self-contained HTML page of runs, reproduced figures and benchmarks.
+
+    [dim]Examples:[/dim]
+      torchswat report runs/20260102-030405-cifar-paper
+      torchswat report docs/reproduction docs/results -o docs/reproduction/index.html
+    """
+    from torchswat.report.discover import discover
+    from torchswat.report.page import make_page
+    from torchswat.training.checkpoint import write_atomically
+
+    found = discover(folders or [Path("runs")])
+    heading = title or ("The paper, reproduced" if found.results else "Training runs")
+    write_atomically(output, make_page(found, heading).encode())
+    counts = f"{len(found.results)} figures, {len(found.runs)} runs, {len(found.benchmarks)} benchmarks"
+    console.print(f"{output}: {counts}.", highlight=False, markup=False)

@@ -1,0 +1,47 @@
+"""The kept weights of a convolution, in the order in which a kernel walks through them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Lists = tuple[Tensor, Tensor, Tensor]
+"""Starts (int32), values (float32) and offsets (int16) of the lists."""
+
+FORWARD = 0
+
+
+def for_samples(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
+    """Return the lists that ``conv_forward_fused`` takes: of use for any number of samples."""
+    starts = torch.empty(native.weight_starts(shape, FORWARD), dtype=torch.int32)
+    capacity = native.weight_capacity(shape, FORWARD)
+    values, offsets = torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
+    pointers = (tensor.data_ptr() for tensor in (starts, values, offsets))
+    native.pack_weights(shape, weight.data_ptr(), 0, 0.0, FORWARD, *pointers, torch.get_num_threads())
+    return starts, values, offsets
+
+
+def for_rows(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
+    """Return the lists that ``conv_rows`` takes, for this number of samples.
+
+    A list holds a filter's weights from a block of channels; lists go by block, then filter.
+    """
+    k, _, r, s = weight.shape
+    tiling = np.empty(3 + r * s, np.int32)
+    native.rows_tiling(shape, tiling.ctypes.data)
+    (block, blocks, channel_vectors), taps = tiling[:3], tiling[3:]
+    dense = weight.numpy()
+    filters, channels, rows, columns = dense.nonzero()
+    of_list = channels // block * k + filters
+    order = np.argsort(of_list, kind="stable")
+    offsets = channels % block * channel_vectors + taps[rows * s + columns]
+    starts = np.concatenate([[0], np.bincount(of_list, minlength=blocks * k).cumsum()])
+    return (
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(dense[filters, channels, rows, columns][order]),
+        torch.from_numpy(offsets[order].astype(np.uint16).view(np.int16)),
+    )

@@ -1,0 +1,98 @@
+"""A network for inference as a torch module: `load` makes one of a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from torchswat.engine.loader import native
+from torchswat.errors import InvalidValue
+from torchswat.runtime import plain
+from torchswat.runtime.package import Package
+from torchswat.runtime.session import Sessions
+
+
+class Network(nn.Module):
+    """A pruned network that only infers, on the compiled engine where that was built.
+
+    It may be called from several Python threads at once, with batches of any size; each size needs a moment
+    of preparation when it is met first. Threads of one call are as many as `torch.set_num_threads` says.
+
+    Attributes
+    ----------
+    package : Package
+        The operations, and what is known of the network: ``package.about.classes`` and so on.
+    """
+
+    def __init__(self, package: Package) -> None:
+        super().__init__()
+        self.package = package
+        self._tensors = {name: torch.from_numpy(tensor) for name, tensor in package.tensors.items()}
+        self._sessions = Sessions(package.graph, self._tensors)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs, (N, classes), for normalised pictures `x`, float32 (N, C, H, W)."""
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.package.graph.input_shape:
+            raise InvalidValue(
+                f"the input has the shape {tuple(x.shape)}; this network takes (N, "
+                f"{', '.join(map(str, self.package.graph.input_shape))})"
+            )
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise InvalidValue(f"the input is {x.dtype} on {x.device}; this network takes float32 on the CPU")
+        if native() is None or not len(x):
+            return plain.run(self.package.graph, self._tensors, x)
+        return self._sessions.run(x)
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Return the probability of each class, (N, classes), for pixels, uint8 (N, C, H, W)."""
+        x = pictures.float().div_(255)
+        about = self.package.about
+        if about.mean:
+            mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
+            x = x.sub_(mean).div_(std)
+        return self(x).softmax(1)
+
+    def extra_repr(self) -> str:
+        tensors = self.package.tensors.values()
+        kept, all_of_them = sum(int((t != 0).sum()) for t in tensors), sum(t.size for t in tensors)
+        return f"{len(self.package.graph.nodes)} operations, {kept:,} of {all_of_them:,} weights"
+
+
+def load(path: str | os.PathLike[str]) -> Network:
+    """Read a network that `save` wrote, for inference.
+
+    Nothing in the file is executed, every size and offset is checked, and no more memory is taken than the
+    file accounts for.
+
+    Parameters
+    ----------
+    path : path
+        Of the file.
+
+    Returns
+    -------
+    Network
+        A torch module without parameters to train, in evaluation mode.
+
+    Raises
+    ------
+    MissingData
+        There is no such file.
+    InvalidData
+        It is truncated, damaged, or no network of torchswat.
+
+    Examples
+    --------
+    >>> import tempfile, torchswat
+    >>> path = f"{tempfile.mkdtemp()}/digits.safetensors"
+    >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+    >>> network = torchswat.load(path)
+    >>> network.package.graph.nodes[0].operation
+    'conv2d'
+    """
+    return Network(Package.read(Path(path))).eval()

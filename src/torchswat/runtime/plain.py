@@ -1,0 +1,71 @@
+"""The operations of a `Graph` in plain torch: what runs without the compiled engine, and what that must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchswat.runtime.graph import INPUT, OPERATIONS, Graph
+
+Body = Callable[[Mapping[str, int], list[Tensor], list[Tensor]], Tensor]
+
+
+def run(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Return the output of `graph` for the pictures `x`, (N, C, H, W)."""
+    results = {INPUT: x}
+    last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    for index, node in enumerate(graph.nodes):
+        own = [tensors[f"{node.name}.{part}"] for part in OPERATIONS[node.operation].tensors]
+        inputs = [results[name] for name in node.inputs]
+        result = BODIES[node.operation](node.settings, inputs, own)
+        results[node.name] = F.relu(result) if node.settings.get("relu") else result
+        for name in node.inputs:
+            if last_use[name] == index:
+                results.pop(name, None)
+    return results[graph.nodes[-1].name]
+
+
+def _conv2d(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    stride, padding = ((settings[f"{kind}_h"], settings[f"{kind}_w"]) for kind in ("stride", "padding"))
+    result = F.conv2d(inputs[0], *tensors, stride=stride, padding=padding)
+    return result if len(inputs) == 1 else result + inputs[1]
+
+
+def _affine(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    scale, shift = (tensor[:, None, None] for tensor in tensors)
+    return torch.addcmul(shift, inputs[0], scale)
+
+
+def _max_pool(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    window = settings["kernel"], settings["stride"], settings["padding"]
+    return F.max_pool2d(inputs[0], *window, ceil_mode=bool(settings["ceil"]))
+
+
+def _average_pool(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    return F.avg_pool2d(inputs[0], settings["kernel"], settings["stride"], settings["padding"])
+
+
+def _subsample(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    stride = settings["stride"]
+    return F.pad(inputs[0][:, :, ::stride, ::stride], (0, 0, 0, 0, 0, settings["new_channels"]))
+
+
+BODIES: dict[str, Body] = {
+    "conv2d": _conv2d,
+    "linear": lambda settings, inputs, tensors: F.linear(inputs[0], *tensors),
+    "affine": _affine,
+    "add": lambda settings, inputs, tensors: inputs[0] + inputs[1],
+    "relu": lambda settings, inputs, tensors: F.relu(inputs[0]),
+    "max_pool": _max_pool,
+    "average_pool": _average_pool,
+    "adaptive_average_pool": lambda settings, inputs, tensors: F.adaptive_avg_pool2d(
+        inputs[0], settings["size"]
+    ),
+    "concatenate": lambda settings, inputs, tensors: torch.cat(inputs, 1),
+    "subsample": _subsample,
+    "flatten": lambda settings, inputs, tensors: inputs[0].flatten(1),
+}
+"""The body of each row of `torchswat.runtime.graph.OPERATIONS`, without the ReLU that may follow."""

@@ -1,0 +1,272 @@
+"""A graph on the compiled engine: every step and every address settled before the first picture comes.
+
+All results are batch-innermost, [C][H][W][N], in one block of memory that is planned once for a number of
+pictures. A step is a call with all its arguments; a session is a list of them and its own block, so that
+several Python threads run side by side, each with a session out of the pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchswat.engine.loader import native
+from torchswat.runtime import lists
+from torchswat.runtime.arena import place
+from torchswat.runtime.graph import INPUT, Graph, Node, Shape
+
+Step = Callable[[], object]
+
+ROWS_BELOW = 16  # pictures: with fewer, lanes are neighbours in a row and not samples
+MOST_PICTURES = 256  # that run at once
+MOST_SIZES = 8  # numbers of pictures that stay prepared
+MOST_FLOATS = 2**28  # of one result
+
+
+class Sessions:
+    """The sessions of one network, made when they are needed; safe to use from several threads."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        self._graph, self._tensors = graph, tensors
+        shapes = graph.shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        self._shapes = shapes
+        self._most = max(1, min(MOST_PICTURES, MOST_FLOATS // max(map(_floats, shapes.values()))))
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[tuple, list[_Session]] = OrderedDict()
+        self._lists: dict[tuple, lists.Lists] = {}
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the outputs for pictures `x`, float32 (N, C, H, W) with N of at least 1."""
+        if len(x) > self._most:
+            return torch.cat([self.run(part) for part in x.split(self._most)])
+        module = native()
+        assert module is not None
+        key = len(x), torch.get_num_threads(), module.isa()
+        with self._lock:
+            pool = self._idle.setdefault(key, [])
+            session = pool.pop() if pool else None
+        if session is None:
+            session = _Session(self._graph, self._shapes, self._tensors, len(x), module, self._lists_of)
+        result = session.run(x)
+        with self._lock:
+            self._idle.setdefault(key, []).append(session)
+            self._idle.move_to_end(key)
+            while len(self._idle) > MOST_SIZES:
+                self._idle.popitem(last=False)
+                self._lists = {}  # those in use are held by their sessions
+        return result
+
+    def _lists_of(self, key: tuple, make: Callable[[], lists.Lists]) -> lists.Lists:
+        with self._lock:
+            found = self._lists.get(key)
+        if found is None:
+            found = make()
+            with self._lock:
+                found = self._lists.setdefault(key, found)
+        return found
+
+
+def _floats(shape: Shape) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+class _Session:
+    """Steps and memory for one number of pictures; used by one thread at a time."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        shapes: Mapping[str, Shape],
+        tensors: Mapping[str, Tensor],
+        pictures: int,
+        module: ModuleType,
+        lists_of: Callable[[tuple, Callable[[], lists.Lists]], lists.Lists],
+    ) -> None:
+        self.n, self.native, self.shapes, self.tensors, self.lists_of = (
+            pictures,
+            module,
+            shapes,
+            tensors,
+            lists_of,
+        )
+        self.threads = torch.get_num_threads()
+        self.held: list[Any] = []  # what steps have the addresses of
+        self.views = self._plan(graph)
+        self.workspace = torch.empty(0)
+        self.wanted = 0
+        makers = [_STEPS[node.operation](self, node) for node in graph.nodes]
+        self.workspace = torch.empty(self.wanted)
+        self.steps: list[Step] = [step for maker in makers for step in maker()]
+        self.output = self.views[graph.nodes[-1].name]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the outputs for the pictures `x`."""
+        x = x.contiguous()
+        first = self.views[INPUT]
+        self.native.nchw_to_inner(x.data_ptr(), first.data_ptr(), *x.shape, self.threads)
+        for step in self.steps:
+            step()
+        return self.output.permute(-1, *range(self.output.dim() - 1)).clone(
+            memory_format=torch.contiguous_format
+        )
+
+    def _plan(self, graph: Graph) -> dict[str, Tensor]:
+        """Return where each result lies: views, (C, H, W, N) or (C, N), of one block of memory."""
+        owner: dict[str, str] = {INPUT: INPUT}  # a flattened result is the same memory
+        lives = {INPUT: [0, 0]}
+        for index, node in enumerate(graph.nodes, start=1):
+            for name in node.inputs:
+                lives[owner[name]][1] = index
+            owner[node.name] = owner[node.inputs[0]] if node.operation == "flatten" else node.name
+            lives.setdefault(owner[node.name], [index, index])
+        lives[owner[graph.nodes[-1].name]][1] = len(graph.nodes) + 1
+        sizes = [4 * _floats(self.shapes[name]) * self.n for name in lives]
+        offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
+        block = torch.empty(total // 4)
+        self.held.append(block)
+        starts = dict(zip(lives, offsets, strict=True))
+        return {
+            name: block[starts[mine] // 4 :][: _floats(self.shapes[name]) * self.n].view(
+                *self.shapes[name], self.n
+            )
+            for name, mine in owner.items()
+        }
+
+    def lend(self, floats: int) -> None:
+        """Note that a step needs a workspace of that size."""
+        self.wanted = max(self.wanted, floats)
+
+    def hold(self, tensor: Tensor) -> int:
+        """Return the address of a tensor, and keep it alive."""
+        self.held.append(tensor)
+        return tensor.data_ptr()
+
+
+Maker = Callable[[], list[Step]]
+"""Makes the steps of a node once the workspace is there."""
+
+
+def _convolution(session: _Session, node: Node) -> Maker:
+    stride = node.settings["stride_h"], node.settings["stride_w"]
+    padding = node.settings["padding_h"], node.settings["padding_w"]
+    source = session.shapes[node.inputs[0]]
+    return _convolve(session, node, source, session.shapes[node.name], stride, padding)
+
+
+def _linear(session: _Session, node: Node) -> Maker:
+    """A picture of one pixel; with few pictures a dense product of matrices is faster."""
+    weight, bias = (session.tensors[f"{node.name}.{part}"] for part in ("weight", "bias"))
+    if session.n >= ROWS_BELOW:
+        source, result = ((*session.shapes[name], 1, 1) for name in (node.inputs[0], node.name))
+        return _convolve(session, node, source, result, (1, 1), (0, 0))
+    x, y = session.views[node.inputs[0]], session.views[node.name]
+    steps: list[Step] = [partial(torch.addmm, bias.unsqueeze(1), weight, x, out=y)]
+    return lambda: steps + ([partial(y.clamp_min_, 0)] if node.settings["relu"] else [])
+
+
+def _convolve(
+    session: _Session,
+    node: Node,
+    source: Shape,
+    result: Shape,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Maker:
+    """Take the kernel that suits the number of pictures, and lists of the kept weights in its order."""
+    module, n, threads = session.native, session.n, session.threads
+    weight, bias = (session.tensors[f"{node.name}.{part}"] for part in ("weight", "bias"))
+    weight = weight.view(*weight.shape, *(1,) * (4 - weight.dim()))
+    shape = module.ConvShape(n, *source, weight.shape[0], *weight.shape[2:], *stride, *padding, *result[1:])
+    by_rows = n < ROWS_BELOW
+    kernel = module.conv_rows if by_rows else module.conv_forward_fused
+    make = partial(lists.for_rows if by_rows else lists.for_samples, module, shape, weight)
+    packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
+    session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
+    residual = session.views[node.inputs[1]].data_ptr() if len(node.inputs) > 1 else 0
+    relu = bool(node.settings["relu"])
+    arguments = (
+        session.views[node.inputs[0]].data_ptr(),
+        *(session.hold(tensor) for tensor in packed),
+        session.hold(bias),
+        residual,
+        relu,
+        session.views[node.name].data_ptr(),
+    )
+    return lambda: [partial(kernel, shape, *arguments, session.workspace.data_ptr(), threads)]
+
+
+def _affine(session: _Session, node: Node) -> Maker:
+    x, y = session.views[node.inputs[0]], session.views[node.name]
+    scale, shift = (session.hold(session.tensors[f"{node.name}.{part}"]) for part in ("scale", "shift"))
+    channels = len(x)
+    lengths = channels, x.numel() // channels
+    relu = bool(node.settings["relu"])
+    kernel, threads = session.native.affine_forward, session.threads
+    return lambda: [partial(kernel, x.data_ptr(), *lengths, scale, shift, 0, relu, y.data_ptr(), 0, threads)]
+
+
+def _pool(session: _Session, node: Node) -> Maker:
+    x, y = session.views[node.inputs[0]], session.views[node.name]
+    window = (node.settings[part] for part in ("kernel", "stride", "padding"))
+    average = node.operation == "average_pool"
+    arguments = x.data_ptr(), *x.shape, *window, *y.shape[1:3], average, y.data_ptr(), session.threads
+    return lambda: [partial(session.native.pool_rows, *arguments)]
+
+
+def _adaptive(session: _Session, node: Node) -> Maker:
+    x, y = session.views[node.inputs[0]], session.views[node.name]
+    if y.shape[1:3] == (1, 1):
+        sizes = x.shape[0], x.shape[1] * x.shape[2], session.n
+        kernel = session.native.average_forward
+        return lambda: [partial(kernel, x.data_ptr(), *sizes, y.data_ptr(), session.threads)]
+    pictures = x.permute(3, 0, 1, 2)
+    return lambda: [lambda: y.permute(3, 0, 1, 2).copy_(F.adaptive_avg_pool2d(pictures, y.shape[1]))]
+
+
+def _add(session: _Session, node: Node) -> Maker:
+    a, b = (session.views[name] for name in node.inputs)
+    y = session.views[node.name]
+    steps: list[Step] = [partial(torch.add, a, b, out=y)]
+    return lambda: steps + ([partial(y.clamp_min_, 0)] if node.settings["relu"] else [])
+
+
+def _relu(session: _Session, node: Node) -> Maker:
+    return lambda: [partial(torch.clamp_min, session.views[node.inputs[0]], 0, out=session.views[node.name])]
+
+
+def _concatenate(session: _Session, node: Node) -> Maker:
+    sources = [session.views[name] for name in node.inputs]
+    parts = session.views[node.name].split([len(source) for source in sources])
+    return lambda: [partial(part.copy_, source) for part, source in zip(parts, sources, strict=True)]
+
+
+def _subsample(session: _Session, node: Node) -> Maker:
+    x, y, stride = session.views[node.inputs[0]], session.views[node.name], node.settings["stride"]
+    seen = x[:, ::stride, ::stride]
+    return lambda: [partial(y[: len(x)].copy_, seen), y[len(x) :].zero_]
+
+
+_STEPS: dict[str, Callable[[_Session, Node], Maker]] = {
+    "conv2d": _convolution,
+    "linear": _linear,
+    "affine": _affine,
+    "add": _add,
+    "relu": _relu,
+    "max_pool": _pool,
+    "average_pool": _pool,
+    "adaptive_average_pool": _adaptive,
+    "concatenate": _concatenate,
+    "subsample": _subsample,
+    "flatten": lambda session, node: list,
+}

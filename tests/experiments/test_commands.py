@@ -1,0 +1,80 @@
+"""``torchswat reproduce``: what it prints and writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import pytest
+
+from torchswat import cli
+from torchswat.experiments.registry import EXPERIMENTS, experiments
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["torchswat", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output, errors = capsys.readouterr()
+        return int(ended.value.code or 0), output, errors
+
+    return call
+
+
+def test_an_exact_figure(run, tmp_path):
+    code, output, errors = run("reproduce", "lemma-b1", "--output", "out")
+    assert code == 0, errors
+    assert output.count("reproduced ") == 2 and "torchswat report out" in output
+    folder = tmp_path / "out" / "lemma-b1"
+    assert {path.name for path in folder.iterdir()} == {"data.csv", "result.json", "figure.svg", "figure.png"}
+    result = json.loads((folder / "result.json").read_text())
+    assert result["exact"] and result["command"] == "torchswat reproduce lemma-b1 --output out"
+    assert {claim["verdict"] for claim in result["claims"]} == {"reproduced"}
+    assert result["circumstances"]["torch"]
+    with (folder / "data.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 12
+
+
+def test_a_trained_figure_at_smoke_scale(run, tmp_path):
+    code, output, errors = run("reproduce", "2c", "--scale", "smoke", "--seeds", "1")
+    assert code == 0, errors
+    assert output.count("not run ") == 3
+    result = json.loads((tmp_path / "runs/reproduction/2c/result.json").read_text())
+    assert len(result["runs"]) == 4 and any(
+        "optimizer.epochs 2 (paper: 50)" in c for c in result["reductions"]
+    )
+    for name in result["runs"]:
+        assert (tmp_path / "runs/reproduction/runs" / name / "summary.json").exists()
+        assert (tmp_path / "runs/reproduce" / name / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["9f"], "unknown figure '9f': did you mean"),
+        (["9a", "--scale", "big"], "unknown scale 'big'"),
+        (["2a", "--scale", "smoke", "--set", "optimizer.lrr=1"], "did you mean 'optimizer.lr'?"),
+    ],
+)
+def test_mistakes(run, arguments, message):
+    code, _, errors = run("reproduce", *arguments)
+    assert code == 2 and message in errors and "Traceback" not in errors
+
+
+def test_names_of_several_figures():
+    assert [e.figure for e in experiments(["9"])] == ["9a", "9b", "9c", "9d", "9e"]
+    assert [e.figure for e in experiments(["all"])] == list(EXPERIMENTS)
+    assert [e.figure for e in experiments(["5"])] == ["5"]
+
+
+@pytest.mark.slow
+def test_everything_at_smoke_scale_and_a_page_of_it(run, tmp_path):
+    code, _, errors = run("reproduce", "all", "--scale", "smoke", "--jobs", "2")
+    assert code == 0, errors
+    assert {path.parent.name for path in tmp_path.glob("runs/reproduction/*/result.json")} == set(EXPERIMENTS)
+    code, output, errors = run("report", "runs/reproduction")
+    assert code == 0 and f"{len(EXPERIMENTS)} figures" in output, errors

@@ -1,0 +1,65 @@
+"""Scales: recipes that can be run, and folders named after all that matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from torchswat import models
+from torchswat.errors import InvalidValue, UnknownName
+from torchswat.experiments.registry import EXPERIMENTS
+from torchswat.experiments.scales import SCALES, Training, scale_of
+
+SWAT = Training("resnet18", "cifar100", "swat", 0.8, seed=0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_every_training_has_a_recipe_of_networks_that_exist(figure, scale):
+    size = SCALES[scale]
+    needed = EXPERIMENTS[figure].needs(size)
+    assert len(needed) == len(set(needed))
+    for training in needed:
+        recipe = training.recipe(size)
+        assert models.info(recipe.model.name, recipe.model.form)
+        assert recipe.sparse.algorithm == training.algorithm and recipe.seed == training.seed
+        assert recipe.analysis.every_steps
+
+
+def test_at_paper_scale_nothing_is_reduced():
+    for experiment in EXPERIMENTS.values():
+        for training in experiment.needs(SCALES["paper"]):
+            assert training.reductions(SCALES["paper"]) == []
+
+
+def test_reductions_are_said():
+    said = SWAT.reductions(SCALES["cpu"])
+    assert "model.width 16 (paper: as published)" in said
+    assert any(change.startswith("optimizer.epochs") and "(paper: 150)" in change for change in said)
+    assert not any(change.startswith(("sparse.", "optimizer.lr")) for change in said)
+
+
+def test_folders_differ_where_results_do_and_only_there():
+    cpu = SCALES["cpu"]
+    names = {
+        training.folder_name(cpu)
+        for training in (SWAT, replace(SWAT, seed=1), replace(SWAT, sparsity=0.5), replace(SWAT, scope="hw"))
+    }
+    names |= {SWAT.folder_name(scale_of("cpu", settings=("optimizer.epochs=2",)))}
+    assert len(names) == 5
+    same = ("threads=1", "checkpoint.every_steps=7", "data.root=elsewhere")
+    assert SWAT.folder_name(scale_of("cpu", settings=same)) == SWAT.folder_name(cpu)
+    assert SWAT.folder_name(cpu).startswith("resnet18x16-cifar100-swat-80-s0-")
+
+
+def test_another_number_of_seeds():
+    assert scale_of("cpu", seeds=5).seeds == (0, 1, 2, 3, 4)
+    assert scale_of("cpu").seeds == (0, 1, 2)
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(UnknownName, match="did you mean 'cpu'"):
+        scale_of("cpus")
+    with pytest.raises(InvalidValue, match="write it as"):
+        SWAT.recipe(scale_of("cpu", settings=("nonsense",)))

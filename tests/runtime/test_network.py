@@ -1,0 +1,150 @@
+"""The network that `load` gives: equal to the one it came from, at any batch, from any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchswat
+from torchswat.engine.loader import engine
+from torchswat.errors import InvalidData, InvalidValue, MissingData
+from torchswat.runtime import plain, session
+from torchswat.runtime.trace import pruned
+
+from .conftest import same_up_to_rounding, settle_
+
+NETWORKS = {
+    "resnet18": {"width": 16},
+    "resnet50": {"width": 8},
+    "resnet20": {},
+    "vgg16": {},
+    "densenet121": {},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_networks_of_the_registry(name: str, tmp_path: Path):
+    model = settle_(torchswat.models.create(name, **NETWORKS[name]))
+    torchswat.sparsify_(model, sparsity=0.8)
+    torchswat.save(model, tmp_path / "it")
+    network = torchswat.load(tmp_path / "it")
+    reference = pruned(model)
+    for pictures in (1, 3, 16, 20):
+        x = torch.randn(pictures, 3, 32, 32)
+        same_up_to_rounding(network(x), reference(x))
+
+
+class Everything(nn.Module):
+    """The operations and forms that no network of the registry has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(0, 2))
+        self.norm = nn.BatchNorm2d(3)
+        self.pool, self.average = nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(2, 2, 1)
+        self.adaptive, self.relu = nn.AdaptiveAvgPool2d(3), nn.ReLU()
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(16 * 9, 7), nn.ReLU(), nn.Dropout(), nn.Linear(7, 4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.conv(self.relu(self.norm(x))))
+        y = self.relu(x)
+        return self.head(self.adaptive(torch.cat([self.average(x + y), self.average(y)], 1)))
+
+
+def test_every_operation(tmp_path: Path):
+    model = settle_(Everything())
+    torchswat.save(model, tmp_path / "it", input_shape=(3, 15, 18))
+    network = torchswat.load(tmp_path / "it")
+    operations = {node.operation for node in network.package.graph.nodes}
+    assert operations >= {"affine", "relu", "add", "average_pool", "adaptive_average_pool", "concatenate"}
+    for pictures in (1, 4, 33):
+        x = torch.randn(pictures, 3, 15, 18)
+        same_up_to_rounding(network(x), model(x))
+
+
+def test_the_plain_engine_does_the_same(saved: Callable[..., Path]):
+    network, x = torchswat.load(saved()), torch.randn(6, 1, 8, 8)
+    with engine("reference"):
+        expected = network(x)
+    same_up_to_rounding(network(x), expected)
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 255, 256, 600])
+def test_any_number_of_pictures(saved: Callable[..., Path], pictures: int):
+    network = torchswat.load(saved())
+    x = torch.randn(pictures, 1, 8, 8)
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in network.package.tensors.items()}
+    found = network(x)
+    assert found.shape == (pictures, 10)
+    if pictures:
+        same_up_to_rounding(found, plain.run(network.package.graph, tensors, x))
+
+
+def test_inputs_in_any_layout(saved: Callable[..., Path]):
+    network, x = torchswat.load(saved()), torch.randn(8, 1, 8, 16)[..., ::2]
+    assert torch.equal(network(x), network(x.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(1, 8, 8), r"takes \(N, 1, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 9), r"takes \(N, 1, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.float64), "takes float32"),
+    ],
+)
+def test_inputs_that_are_refused(saved: Callable[..., Path], x: torch.Tensor, words: str):
+    with pytest.raises(InvalidValue, match=words):
+        torchswat.load(saved())(x)
+
+
+def test_many_threads_at_once(saved: Callable[..., Path]):
+    network = torchswat.load(saved())
+    pictures = [torch.randn(1 + number % 20, 1, 8, 8) for number in range(60)]
+    expected = [network(x) for x in pictures]
+    fresh = torchswat.load(saved())
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(fresh, pictures))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_few_sizes_stay_prepared(saved: Callable[..., Path]):
+    network = torchswat.load(saved())
+    for pictures in range(1, 3 * session.MOST_SIZES):
+        network(torch.zeros(pictures, 1, 8, 8))
+    assert len(network._sessions._idle) <= session.MOST_SIZES
+
+
+def test_results_outlive_the_next_call(saved: Callable[..., Path]):
+    network = torchswat.load(saved())
+    first = network(torch.ones(2, 1, 8, 8))
+    before = first.clone()
+    network(torch.zeros(2, 1, 8, 8))
+    assert torch.equal(first, before)
+
+
+def test_probabilities_of_pixels(saved: Callable[..., Path]):
+    network = torchswat.load(saved(mean=(0.5,), std=(0.25,)))
+    pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    found = network.probabilities(pixels)
+    assert torch.allclose(found, network((pixels / 255 - 0.5) / 0.25).softmax(1), atol=1e-6)
+    assert torch.allclose(found.sum(1), torch.ones(3))
+
+
+def test_files_that_are_no_networks(tmp_path: Path):
+    with pytest.raises(MissingData):
+        torchswat.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InvalidData, match="text"):
+        torchswat.load(str(tmp_path / "text"))
+
+
+def test_it_says_what_it_is(saved: Callable[..., Path]):
+    assert "9 operations" in repr(torchswat.load(saved()))
