@@ -6,7 +6,9 @@ page with a dark background can replace each by another.
 
 from __future__ import annotations
 
+import colorsys
 import io
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -20,6 +22,8 @@ INK, FAINT = "#222222", "#bbbbbb"
 """Of text and axes; of grids and what stays in the background."""
 
 MARKERS = "os^Dv*PX"
+
+_LETTERS_AN_INCH = 17  # of a caption
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -43,14 +47,22 @@ def panels(
     return figure, [panel for row in axes for panel in row]
 
 
+def shades(count: int) -> list[tuple[float, float, float]]:
+    """Return colours that run from blue through green to red, all of which show on light and on dark."""
+    hues = [0.6 - 0.58 * place / max(1, count - 1) for place in range(count)]
+    return [colorsys.hls_to_rgb(hue, 0.5, 0.6) for hue in hues]
+
+
 def legend(panel: Axes, **options: Any) -> None:
     """Add a small legend without a frame."""
-    panel.legend(**{"frameon": False, "fontsize": 8, **options})
+    panel.legend(**{"frameon": False, "fontsize": 8, "labelcolor": INK, **options})
 
 
 def caption(figure: Figure, text: str) -> None:
-    """Write below a figure what a reader must know about it."""
-    figure.supxlabel(text, fontsize=7.5, color=INK, ha="left", x=0.01)
+    """Write below a figure what a reader must know about it, in lines as long as it is wide."""
+    letters = int(_LETTERS_AN_INCH * figure.get_figwidth())
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, letters)]
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color=INK, ha="left", x=0.01)
 
 
 def render(figure: Figure, kind: str, name: str) -> bytes:

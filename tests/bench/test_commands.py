@@ -22,6 +22,7 @@ OPTIONS = {
     "step": "isa network output quick repeats selection sparsity threads",
     "selection": "isa output quick repeats sparsity threads",
     "memory": "batch-size device isa network output quick sparsity threads",
+    "inference": "case isa output peer quick repeats sparsity threads",
 }
 
 

@@ -34,7 +34,7 @@ def test_a_sparse_network_keeps_less():
 
 def test_what_was_measured_is_kept(tmp_path, monkeypatch):
     first = measured_steps("resnet8", "cifar", (0.5, 0.8), batch_size=4, repeats=1, folder=tmp_path)
-    assert first["dense_ms"] > 0 and first["0.8"]["ms"] > 0 and 0 <= first["0.8"]["selection_share"] < 1
+    assert first["dense_ms"] > 0 and first["0.8"]["ms"] > 0 and 0 <= first["selection_share"] < 1
     assert "git_commit" in first["circumstances"]
     monkeypatch.setattr(measure, "race", None)
     assert measured_steps("resnet8", "cifar", (0.5, 0.8), batch_size=4, repeats=1, folder=tmp_path) == first

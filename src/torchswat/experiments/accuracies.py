@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from torchswat.drawing import COLOURS, FAINT, MARKERS, legend
 from torchswat.experiments.outcome import Trained
@@ -25,17 +26,18 @@ def grid(
     algorithms: Sequence[str],
     sparsities: Sequence[float],
     scope: str = "nchw",
+    own_data: bool = False,
 ) -> list[Training]:
     """Return a training for each algorithm, sparsity and seed."""
     return [
-        Training(network, data, algorithm, sparsity, seed, scope)
+        Training(network, data, algorithm, sparsity, seed, scope, own_data)
         for algorithm, sparsity, seed in product(algorithms, sparsities, scale.seeds)
     ]
 
 
-def dense(scale: Scale, network: str, data: str) -> list[Training]:
+def dense(scale: Scale, network: str, data: str, own_data: bool = False) -> list[Training]:
     """Return the dense training of each seed."""
-    return grid(scale, network, data, ["dense"], [0.0])
+    return grid(scale, network, data, ["dense"], [0.0], own_data=own_data)
 
 
 def pick(trained: Sequence[Trained], **asked: Any) -> list[Trained]:
@@ -109,6 +111,7 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
     base = pick(trained, algorithm="dense")
     if base:
         panel.axhline(mean(base), color=FAINT, linestyle="--", label=f"dense {mean(base):.1f} %")
+    panel.set_xticks(sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"}))
     panel.set(xlabel="sparsity", ylabel="test accuracy (%)")
     legend(panel)
 
@@ -120,6 +123,7 @@ def draw_curves(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[
         colour = COLOURS[index % len(COLOURS)]
         panel.plot(range(1, len(curve) + 1), curve, color=colour, marker="o", markersize=3, label=label)
     panel.set(xlabel="epoch", ylabel="test accuracy (%)")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(panel)
 
 

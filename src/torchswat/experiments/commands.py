@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def reproduce(
       torchswat reproduce all --scale smoke
       torchswat reproduce 3 2b --scale cpu --jobs 2
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what torch's profiler notes about itself helps nobody
     from torchswat.experiments import runs as trainings
     from torchswat.experiments.claims import write_claims
     from torchswat.experiments.outcome import Work
@@ -68,6 +70,7 @@ def reproduce(
         trainings.copy_records(trained, output / "runs")
         result = experiment.record(Work(size, trained, runs), output / experiment.figure, command)
         _show(result)
+    trainings.copy_measured(runs, output / "runs")
     console.print(
         f"Data, figures and verdicts are in {output}; `torchswat report {output}` makes a page of them."
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchswat.drawing import INK, caption, panels
+from torchswat.drawing import INK, caption, legend, panels, shades
 from torchswat.errors import InvalidData
 from torchswat.experiments.accuracies import grid, said
 from torchswat.experiments.claims import Finding, claims
@@ -56,9 +55,8 @@ def _draw(rows: Sequence[Row], quantity: str, unit: str) -> Figure:
     figure, axes = panels(2, width=4.6)
     first = min(row["seed"] for row in rows)
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.8, len(layers)))
     for panel, operand in zip(axes, ("weight", "activation"), strict=True):
-        for layer, shade in zip(layers, shades, strict=True):
+        for layer, shade in zip(layers, shades(len(layers)), strict=True):
             line = [r for r in rows if (r["seed"], r["layer"], r["operand"]) == (first, layer, operand)]
             label = layer if layer in (layers[0], layers[-1]) else None
             panel.plot(
@@ -71,7 +69,7 @@ def _draw(rows: Sequence[Row], quantity: str, unit: str) -> Figure:
         panel.set(
             title=operand, xlabel="step", ylabel=f"{quantity} ({unit})" if unit else quantity, ylim=(0, None)
         )
-        panel.legend(frameon=False, fontsize=8, title="from dark to light:", title_fontsize=7)
+        legend(panel)
     return figure
 
 

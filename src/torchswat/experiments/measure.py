@@ -42,7 +42,8 @@ def measured_steps(
     -------
     dict
         ``circumstances``; ``dense_ms`` of the faster memory layout, ``dense_bytes``; by sparsity as text
-        ``ms``, ``bytes`` and ``selection_share``, the share of a step that finds thresholds. Medians.
+        ``ms`` and ``bytes``; ``selection_share`` of the highest sparsity, the share of a step that finds
+        thresholds. Medians.
     """
     name = f"{network}-{form}-b{batch_size}-{'-'.join(f'{100 * s:g}' for s in sparsities)}"
     path = folder / f"measured-{name}-{torch.get_num_threads()}threads-{repeats}.json"
@@ -68,12 +69,9 @@ def measured_steps(
         "samples": times,
     }
     for sparsity, twin in sparse.items():
-        parts = breakdown(steps[str(sparsity)], twin)
-        found[str(sparsity)] = {
-            "ms": median(times[str(sparsity)]),
-            "bytes": kept_bytes(twin, images),
-            "selection_share": parts["selection"] / sum(parts.values()),
-        }
+        found[str(sparsity)] = {"ms": median(times[str(sparsity)]), "bytes": kept_bytes(twin, images)}
+    parts = breakdown(steps[str(max(sparse))], sparse[max(sparse)])
+    found["selection_share"] = parts["selection"] / sum(parts.values())
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
     return found
 

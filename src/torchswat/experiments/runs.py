@@ -60,6 +60,12 @@ def copy_records(trained: Iterable[Trained], target: Path) -> None:
                 write_atomically(target / each.folder.name / name, source.read_bytes())
 
 
+def copy_measured(source: Path, target: Path) -> None:
+    """Copy what was timed beside the runs."""
+    for path in sorted(source.glob("measured-*.json")):
+        write_atomically(target / path.name, path.read_bytes())
+
+
 def complete(
     trainings: Sequence[Training],
     scale: Scale,

@@ -49,7 +49,8 @@ def _cifar(scale: Scale) -> list[Training]:
         training
         for data in _CIFAR
         for network in _networks(scale, _FIGURE_4)
-        for training in dense(scale, network, data) + grid(scale, network, data, BOTH, SPARSITIES)
+        for training in dense(scale, network, data, own_data=True)
+        + grid(scale, network, data, BOTH, SPARSITIES, own_data=True)
     ]
 
 
@@ -60,7 +61,7 @@ def cifar(work: Work) -> Outcome:
     places = [(data, network) for network in networks for data in _CIFAR]
     for panel, (data, network) in zip(axes, places, strict=True):
         draw_over_sparsity(panel, pick(work.trained, data=data, network=network), _series())
-        panel.set_title(f"{work.scale.stands_for(data)}, {work.scale.network(network)}")
+        panel.set_title(f"{work.scale.stands_for(data, own=True)}, {work.scale.network(network)}")
     caption(figure, said(work.scale, networks[0], "cifar10"))
     losses = {
         (data, network, algorithm, sparsity): lost(

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from statistics import fmean
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from torchswat.drawing import COLOURS, FAINT, INK, legend, panels, render
+from torchswat.drawing import COLOURS, FAINT, INK, legend, panels, render, shades
 from torchswat.errors import InvalidData
 from torchswat.report.discover import Row, Run
 
 _COLUMNS = 3
-_PIXELS_A_POINT = 1.5
+_PIXELS_A_POINT = (0.9, 1.5)  # at least, where the page is narrow; at most
 _SVG = "{http://www.w3.org/2000/svg}"
 _DRAWS = {"svg", "g", "defs", "path", "rect", "circle", "line", "use", "text", "tspan", "clipPath"}
 ElementTree.register_namespace("", _SVG[1:-1])
@@ -49,7 +49,8 @@ def themed(svg: str) -> str:
     _clean(root)
     _drop_unused_ids(root)
     if width.replace(".", "", 1).isdigit():  # of a wide drawing the text is as large as that of a narrow one
-        root.set("style", f"max-width: {_PIXELS_A_POINT * float(width):.0f}px")
+        least, most = (scale * float(width) for scale in _PIXELS_A_POINT)
+        root.set("style", f"min-width: {least:.0f}px; max-width: {most:.0f}px")
     text = ElementTree.tostring(root, encoding="unicode")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
@@ -96,6 +97,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
             curve = _mean_curve([run for run in mine if run.sparsity == sparsity])
             panel.plot(*curve, color=colour, linewidth=1.4, marker="o", markersize=2.5, label=sparsity)
         panel.set(title=algorithm, xlabel="epoch", ylabel="test accuracy (%)")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(panel, fontsize=7)
     for panel in axes[len(algorithms) :]:
         panel.set_axis_off()
@@ -114,11 +116,10 @@ def layers_over_time(run: Run) -> Figure:
     quantities = [q for q in ("threshold", "angle", "density") if any(sight[q] for sight in run.sights)]
     operands = list(dict.fromkeys(sight["operand"] for sight in run.sights))
     layers = list(dict.fromkeys(sight["layer"] for sight in run.sights))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.8, len(layers)))
     figure, axes = panels(len(quantities), len(operands), width=3.3, height=2.3)
     units = {"angle": "angle (degrees)", "density": "density really reached"}
     for panel, (operand, quantity) in zip(axes, [(o, q) for o in operands for q in quantities], strict=True):
-        for layer, shade in zip(layers, shades, strict=True):
+        for layer, shade in zip(layers, shades(len(layers)), strict=True):
             seen = [s for s in run.sights if (s["layer"], s["operand"]) == (layer, operand) and s[quantity]]
             label = layer if layer in (layers[0], layers[-1]) else None
             steps, values = [int(s["step"]) for s in seen], [float(s[quantity]) for s in seen]

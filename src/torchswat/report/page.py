@@ -90,7 +90,7 @@ def _made(versions: Row) -> str:
     parts = [
         f"commit {commit.removesuffix('-dirty')}{changed}",
         f"torch {versions.get('torch')}",
-        f"{versions.get('processor')}, {versions.get('threads')} threads",
+        f"{versions.get('processor')}, threads: {versions.get('threads')}",
     ]
     return ", ".join([*parts, *([gpu] if gpu else [])])
 
