@@ -203,7 +203,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(algorithm, frozen
     part = run(wanted[1], wanted[2], wanted[0])
     for want, ours, theirs in zip(wanted, part, whole, strict=True):
         assert (ours is not None) == want
-        if want and algorithm != "random":  # it draws fewer masks where fewer are needed
+        if want and "random" not in algorithm:  # it draws fewer masks where fewer are needed
             reference.check_close(ours, theirs)
 
 

@@ -8,6 +8,7 @@ import sys
 import torchswat
 
 PUBLIC = [
+    "BatchNormReLU2d",
     "Sparsity",
     "angle",
     "cost",

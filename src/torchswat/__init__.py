@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torchswat import models
     from torchswat.accounting import cost
     from torchswat.analysis import angle
+    from torchswat.batch_norm import BatchNormReLU2d
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
     from torchswat.runtime.network import load
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torchswat.selection import select
 
 __all__ = [
+    "BatchNormReLU2d",
     "Sparsity",
     "angle",
     "cost",
@@ -39,6 +41,7 @@ __version__ = "0.1.0.dev0"
 
 # Imported when they are first used, so that the command line can answer before torch is there.
 _HOMES = {
+    "BatchNormReLU2d": "torchswat.batch_norm",
     "Sparsity": "torchswat.convert",
     "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",

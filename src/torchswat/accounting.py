@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from torchswat.convert import sparse_layers
+from torchswat.engine.batch_norm import NORM_INPUTS
 from torchswat.errors import InvalidValue
 from torchswat.layers import LayerSparsity, SparseLayer
 from torchswat.projection import dimensions
@@ -206,9 +207,11 @@ def _recorder(seen: list, name: str) -> Callable[[nn.Module, tuple, Tensor], Non
 def _layer_cost(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> LayerCost:
     kind = next(c.__name__ for c in (nn.Conv2d, nn.Linear, type(layer)) if isinstance(layer, c))
     size = input.element_size()
-    if isinstance(layer, _BatchNorm):  # keeps its input whole (section 3.3)
-        kept_bytes = input.numel() * size
-        return LayerCost(name, kind, activations=Count(kept_bytes, kept_bytes, kept_bytes))
+    if isinstance(layer, _BatchNorm):  # keeps its input (section 3.3), whole unless it is asked for less
+        whole = input.numel() * size
+        form = getattr(layer, "norm_input", "whole")
+        kept_bytes = whole if form == "whole" else input.numel() * NORM_INPUTS[form]
+        return LayerCost(name, kind, activations=Count(whole, kept_bytes, kept_bytes))
     weight = layer.weight
     assert isinstance(weight, Tensor)
     macs = output.numel() * weight[0].numel()

@@ -19,6 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchswat import neighbours
 from torchswat.algorithms import Algorithm, algorithm
+from torchswat.batch_norm import check_norm_input
 from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue, UnknownName
 from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer
@@ -53,11 +54,15 @@ class Sparsity:
     skip : tuple of str, default ()
         Layers to leave dense: name patterns, and the words ``first`` and ``last`` for the first
         convolution and the last layer in the order of the model's definition.
+    norm_input : {"whole", "bfloat16", "int8"}, default "whole"
+        How the BatchNorm2d layers keep their input for the backward pass: as it is, or narrower, at the price
+        of a rounding that gradients see (`torchswat.BatchNormReLU2d` has the figures). Beyond the paper.
 
     Raises
     ------
     InvalidValue, UnknownName
-        For anything outside the above.
+        For anything outside the above, or a narrow `norm_input` under an algorithm that selects gradients,
+        outputs or the forward pass's activations, whose batch norms stay torch's own.
 
     Examples
     --------
@@ -73,9 +78,16 @@ class Sparsity:
     period: int = 1
     warmup: int = 0
     skip: tuple[str, ...] = ()
+    norm_input: str = "whole"
 
     def __post_init__(self) -> None:
-        algorithm(self.algorithm)
+        row = algorithm(self.algorithm)
+        check_norm_input(self.norm_input)
+        if self.norm_input != "whole" and not row.is_packable:
+            raise InvalidValue(
+                f"norm_input is {self.norm_input!r}, but {row.name!r} leaves batch norms as they "
+                "are; allowed is 'whole' there."
+            )
         if self.scope not in SCOPES:
             raise UnknownName.of("scope", self.scope, SCOPES)
         if self.method not in METHODS:
@@ -122,6 +134,7 @@ def sparsify_(
     method: str = "histogram",
     exact: bool = True,
     warmup: int = 0,
+    norm_input: str = "whole",
 ) -> Model:
     """Make the Conv2d and Linear layers of `model` train sparsely, in place.
 
@@ -135,7 +148,7 @@ def sparsify_(
         subclass may compute something else, so it stays dense) unless `skip` names them.
     algorithm : str, Algorithm or Sparsity, default "swat"
         A name, a row of one's own, or all the settings in one object (then the rest must be left out).
-    sparsity, scope, period, skip, method, exact, warmup
+    sparsity, scope, period, skip, method, exact, warmup, norm_input
         See `Sparsity`.
 
     Returns
@@ -165,7 +178,7 @@ def sparsify_(
     """
     if isinstance(algorithm, Sparsity):
         settings = algorithm
-        if (sparsity, scope, period, skip, method, exact, warmup) != (
+        if (sparsity, scope, period, skip, method, exact, warmup, norm_input) != (
             0.8,
             "nchw",
             1,
@@ -173,12 +186,13 @@ def sparsify_(
             "histogram",
             True,
             0,
+            "whole",
         ):
             raise InvalidValue(
                 "all the settings are in one Sparsity object; the other arguments must be left out."
             )
     else:
-        settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip)
+        settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip, norm_input)
     chosen = _chosen_layers(model, settings)
     desparsify_(model)
     row = _row(settings)
@@ -196,7 +210,7 @@ def sparsify_(
         layer.__class__ = SPARSE_CLASSES[type(layer)]
         layer.sparse = LayerSparsity(row, layer_sparsity, selectors, name)  # type: ignore[assignment]
     if row.is_packable:
-        neighbours.join_(model)
+        neighbours.join_(model, settings.norm_input)
     if row.projected_output:
         for module in model.modules():
             if isinstance(module, _BatchNorm):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine import plan
+from torchswat.engine import kept, plan
 from torchswat.engine.loader import native_for
 from torchswat.engine.ops import is_inner
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
@@ -36,6 +36,31 @@ Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
+class Saved:
+    """An operand as it waits for the backward pass.
+
+    Attributes
+    ----------
+    tensors : tuple of Tensor
+        A form that a product takes, or values and bits where that is smaller.
+    dense : callable or None
+        Makes the uninitialised tensor into which values and bits are undone.
+    """
+
+    tensors: Form = ()
+    dense: Callable[[], Tensor] | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor, selection: Selection) -> Saved:
+        """Keep what is selected of a dense tensor as values and bits."""
+        return cls(kept.keep(tensor, selection), _like(tensor))
+
+    def restored(self, tensors: Form) -> Form:
+        """Return the form that `tensors`, which are those saved, had."""
+        return tensors if self.dense is None else (kept.restore((tensors[0], tensors[1]), self.dense()),)
+
+
+@dataclass(frozen=True)
 class Operands:
     """The selected operands of one pass, each in the form that its product takes.
 
@@ -45,18 +70,21 @@ class Operands:
         The weight of the forward product.
     forward_activation : Tensor or None
         The activation of the forward product where it is not the input itself.
-    grad_input_weight, grad_weight_activation : tuple of Tensor
-        What is kept for the backward pass; empty where no gradient is wanted.
+    grad_input_weight, grad_weight_activation : Saved
+        What is kept for the backward pass; nothing where no gradient is wanted.
     output_mask : Tensor or None
         The outputs that are kept (DSG).
     """
 
     forward_weight: Form
     forward_activation: Tensor | None = None
-    grad_input_weight: Form = ()
-    grad_weight_activation: Form = ()
+    grad_input_weight: Saved = Saved()
+    grad_weight_activation: Saved = Saved()
     output_mask: Tensor | None = None
 
+
+NOT_ZERO = Selection(limit=SMALLEST)
+"""What is left where something was selected before."""
 
 GradientSelections = Callable[[Tensor], tuple[Selection | None, Selection | None]]
 
@@ -80,10 +108,11 @@ class SparseProducts(torch.autograd.Function):
     ) -> Tensor:
         ctx.products, ctx.gradient_selections = products, gradient_selections
         ctx.like = _like(activation), _like(weight)
-        ctx.weight_tensors = len(operands.grad_input_weight)
-        ctx.save_for_backward(
-            operands.output_mask, *operands.grad_input_weight, *operands.grad_weight_activation
-        )
+        weight_saved, activation_saved = operands.grad_input_weight, operands.grad_weight_activation
+        ctx.weight_tensors = len(weight_saved.tensors)
+        ctx.restored = weight_saved.restored, activation_saved.restored
+        ctx.packs = products.packs_weights and weight_saved.dense is not None
+        ctx.save_for_backward(operands.output_mask, *weight_saved.tensors, *activation_saved.tensors)
         if operands.forward_activation is not None:
             activation = operands.forward_activation
         output = products.forward(activation, operands.forward_weight, bias)
@@ -93,16 +122,21 @@ class SparseProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         output_mask, *forms = ctx.saved_tensors
-        weight, activation = tuple(forms[: ctx.weight_tensors]), tuple(forms[ctx.weight_tensors :])
         products: Products = ctx.products
+        weight_restored, activation_restored = ctx.restored
         if output_mask is not None:
             gradient = Selection(output_mask).kept(gradient)
         for_input, for_weight = ctx.gradient_selections(gradient) if ctx.gradient_selections else (None, None)
         like_activation, like_weight = ctx.like
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
+            weight = weight_restored(tuple(forms[: ctx.weight_tensors]))
+            if ctx.packs:
+                weight = products.grad_input_weight(weight[0], NOT_ZERO)
             grad_input = products.grad_input(_kept(gradient, for_input), weight, like_activation())
+            del weight
         if ctx.needs_input_grad[1]:
+            activation = activation_restored(tuple(forms[ctx.weight_tensors :]))
             grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
         if ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(products.bias_dims)
@@ -353,18 +387,18 @@ class SparseLayer(nn.Module):
         """Bring the operands into the forms that the products take, and measure what they hold."""
         sparse, row = self.sparse, self.sparse.algorithm
         to_input, to_weight = wanted
-        forward_weight, grad_input_weight = products.weight_forms(
-            weight,
-            of_weight if row.forward_weight else None,
-            of_weight if row.grad_input_weight else None,
-            wanted=to_input,
-        )
+        forward_weight = products.forward_weight(weight, of_weight if row.forward_weight else None)
         if of_weight is not None and of_weight.marks:
             sparse.weight_marked(of_weight.marks, weight.numel())
-        grad_weight_activation = ()
+        grad_input_weight = grad_weight_activation = Saved()
+        if to_input:
+            selection = of_weight if row.grad_input_weight else None
+            grad_input_weight = Saved((weight,)) if selection is None else Saved.of(weight, selection)
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
-            grad_weight_activation = products.grad_weight_activation(input, selection)
+            form: Form = products.grad_weight_activation(input, selection)
+            as_it_is = selection is None or len(form) > 1
+            grad_weight_activation = Saved(form) if as_it_is else Saved.of(form[0], NOT_ZERO)
             if selection is not None and selection.marks:
                 name = f"the input of layer {sparse.name!r}"
                 sparse.selectors["activation"].counted(selection.marks, input.numel(), name)

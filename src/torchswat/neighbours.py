@@ -1,4 +1,4 @@
-"""What stands between sparse layers, in the layout that the engine works in.
+"""What stands between sparse layers, with little kept for the backward pass.
 
 Batch norm, ReLU and pooling are bound by memory, so they are worth their own kernels where a sparse layer
 of the compiled engine hands them a batch-innermost tensor; any other input takes torch's own path. A batch
@@ -14,77 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from torchswat.batch_norm import fuses, normalised
 from torchswat.concatenation import as_part
 from torchswat.dataflow import readers_of
-from torchswat.engine import ops
-from torchswat.engine.loader import native, native_for
+from torchswat.engine import kept, ops
+from torchswat.engine.batch_norm import takes
+from torchswat.engine.loader import native
 from torchswat.models.resnet import PaddingShortcut
-
-WORD = 64  # entries of one word of a ReLU's bits
-
-
-def _takes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Tell whether the compiled kernels take `x`: it is batch-innermost, of float32, and eager."""
-    if torch.compiler.is_compiling() or x.dim() != 4 or len(x) < 2 or not ops.is_inner(x):
-        return False
-    return native_for(x, *parameters) is not None
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _bits(channels: int, length: int) -> Tensor:
-    return torch.empty(channels, -(-length // WORD), dtype=torch.int64)
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Training batch norm, with the sum with a residual and the ReLU behind it where those are asked for."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        eps: float,
-        momentum: float,
-        relu: bool,
-    ):
-        channels, length = x.shape[1], x.numel() // x.shape[1]
-        y, positive = torch.empty_like(x), _bits(channels, length) if relu else None
-        mean, inverse_deviation = torch.empty(channels), torch.empty(channels)
-        native().batch_norm_forward(  # type: ignore[union-attr]
-            *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
-            *(_address(residual), relu, y.data_ptr()),
-            *(_address(t) for t in (positive, mean, inverse_deviation, running_mean, running_var)),
-            *(momentum, torch.get_num_threads()),
-        )
-        ctx.save_for_backward(x, weight, mean, inverse_deviation, positive)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
-        x, weight, mean, inverse_deviation, positive = ctx.saved_tensors
-        gradient = ops.as_inner(gradient)
-        channels, length = x.shape[1], x.numel() // x.shape[1]
-        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
-        grad_residual = None
-        if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came
-            grad_residual = gradient if positive is None else torch.empty_like(x)
-        apart = grad_residual if positive is not None else None
-        native().batch_norm_backward(  # type: ignore[union-attr]
-            *(gradient.data_ptr(), _address(positive), x.data_ptr(), channels, length),
-            *(_address(t) for t in (weight, mean, inverse_deviation, grad_x)),
-            *(_address(apart), grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),
-        )
-        if weight is None:
-            return grad_x, grad_residual, *[None] * 7
-        return grad_x, grad_residual, grad_weight, grad_bias, *[None] * 5
 
 
 class _ReLU(torch.autograd.Function):
@@ -92,13 +28,10 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
-        y = x if inplace else torch.empty_like(x)
-        positive = _bits(1, x.numel())
-        native().relu_forward(  # type: ignore[union-attr]
-            x.data_ptr(), x.numel(), y.data_ptr(), positive.data_ptr(), torch.get_num_threads()
-        )
+        y, positive = kept.rectify(x, inplace)
         if inplace:
             ctx.mark_dirty(x)
+        ctx.strides = kept.dense_strides(y)
         ctx.save_for_backward(positive)
         return y
 
@@ -106,13 +39,7 @@ class _ReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (positive,) = ctx.saved_tensors
-        gradient = ops.as_inner(gradient)
-        grad_x = torch.empty_like(gradient)
-        native().relu_backward(  # type: ignore[union-attr]
-            *(gradient.data_ptr(), positive.data_ptr(), gradient.numel(), grad_x.data_ptr()),
-            torch.get_num_threads(),
-        )
-        return grad_x, None
+        return kept.rectified_gradient(gradient, positive, ctx.strides), None
 
 
 class _MaxPool(torch.autograd.Function):
@@ -192,6 +119,33 @@ class _PaddingShortcut(torch.autograd.Function):
         return grad_x, None, None
 
 
+class _MaxPoolInTorch(torch.autograd.Function):
+    """Maximum over windows by torch's operations; keeps a position an output, and not the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, geometry: tuple) -> Tensor:
+        y, winner = torch.ops.aten.max_pool2d_with_indices(x, *geometry)
+        area = x.shape[-2] * x.shape[-1]
+        narrow = torch.int16 if area <= 2**15 else torch.int32 if area <= 2**31 else torch.int64
+        ctx.input, ctx.geometry = (x.shape, x.stride()), geometry
+        ctx.save_for_backward(winner.to(narrow))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
+        (winner,) = ctx.saved_tensors
+        # torch asks for the input, of which it reads the sizes alone
+        x = torch.empty_strided(*ctx.input, dtype=gradient.dtype, device=gradient.device)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(gradient, x, *ctx.geometry, winner.long()), None
+
+
+def _differentiates(input: Tensor) -> bool:
+    """Tell whether a backward pass is to come, in eager torch."""
+    return torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
+
+
 class _Awaiting:
     """A batch norm's output before it is computed: the addition that reads it brings the residual along."""
 
@@ -228,19 +182,20 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
         It (or that sum) is read by a ReLU alone, which is done as well.
     behind : tuple of Reader
         The layers that read the result of all that.
+    norm_input : str
+        How its input is kept for the backward pass (`torchswat.engine.batch_norm.NORM_INPUTS`).
     """
 
     awaits: bool = False
     rectifies: bool = False
     behind: tuple[Reader, ...] = ()
+    norm_input: str = "whole"
 
     def forward(self, input: Tensor) -> Any:
-        plain = not self.training or not self.track_running_stats or self.momentum is None
-        if not plain and self._converts(input):
-            input = ops.as_inner(input)
-        if plain or not _takes(input, self.weight):
+        if not fuses(self, input):
             return super().forward(input)
-        self._check_input_dim(input)
+        if self._converts(input):
+            input = ops.as_inner(input)
         if self.awaits and not self._forward_hooks:
             return _Awaiting(self, input)
         return self.normalise(input)
@@ -254,18 +209,9 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
     def normalise(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised `input`, plus `residual`, rectified where a ReLU follows."""
         if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
-            return self._apply_kernel(input, None, False) + residual
+            return normalised(self, input, None, False, self.norm_input) + residual
         rectifies = self.rectifies and not self._forward_hooks and (residual is not None) == self.awaits
-        return self._apply_kernel(input, residual, rectifies)
-
-    def _apply_kernel(self, input: Tensor, residual: Tensor | None, rectifies: bool) -> Tensor:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        output = _BatchNorm.apply(
-            *(input, None if residual is None else ops.as_inner(residual), self.weight, self.bias),
-            *(self.running_mean, self.running_var, self.eps, self.momentum, rectifies),
-        )
-        assert isinstance(output, Tensor)
+        output = normalised(self, input, residual, rectifies, self.norm_input)
         output.torchswat_rectified = rectifies  # type: ignore[attr-defined]
         return output
 
@@ -276,7 +222,8 @@ class NeighbourReLU(nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         if getattr(input, "torchswat_rectified", False):
             return input
-        if not _takes(input):
+        in_torch = _differentiates(input) and not (self.inplace and input._is_view())
+        if not in_torch and not takes(input):
             return super().forward(input)
         output = _ReLU.apply(input, self.inplace)
         assert isinstance(output, Tensor)
@@ -284,20 +231,28 @@ class NeighbourReLU(nn.ReLU):
 
 
 class NeighbourMaxPool2d(nn.MaxPool2d):
-    """A MaxPool2d that takes batch-innermost inputs as they are."""
+    """A MaxPool2d that takes batch-innermost inputs as they are, and keeps no input."""
 
     def forward(self, input: Tensor) -> Any:
-        sizes = self.kernel_size, self.stride, self.padding
-        square = all(isinstance(size, int) or size[0] == size[1] for size in sizes)
-        plain = self.dilation not in (1, (1, 1)) or self.return_indices
-        if plain or not square or not _takes(input):
+        if self._in_engine(input):
+            kernel, stride, padding = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
+            output = _MaxPool.apply(input, kernel[0], stride[0], padding[0])
+        elif self.return_indices or not _differentiates(input):
             return super().forward(input)
-        kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
-        if self.ceil_mode and any((size + 2 * padding - kernel) % stride for size in input.shape[2:]):
-            return super().forward(input)  # a window reaches beyond the border
-        output = _MaxPool.apply(input, kernel, stride, padding)
+        else:
+            sizes = self.kernel_size, self.stride, self.padding, self.dilation
+            output = _MaxPoolInTorch.apply(input, (*map(_pair, sizes), self.ceil_mode))
         assert isinstance(output, Tensor)
         return output
+
+    def _in_engine(self, input: Tensor) -> bool:
+        """Tell whether the compiled kernel does it: square windows, none of them beyond the border."""
+        sizes = [_pair(size) for size in (self.kernel_size, self.stride, self.padding)]
+        plain = self.return_indices or _pair(self.dilation) != (1, 1)
+        if plain or any(a != b for a, b in sizes) or not takes(input):
+            return False
+        kernel, stride, padding = (size[0] for size in sizes)
+        return not self.ceil_mode or not any((s + 2 * padding - kernel) % stride for s in input.shape[2:])
 
 
 def _averages(input: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -312,7 +267,7 @@ class NeighbourAvgPool2d(nn.AvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         kernel, stride, padding = _pair(self.kernel_size), _pair(self.stride), _pair(self.padding)
         apart = stride == kernel and padding == (0, 0)
-        plain = not apart or self.divisor_override is not None or not _takes(input)
+        plain = not apart or self.divisor_override is not None or not takes(input)
         if plain or any(size < side for size, side in zip(input.shape[2:], kernel, strict=True)):
             return super().forward(input)
         if self.ceil_mode and any(size % side for size, side in zip(input.shape[2:], kernel, strict=True)):
@@ -324,7 +279,7 @@ class NeighbourAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """An AdaptiveAvgPool2d that takes batch-innermost inputs as they are, to one value a channel."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.output_size not in (1, (1, 1), [1, 1]) or not _takes(input):
+        if self.output_size not in (1, (1, 1), [1, 1]) or not takes(input):
             return super().forward(input)
         return _averages(input, (input.shape[2], input.shape[3]))
 
@@ -333,15 +288,15 @@ class NeighbourPaddingShortcut(PaddingShortcut):
     """A PaddingShortcut that takes batch-innermost inputs as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _takes(x):
+        if not takes(x):
             return super().forward(x)
         output = _PaddingShortcut.apply(x, self.stride, self.new_channels)
         assert isinstance(output, Tensor)
         return output
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -355,7 +310,7 @@ NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 """Which class becomes which neighbour."""
 
 
-def join_(model: nn.Module) -> None:
+def join_(model: nn.Module, norm_input: str = "whole") -> None:
     """Switch the classes of `model`'s batch norms, ReLUs and pools to neighbours, in place."""
     readers = readers_of(model)
     for module in model.modules():
@@ -363,6 +318,7 @@ def join_(model: nn.Module) -> None:
             module.__class__ = NEIGHBOUR_CLASSES[type(module)]
             if isinstance(module, NeighbourBatchNorm2d):
                 module.awaits, module.rectifies = module in readers.summed, module in readers.rectified
+                module.norm_input = norm_input
                 module.behind = tuple(r for r in readers.behind.get(module, ()) if isinstance(r, Reader))
     for module in readers.concatenated - {m for m in model.modules() if "_torchswat_part" in vars(m)}:
         module._torchswat_part = module.register_forward_hook(as_part)  # type: ignore[assignment]
@@ -375,6 +331,6 @@ def separate_(model: nn.Module) -> None:
         if "_torchswat_part" in module.__dict__:
             module.__dict__.pop("_torchswat_part").remove()
         if type(module) in dense_classes:
-            for fused in ("awaits", "rectifies", "behind"):
+            for fused in ("awaits", "rectifies", "behind", "norm_input"):
                 module.__dict__.pop(fused, None)
             module.__class__ = dense_classes[type(module)]

@@ -21,6 +21,7 @@ OPTIONS = {
     "products": "isa output quick repeats shape sparsity threads",
     "step": "isa network output quick repeats selection sparsity threads",
     "selection": "isa output quick repeats sparsity threads",
+    "memory": "batch-size device isa network output quick sparsity threads",
     "inference": "case isa output peer quick repeats sparsity threads",
 }
 
@@ -89,6 +90,19 @@ def test_selection(run, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["selection.json"]
 
 
+def test_memory(tiny, run, tmp_path, monkeypatch):
+    from torchswat.bench import memory
+    from torchswat.bench.footprint import measure
+
+    monkeypatch.setattr(memory, "measure_apart", measure)
+    path = tmp_path / "memory.json"
+    code, output, errors = run("bench", "memory", "--quick", "--network", tiny, "--output", path)
+    assert code == 0, errors
+    assert "Memory of a training step" in output and "int8" in output and "by layer" in output
+    assert len(json.loads(path.read_text())["rows"]) == 4 and "medians" not in output
+    assert path.with_suffix(".svg").exists() and path.with_suffix(".png").exists()
+
+
 def test_threads(tiny, run, tmp_path):
     before = torch.get_num_threads()
     try:
@@ -126,6 +140,8 @@ def test_an_instruction_set_is_in_force_before_torch_is_imported(run, monkeypatc
         (["step", "--selection", "sampel:1"], "did you mean 'sample'?"),
         (["step", "--selection", "sample:x"], "METHOD:PERIOD"),
         (["selection", "--sparsity", "-1"], "sparsity is -1.0"),
+        (["memory", "--network", "resnet_18"], "did you mean 'resnet18'?"),
+        (["memory", "--device", "tpu"], "device is 'tpu'"),
     ],
 )
 def test_what_the_user_got_wrong_is_code_2_and_one_message(arguments, message, run, tmp_path, monkeypatch):

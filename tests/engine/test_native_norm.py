@@ -14,6 +14,7 @@ from torch.nn import functional
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes = st.tuples(st.integers(2, 70), st.integers(1, 9), st.integers(1, 8), st.integers(1, 8))
 EPSILON, MOMENTUM = 1e-5, 0.1
+NARROW = {2: torch.bfloat16, 1: torch.uint8}
 
 
 def address(x: torch.Tensor | None) -> int:
@@ -28,7 +29,12 @@ class Case:
     """One batch norm (+ residual) (+ ReLU), run natively forward and backward and by torch in float64."""
 
     def __init__(
-        self, size: tuple[int, int, int, int], relu: bool, residual: bool, shift: float = 0.0
+        self,
+        size: tuple[int, int, int, int],
+        relu: bool,
+        residual: bool,
+        shift: float = 0.0,
+        kept_bytes: int = 4,
     ) -> None:
         n, c, h, w = size
         generator = torch.Generator().manual_seed(n + 100 * c)
@@ -37,7 +43,9 @@ class Case:
         self.grad_y = inner(torch.randn(size, generator=generator))
         self.weight = torch.rand(c, generator=generator) + 0.5
         self.bias = torch.randn(c, generator=generator)
-        self.size, self.relu, self.length = size, relu, n * h * w
+        self.size, self.relu, self.length, self.kept_bytes = size, relu, n * h * w, kept_bytes
+        self.kept = self.x if kept_bytes == 4 else inner(self.x.to(NARROW[kept_bytes]))
+        self.step, self.low = torch.zeros(2, c)
         self.running = [torch.zeros(c), torch.ones(c)]
 
     def run(self, native: ModuleType, threads: int = 1) -> None:
@@ -50,11 +58,13 @@ class Case:
             self.x.data_ptr(), c, self.length, self.weight.data_ptr(), self.bias.data_ptr(), EPSILON,
             address(self.residual), self.relu, self.y.data_ptr(), address(self.positive),
             self.mean.data_ptr(), self.inverse.data_ptr(), self.running[0].data_ptr(),
-            self.running[1].data_ptr(), MOMENTUM, threads,
+            self.running[1].data_ptr(), MOMENTUM, self.kept_bytes, self.kept.data_ptr(),
+            self.step.data_ptr(), self.low.data_ptr(), threads,
         )  # fmt: skip
         native.batch_norm_backward(
-            self.grad_y.data_ptr(), address(self.positive), self.x.data_ptr(), c, self.length,
-            self.weight.data_ptr(), self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
+            self.grad_y.data_ptr(), address(self.positive), self.kept_bytes, self.kept.data_ptr(),
+            self.step.data_ptr(), self.low.data_ptr(), c, self.length, self.weight.data_ptr(),
+            self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
             address(self.grad_residual), self.grad_weight.data_ptr(), self.grad_bias.data_ptr(), threads,
         )  # fmt: skip
 
@@ -163,7 +173,7 @@ def test_outputs_may_be_the_gradients_own_memory(native: ModuleType) -> None:
     for grad_x, grad_residual in ((gradient, other), (other, gradient)):
         gradient.copy_(case.grad_y)
         native.batch_norm_backward(
-            gradient.data_ptr(), address(case.positive), case.x.data_ptr(), 3, case.length,
+            gradient.data_ptr(), address(case.positive), 4, case.x.data_ptr(), 0, 0, 3, case.length,
             case.weight.data_ptr(), case.mean.data_ptr(), case.inverse.data_ptr(), grad_x.data_ptr(),
             grad_residual.data_ptr(), case.grad_weight.data_ptr(), case.grad_bias.data_ptr(), 1,
         )  # fmt: skip
@@ -201,3 +211,82 @@ def test_relu_and_its_gradient_from_bits(native: ModuleType, n: int) -> None:
     assert torch.equal(unpack_bits(bits, 1, n)[0], ~(x <= 0))
     assert torch.equal(y.nan_to_num(7.0), x.relu().nan_to_num(7.0))
     assert torch.equal(back, torch.where(x <= 0, 0.0, gradient))
+
+
+# ---- the input kept narrower -------------------------------------------------------------------------------
+
+
+def deviations(case: Case) -> torch.Tensor:
+    """Return what the backward pass takes for x - mean, in float64."""
+    if case.kept_bytes == 2:
+        return case.kept.double()
+    step, low = (t.double().view(-1, 1, 1) for t in (case.step, case.low))
+    return case.kept * step + low
+
+
+@fast
+@given(
+    size=sizes,
+    relu=st.booleans(),
+    residual=st.booleans(),
+    threads=st.integers(1, 3),
+    kept_bytes=st.sampled_from([1, 2]),
+    shift=st.sampled_from([0.0, 100.0]),
+)
+@example(size=(32, 48, 40, 40), relu=True, residual=True, threads=2, kept_bytes=1, shift=0.0)
+@example(size=(24, 64, 37, 37), relu=True, residual=False, threads=2, kept_bytes=2, shift=0.0)
+def test_a_narrow_copy_of_the_input(
+    native: ModuleType,
+    size: tuple[int, int, int, int],
+    relu: bool,
+    residual: bool,
+    threads: int,
+    kept_bytes: int,
+    shift: float,
+) -> None:
+    whole, case = (Case(size, relu, residual, shift, bytes_kept) for bytes_kept in (4, kept_bytes))
+    whole.run(native, threads)
+    case.run(native, threads)
+    for name in ("y", "mean", "inverse"):
+        assert torch.equal(getattr(case, name), getattr(whole, name))
+    exact = case.x.double() - case.mean.double().view(-1, 1, 1)
+    error = (deviations(case) - exact).abs()
+    if kept_bytes == 2:
+        allowed = exact.abs() / 256 + 1e-6 * (1 + shift)
+    else:
+        width = case.x.amax((0, 2, 3)) - case.x.amin((0, 2, 3))
+        allowed = (width.double() / 509).view(-1, 1, 1) + 1e-6 * (1 + shift)
+    assert (error <= allowed).all(), f"off by {float((error - allowed).max())} more than allowed"
+    check_gradients_of_kept(case)
+
+
+def check_gradients_of_kept(case: Case) -> None:
+    """Complain unless the gradients are those of the formula for what was kept of the input."""
+    g, (_, c, _, _) = case.grad_y.double(), case.size
+    if case.positive is not None:
+        through = unpack_bits(case.positive, c, case.length)
+        n, _, h, w = case.size
+        g = g * through.view(c, h, w, n).permute(3, 0, 1, 2)
+    inverse = case.inverse.double().view(-1, 1, 1)
+    normalised = deviations(case) * inverse
+    sums = {"grad_weight": (g * normalised).sum((0, 2, 3)), "grad_bias": g.sum((0, 2, 3))}
+    projected, mean = (t.view(-1, 1, 1) / case.length for t in sums.values())
+    expected = case.weight.double().view(-1, 1, 1) * inverse * (g - mean - normalised * projected)
+    assert_near(case.grad_x, expected, "grad_x", 1e-5 if case.length > 16 else 1e-3)
+    for name, value in sums.items():
+        assert_near(getattr(case, name), value, name, 1e-5)
+
+
+def test_a_channel_without_spread_is_kept_exactly(native: ModuleType) -> None:
+    case = Case((8, 3, 2, 2), False, False, kept_bytes=1)
+    case.x.fill_(7.0)
+    case.run(native)
+    assert (deviations(case) == 0).all() and torch.isfinite(case.grad_x).all()
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 2])
+def test_a_nan_is_not_hidden_by_rounding(native: ModuleType, kept_bytes: int) -> None:
+    case = Case((8, 2, 3, 3), True, False, kept_bytes=kept_bytes)
+    case.x[1, 0, 2, 2] = float("nan")
+    case.run(native)
+    assert case.grad_x[:, 0].isnan().all() and not case.grad_x[:, 1].isnan().any()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchswat.engine.plan import Timing
 
 app = typer.Typer(
-    help="Time dense and sparse side by side: products, training steps, selection, inference.",
+    help="Time dense and sparse side by side: products, training steps, selection, inference, memory.",
     no_args_is_help=True,
 )
 console = Console(soft_wrap=True)
@@ -167,6 +167,44 @@ def inference(
         cases, sparsity = cases if case else cases[:1], sparsity or [0.8]
     with bar(console, "inference", bench.rounds(cases, rounds)) as tick:
         record = bench.bench_inference(cases, sparsity or bench.SPARSITIES, rounds, peers, tick=tick)
+    _finish(record, output)
+
+
+@app.command()
+def memory(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a network, or `all`; several times for several (default: resnet18, vgg16)."
+        ),
+    ] = None,
+    sparsity: Sparsities = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Pictures in a batch (default: what the network is timed with).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where it runs: cpu or cuda.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One network, SWAT at 0.8 alone: a look in half a minute.")
+    ] = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Measure what training steps keep for the backward pass, and the most memory they need."""
+    _prepare(isa, threads)
+    from torchswat.bench import memory as bench
+    from torchswat.bench.show import bar
+
+    networks = tuple(bench.NETWORKS) if network == ["all"] else tuple(network or bench.STANDARD)
+    bench.check_networks(networks)
+    algorithms = ("dense", "swat") if quick else tuple(bench.ALGORITHMS)
+    if quick:
+        networks, sparsity = networks if network else networks[:1], sparsity or [0.8]
+    sparsities = sparsity or bench.SPARSITIES
+    with bar(console, "memory", bench.rounds(networks, sparsities, algorithms=algorithms)) as tick:
+        record = bench.bench_memory(
+            networks, sparsities, algorithms=algorithms, batch_size=batch_size, device=device, tick=tick
+        )
     _finish(record, output)
 
 

@@ -1,4 +1,4 @@
-"""Speed-up over sparsity, with the limit 1 / (1 - S) drawn in: no sparse product can do more."""
+"""Speed-up over sparsity, with the limit 1 / (1 - S) drawn in: no sparse product can do more. And memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def draw(record: Record, path: Path) -> list[Path]:
     Parameters
     ----------
     record : Record
-        Of products or steps.
+        Of products, steps or memory.
     path : Path
         Of the drawing; its suffix is replaced.
     """
+    if record.benchmark == "memory":
+        return _save_both(_draw_memory(record), path)
     across, line = {"products": ("product", "shape"), "step": ("network", "how")}.get(
         record.benchmark, ("", "")
     )
@@ -41,7 +43,48 @@ def draw(record: Record, path: Path) -> list[Path]:
     axes[0].set_ylabel("speed-up over dense float32")
     axes[0].legend(frameon=False, fontsize="small")
     figure.suptitle(_caption(record), fontsize="small", color="#555555")
-    return [_save(figure, path.with_suffix(f".{suffix}")) for suffix in ("svg", "png")]
+    return _save_both(figure, path)
+
+
+def _draw_memory(record: Record) -> Figure:
+    """A panel of bars a network: activations kept, and weights kept beside the parameters."""
+    networks = _names(record.rows, "network")
+    figure = Figure(figsize=(1 + 5.4 * len(networks), 1.9 + 0.27 * len(record.rows) / len(networks)))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(1, len(networks), squeeze=False)[0]
+    for panel, name in zip(axes, networks, strict=True):
+        rows = [row for row in record.rows if row["network"] == name][::-1]
+        labels = [_setting(row) for row in rows]
+        activations, weights, peaks = (
+            np.array([np.nan if row[key] is None else row[key] / 1e6 for row in rows])
+            for key in ("activations", "weights_beside", "peak")
+        )
+        panel.barh(labels, activations, color=_COLOURS[0], label="activations kept")
+        panel.barh(
+            labels, weights, left=activations, color=_COLOURS[1], label="weights kept beside parameters"
+        )
+        panel.plot(peaks, labels, "k|", markersize=9, label="peak of the step above idle")
+        for row, label in zip(rows, labels, strict=True):
+            if row["activation_target"]:
+                dense = row["activations"] * row["fewer_activations"] / 1e6
+                target = dense / row["activation_target"]
+                panel.plot(target, label, "o", color="white", markeredgecolor="black", markersize=4)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(title=f"{name}, batch {rows[0]['batch_size']}", xlabel="MB")
+        panel.tick_params(axis="y", labelsize="small")
+    axes[0].plot(
+        [], [], "o", color="white", markeredgecolor="black", markersize=4, label="target of activations"
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(_caption(record), fontsize="small", color="#555555")
+    return figure
+
+
+def _setting(row: Row) -> str:
+    if row["sparsity"] is None:
+        return row["algorithm"]
+    narrow = "" if row["norm_input"] == "whole" else f", {row['norm_input']}"
+    return f"{row['algorithm']} {row['sparsity']:g}{narrow}"
 
 
 def _draw_panel(panel: Axes, rows: list[Row], line: str) -> None:
@@ -68,6 +111,10 @@ def _caption(record: Record) -> str:
         f"{facts['processor']}, {facts['threads']} threads, {facts['engine']['isa'] or 'plain torch'}\n"
         f"torch {facts['torch']}, commit {facts['git_commit']}, {facts['repeats']} repeats"
     )
+
+
+def _save_both(figure: Figure, path: Path) -> list[Path]:
+    return [_save(figure, path.with_suffix(f".{suffix}")) for suffix in ("svg", "png")]
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -39,7 +39,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step``, ``selection`` or ``inference``.
+        ``products``, ``step``, ``selection``, ``inference`` or ``memory``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict

@@ -32,6 +32,8 @@ def tables(record: Record) -> list[Table]:
         return [_products(record.rows), _means(record.summary)]
     if record.benchmark == "step":
         return [_steps(record.rows), _parts(record.rows)]
+    if record.benchmark == "memory":
+        return [_memory(record.rows), *_layers(record.rows)]
     if record.benchmark == "inference":
         return [_inference(record.rows)]
     return [_selection(record.rows)]
@@ -43,11 +45,16 @@ def circumstances_line(record: Record) -> str:
     dirty = " (changed since)" if str(facts["git_commit"]).endswith("-dirty") else ""
     commit = str(facts["git_commit"]).removesuffix("-dirty")
     allocator = "tuned" if facts["allocator_tuned"] else "as it comes"
+    how = (
+        "bytes of each storage once; peak: the larger of two steps"
+        if record.benchmark == "memory"
+        else f"medians of {facts['repeats']}, ± is the distance of the quartiles"
+    )
     return (
         f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads; "
         f"engine {facts['engine']['engine']} {facts['engine']['isa'] or ''}; torch {facts['torch']}; "
         f"allocator {allocator}; commit {commit}{dirty}; load before {facts['load']}; "
-        f"medians of {facts['repeats']}, ± is the distance of the quartiles"
+        f"{how}"
     )
 
 
@@ -188,6 +195,64 @@ def _selection(rows: list[Row]) -> Table:
             f"{row['density']:.4f}",
         )
     return table
+
+
+def _memory(rows: list[Row]) -> Table:
+    table = _table(
+        "Memory of a training step",
+        ("network", "algorithm", "batch norm's input"),
+        (
+            *("S", "activations MB", "fewer", "target", "weights read MB", "fewer", "target"),
+            *("peak MB", "by the bytes kept"),
+        ),
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['network']} x{row['batch_size']}",
+            row["algorithm"],
+            row["norm_input"],
+            "" if row["sparsity"] is None else f"{row['sparsity']:g}",
+            _megabytes(row["activations"]),
+            f"{row['fewer_activations']:.2f}x",
+            _times(row["activation_target"]),
+            _megabytes(row["weights_read"]),
+            f"{row['fewer_weights']:.2f}x",
+            _times(row["weight_target"]),
+            _megabytes(row["peak"]),
+            _megabytes(row["peak_by_bytes"]),
+        )
+    table.caption = (
+        "kept for the backward pass, positions and masks included; peak: of the step above the idle process; "
+        "by the bytes kept: the dense peak less what is kept less"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _layers(rows: list[Row]) -> list[Table]:
+    """The bytes by layer, a table a network: dense, and SWAT at its highest sparsity."""
+    found = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == network and row["algorithm"] in ("dense", "swat")]
+        last = max((row["sparsity"] or 0 for row in mine), default=0)
+        shown = [row for row in mine if row["sparsity"] in (None, last)]
+        kept = [{layer["name"]: layer for layer in row["layers"]} for row in shown]
+        titles = [
+            row["algorithm"] if row["sparsity"] is None else f"S={row['sparsity']:g} {row['norm_input']}"
+            for row in shown
+        ]
+        table = _table(f"{network}: MB of activations kept, by layer", ("layer", "kind"), tuple(titles))
+        for name in dict.fromkeys(name for layers in kept for name in layers):
+            layers = [layers.get(name) for layers in kept]
+            if any(layer and layer["activations"] > 100_000 for layer in layers):
+                kind = next(layer["kind"] for layer in layers if layer)
+                table.add_row(name, kind, *(_megabytes(layer and layer["activations"]) for layer in layers))
+        found.append(table)
+    return found
+
+
+def _megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.1f}"
 
 
 def _ms(value: float | None, spread: float | None = None) -> str:

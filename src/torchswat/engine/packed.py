@@ -55,7 +55,7 @@ class PackedConv2dProducts(Conv2dProducts):
 
     shape: Shape = field(kw_only=True)
     choice: Choice = field(kw_only=True, default=ALL_SPARSE)
-    one_weight_form = False
+    packs_weights = True
 
     @classmethod
     def of(cls, shape: Shape, choice: Choice) -> PackedConv2dProducts:
@@ -82,15 +82,6 @@ class PackedConv2dProducts(Conv2dProducts):
 
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         return self._form(weight, selection, ops.GRAD_INPUT, self.choice.grad_input)
-
-    def weight_forms(
-        self, weight: Tensor, forward: Selection | None, grad_input: Selection | None, wanted: bool
-    ) -> tuple[Form, Form]:
-        both_sparse = self.choice.forward and self.choice.grad_input
-        if wanted and both_sparse and forward is grad_input and forward is not None:
-            first, second = self._pack(weight, forward, (ops.FORWARD, ops.GRAD_INPUT))
-            return first, second
-        return super().weight_forms(weight, forward, grad_input, wanted)
 
     def _form(self, weight: Tensor, selection: Selection | None, product: int, sparse: bool) -> Form:
         if selection is None:

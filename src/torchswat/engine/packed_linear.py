@@ -35,7 +35,7 @@ class PackedLinearProducts(Products):
     """The products of a fully connected layer, each sparse or dense as `convolution` chooses."""
 
     convolution: PackedConv2dProducts
-    one_weight_form = False
+    packs_weights = True
 
     @property
     def compresses(self) -> bool:  # type: ignore[override]
@@ -55,13 +55,6 @@ class PackedLinearProducts(Products):
 
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         return self.convolution.grad_input_weight(_as_maps(weight), _of_maps(selection))
-
-    def weight_forms(
-        self, weight: Tensor, forward: Selection | None, grad_input: Selection | None, wanted: bool
-    ) -> tuple[Form, Form]:
-        of_maps = _of_maps(forward)
-        of_maps_too = of_maps if forward is grad_input else _of_maps(grad_input)
-        return self.convolution.weight_forms(_as_maps(weight), of_maps, of_maps_too, wanted)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         return self.convolution.grad_weight_activation(_as_maps(activation), _of_maps(selection))

@@ -4,9 +4,9 @@
     grad_input   dX = conv_transpose(g, w)        g  # (N, K, P, Q)
     grad_weight  dW = correlate(a, g)
 
-Products decide in which form an operand is kept until they need it: here as a dense tensor with zeros where
-a selection dropped entries, so that nothing is saved but nothing is wrong either. `torchswat.engine.packed`
-has the forms that save.
+Products decide in which form they take an operand: here as a dense tensor with zeros where a selection
+dropped entries. `torchswat.engine.packed` has other forms. What is dense with zeros waits for the backward
+pass as its values and one bit an entry (`torchswat.engine.kept`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Products:
 
     bias_dims: tuple[int, ...] = (0,)
     """Dimensions of the output that share a bias."""
-    one_weight_form: bool = True
-    """Whether forward and grad_input take the weight in the same form."""
+    packs_weights: bool = False
+    """Whether a selected weight is taken in a form of its own."""
     compresses: bool = False
     """Whether the activation kept is its kept values only, every NaN among them."""
     marks_weight: bool = False
@@ -47,19 +47,6 @@ class Products:
     def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         """Return the weight in the form that `grad_input` takes."""
         return self.forward_weight(weight, selection)
-
-    def weight_forms(
-        self, weight: Tensor, forward: Selection | None, grad_input: Selection | None, wanted: bool
-    ) -> tuple[Form, Form]:
-        """Return the weight in the forms of both products, by the selection of each.
-
-        The second is empty where `grad_input` is not `wanted`.
-        """
-        form = self.forward_weight(weight, forward)
-        if not wanted:
-            return form, ()
-        same = self.one_weight_form and forward is grad_input
-        return form, form if same else self.grad_input_weight(weight, grad_input)
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         """Return the activation in the form that `grad_weight` takes."""

@@ -81,6 +81,7 @@ def sparsify_as(recipe: Recipe, model: nn.Module) -> nn.Module:
         period=section.period,
         warmup=section.warmup,
         skip=section.skip,
+        norm_input=section.norm_input,
     )
 
 

@@ -67,6 +67,7 @@ class SparseSection(_Section):
     period: Positive = 1  # search the threshold anew every so many iterations
     warmup: NotNegative = 0  # until this iteration, search it at every one
     skip: tuple[str, ...] = ()
+    norm_input: Name = "whole"  # how batch norm keeps its input for the backward pass: whole, bfloat16, int8
 
     @field_validator("sparsity", mode="before")
     @classmethod

@@ -65,11 +65,13 @@ struct Packed {
     X(void, batch_norm_forward,                                                                                  \
       (const float* x, int64_t channels, int64_t length, const float* weight, const float* bias, double epsilon, \
        const float* residual, bool relu, float* y, uint64_t* positive, float* mean, float* inverse_deviation,    \
-       float* running_mean, float* running_variance, double momentum, int threads))                              \
+       float* running_mean, float* running_variance, double momentum, int kept_bytes, void* kept, float* step,   \
+       float* low, int threads))                                                                                 \
     X(void, batch_norm_backward,                                                                                 \
-      (const float* grad_y, const uint64_t* positive, const float* x, int64_t channels, int64_t length,          \
-       const float* weight, const float* mean, const float* inverse_deviation, float* grad_x,                    \
-       float* grad_residual, float* grad_weight, float* grad_bias, int threads))                                 \
+      (const float* grad_y, const uint64_t* positive, int kept_bytes, const void* kept, const float* step,       \
+       const float* low, int64_t channels, int64_t length, const float* weight, const float* mean,               \
+       const float* inverse_deviation, float* grad_x, float* grad_residual, float* grad_weight,                  \
+       float* grad_bias, int threads))                                                                           \
     X(void, affine_forward,                                                                                      \
       (const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,                 \
        const float* residual, bool relu, float* y, uint64_t* positive, int threads))                             \
@@ -128,6 +130,15 @@ struct Packed {
       (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
        const float* grad, float* grad_weight, int threads))
 
+#define SWAT_KEPT(X)                                                                                             \
+    X(int64_t, kept_parts, (int64_t n))                                                                          \
+    X(int64_t, mark_kept,                                                                                        \
+      (const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, int64_t* starts,             \
+       int threads))                                                                                             \
+    X(void, gather_kept,                                                                                         \
+      (const float* x, const uint64_t* bits, const int64_t* starts, int64_t n, float* values, int threads))      \
+    X(void, scatter_kept, (const float* values, const uint64_t* bits, int64_t n, float* x, int threads))
+
 #define SWAT_PEAK(X)                                                                                             \
     X(void, peak_registers, (int64_t rounds, float* sink, int threads))                                          \
     X(void, peak_loads, (const float* tile, int64_t rounds, float* sink, int threads))                           \
@@ -135,7 +146,7 @@ struct Packed {
 
 #define SWAT_KERNELS(X)                                                                                          \
     SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_INFERENCE(X)          \
-    SWAT_SPARSE_ACTIVATIONS(X) SWAT_PEAK(X)
+    SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 
 namespace torchswat {
 

@@ -12,11 +12,14 @@
 //     backward  bytes an entry: 8 read + 4 written + 1/8     (+ 4 with a residual)
 //     both about 6 operations an entry: bandwidth bound
 //
+// The backward pass needs x, or a narrower copy of it that the forward pass writes beside y (kept_input.h).
+//
 // Statistics: mean and squared deviations of pieces of 2048 entries in float (each is read twice from the first-level
 // cache), joined in double by Chan's formula: no cancellation however large the mean. One thread has a channel alone,
 // so nothing depends on the number of threads. Outputs may be the same memory as inputs of the same shape.
 #include <cmath>
 
+#include "kept_input.h"
 #include "kernels.h"
 #include "mask.h"
 #include "stream.h"
@@ -79,13 +82,15 @@ template <class Work> void decide(bool question, Work work) {
     else work(Known<false>{});
 }
 
-// y = x * scale + shift (+ residual) (through a ReLU, whose bits go to `positive` if that is wanted).
-template <bool relu, bool with_residual, bool streaming>
+// y = x * scale + shift (+ residual) (through a ReLU, whose bits go to `positive` if that is wanted); x goes to `kept`.
+template <bool relu, bool with_residual, bool streaming, class Kept>
 void affine(const float* x, int64_t length, float scale, float shift, const float* residual, float* y,
-            uint64_t* positive) {
+            uint64_t* positive, Kept kept) {
     const vf scales = splat(scale), shifts = splat(shift);
     const auto value_at = [&](int64_t i, int lanes, uint64_t& bits) {
-        vf value = load_first(x + i, lanes) * scales + shifts;
+        const vf entry = load_first(x + i, lanes);
+        kept.put(i, entry, lanes);
+        vf value = entry * scales + shifts;
         if constexpr (with_residual) value += load_first(residual + i, lanes);
         if constexpr (relu) {
             const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
@@ -116,12 +121,13 @@ bool streams(const float* to, int64_t channels, int64_t length, const float* inp
 }
 
 // One channel of the above, with the questions answered.
-template <bool streaming>
+template <bool streaming, class Kept>
 void affine_channel(const float* x, int64_t length, float scale, float shift, const float* residual, bool relu,
-                    float* y, uint64_t* positive) {
+                    float* y, uint64_t* positive, Kept kept) {
     decide(relu, [&](auto with_relu) {
         decide(residual != nullptr, [&](auto with_residual) {
-            affine<with_relu.value, with_residual.value, streaming>(x, length, scale, shift, residual, y, positive);
+            affine<with_relu.value, with_residual.value, streaming>(x, length, scale, shift, residual, y, positive,
+                                                                    kept);
         });
     });
 }
@@ -137,18 +143,16 @@ struct Sums {
     double gradient, projected;  // of g, and of g * normalised x
 };
 
-template <bool relu>
-Sums gradient_sums(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float mean,
-                   float inverse) {
+template <bool relu, class Kept>
+Sums gradient_sums(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, float inverse) {
     Sums all{0, 0};
-    const vf centre = splat(mean);
     for (int64_t begin = 0; begin < length; begin += piece) {
         const int64_t end = least(begin + piece, length);
         vf projected[ways] = {};
         int way = 0;
         all.gradient += sum_piece(begin, end, [&](int64_t i, int lanes) {
             const vf g = masked<relu>(grad_y, positive, i, lanes);
-            projected[way++ % ways] += g * (load_first(x + i, lanes) - centre);
+            projected[way++ % ways] += g * x.deviation(i, lanes);
             return g;
         });
         all.projected += sum_of(projected) * double(inverse);
@@ -159,15 +163,15 @@ Sums gradient_sums(const float* grad_y, const uint64_t* positive, const float* x
 // grad_x = scale * (g - mean of g - normalised x * mean of g * normalised x),
 // as g * scale + (x - mean) * slope + offset.
 struct Slopes {
-    float mean, scale, slope, offset;
+    float scale, slope, offset;
 };
 
-template <bool relu, bool with_residual, bool streaming>
-void gradient_of_x(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, Slopes line,
-                   float* grad_x, float* grad_residual) {
-    const vf mean = splat(line.mean), scale = splat(line.scale), slope = splat(line.slope), offset = splat(line.offset);
+template <bool relu, bool with_residual, bool streaming, class Kept>
+void gradient_of_x(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, Slopes line, float* grad_x,
+                   float* grad_residual) {
+    const vf scale = splat(line.scale), slope = splat(line.slope), offset = splat(line.offset);
     const auto result = [&](vf g, int64_t i, int lanes) {
-        return g * scale + ((load_first(x + i, lanes) - mean) * slope + offset);
+        return g * scale + (x.deviation(i, lanes) * slope + offset);
     };
     int64_t i = 0;
     for (; i + W <= length; i += W) {
@@ -183,14 +187,13 @@ void gradient_of_x(const float* grad_y, const uint64_t* positive, const float* x
 }
 
 // One channel of the backward pass.
-template <bool streaming>
-void backward_channel(const float* grad_y, const uint64_t* positive, const float* x, int64_t length, float weight,
-                      float mean, float inverse, float* grad_x, float* grad_residual, float* grad_weight,
-                      float* grad_bias) {
+template <bool streaming, class Kept>
+void backward_channel(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, float weight,
+                      float inverse, float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias) {
     decide(positive != nullptr, [&](auto relu) {
-        const Sums sums = gradient_sums<relu.value>(grad_y, positive, x, length, mean, inverse);
+        const Sums sums = gradient_sums<relu.value>(grad_y, positive, x, length, inverse);
         const double scale = double(weight) * inverse;
-        const Slopes line{mean, float(scale), float(-scale * inverse * sums.projected / double(length)),
+        const Slopes line{float(scale), float(-scale * inverse * sums.projected / double(length)),
                           float(-scale * sums.gradient / double(length))};
         decide(grad_residual != nullptr, [&](auto with_residual) {
             gradient_of_x<relu.value, with_residual.value, streaming>(grad_y, positive, x, length, line, grad_x,
@@ -218,12 +221,14 @@ template <class Work> void each_channel(int64_t channels, bool streaming, int th
 }  // namespace
 
 // Training-mode batch norm of x [C][length]; weight, bias, residual, positive and the running statistics may be null.
+// `kept` is where a copy of x of `kept_bytes` an entry goes, 2 or 1 (with `step` and `low` a channel); with 4 there is
+// none.
 // Writes y, the batch's mean and 1 / sqrt(variance + epsilon) [C]; moves the running statistics by `momentum` towards
 // the batch's mean and unbiased variance, as torch does.
 void batch_norm_forward(const float* x, int64_t channels, int64_t length, const float* weight, const float* bias,
                         double epsilon, const float* residual, bool relu, float* y, uint64_t* positive, float* mean,
                         float* inverse_deviation, float* running_mean, float* running_variance, double momentum,
-                        int threads) {
+                        int kept_bytes, void* kept, float* step, float* low, int threads) {
     const bool streaming = streams(y, channels, length, x, residual);
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
@@ -231,9 +236,23 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
         const double inverse = 1 / std::sqrt(found.squares / double(length) + epsilon);
         const double scale = inverse * (weight ? weight[c] : 1.0f);
         const double shift = (bias ? bias[c] : 0.0f) - found.mean * scale;
-        affine_channel<known.value>(x + start, length, float(scale), float(shift),
-                                    residual ? residual + start : nullptr, relu, y + start,
-                                    positive ? positive + c * words(length) : nullptr);
+        const auto write = [&](auto copy) {
+            affine_channel<known.value>(x + start, length, float(scale), float(shift),
+                                        residual ? residual + start : nullptr, relu, y + start,
+                                        positive ? positive + c * words(length) : nullptr, copy);
+        };
+        const vf centre = splat(float(found.mean));
+        if (kept_bytes == 1) {
+            const Range range = range_of(x + start, length);
+            const Steps steps = steps_of(range, float(found.mean));
+            step[c] = steps.step;
+            low[c] = steps.low;
+            write(ToBytes{static_cast<uint8_t*>(kept) + start, centre, splat(steps.per_step), splat(steps.zero)});
+        } else if (kept_bytes == 2) {
+            write(ToBfloat16{static_cast<uint16_t*>(kept) + start, centre});
+        } else {
+            write(Unwritten{});
+        }
         mean[c] = float(found.mean);
         inverse_deviation[c] = float(inverse);
         if (!running_mean) return;
@@ -244,17 +263,26 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
 }
 
 // Gradients of batch_norm_forward; positive is null without a ReLU, grad_residual without a residual, weight may be.
-// grad_weight and grad_bias [C] are always written. grad_x or grad_residual may be grad_y's own memory.
-void batch_norm_backward(const float* grad_y, const uint64_t* positive, const float* x, int64_t channels,
-                         int64_t length, const float* weight, const float* mean, const float* inverse_deviation,
-                         float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias, int threads) {
+// grad_weight and grad_bias [C] are always written. grad_x or grad_residual may be grad_y's own memory. `kept` is x, or
+// its narrower copy.
+void batch_norm_backward(const float* grad_y, const uint64_t* positive, int kept_bytes, const void* kept,
+                         const float* step, const float* low, int64_t channels, int64_t length, const float* weight,
+                         const float* mean, const float* inverse_deviation, float* grad_x, float* grad_residual,
+                         float* grad_weight, float* grad_bias, int threads) {
+    const float* x = kept_bytes == 4 ? static_cast<const float*>(kept) : nullptr;
     const bool streaming = streams(grad_x, channels, length, grad_y, x) &&
                            (!grad_residual || streams(grad_residual, channels, length, grad_y, x));
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
-        backward_channel<known.value>(grad_y + start, positive ? positive + c * words(length) : nullptr, x + start,
-                                      length, weight ? weight[c] : 1.0f, mean[c], inverse_deviation[c], grad_x + start,
-                                      grad_residual ? grad_residual + start : nullptr, grad_weight + c, grad_bias + c);
+        const auto read = [&](auto copy) {
+            backward_channel<known.value>(grad_y + start, positive ? positive + c * words(length) : nullptr, copy,
+                                          length, weight ? weight[c] : 1.0f, inverse_deviation[c], grad_x + start,
+                                          grad_residual ? grad_residual + start : nullptr, grad_weight + c,
+                                          grad_bias + c);
+        };
+        if (kept_bytes == 1) read(OfBytes{static_cast<const uint8_t*>(kept) + start, splat(step[c]), splat(low[c])});
+        else if (kept_bytes == 2) read(OfBfloat16{static_cast<const uint16_t*>(kept) + start});
+        else read(OfFloat32{x + start, splat(mean[c])});
     });
 }
 
@@ -265,7 +293,7 @@ void affine_forward(const float* x, int64_t channels, int64_t length, const floa
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
         affine_channel<known.value>(x + start, length, scale[c], shift[c], residual ? residual + start : nullptr, relu,
-                                    y + start, positive ? positive + c * words(length) : nullptr);
+                                    y + start, positive ? positive + c * words(length) : nullptr, Unwritten{});
     });
 }
 
@@ -280,7 +308,7 @@ void relu_forward(const float* x, int64_t n, float* y, uint64_t* positive, int t
     each_channel((n + stretch - 1) / stretch, streams(y, 1, n, x, x), threads, [=](int64_t part, auto known) {
         const int64_t begin = part * stretch;
         affine<true, false, known.value>(x + begin, least(stretch, n - begin), 1, 0, nullptr, y + begin,
-                                         positive ? positive + begin / word : nullptr);
+                                         positive ? positive + begin / word : nullptr, Unwritten{});
     });
 }
 

@@ -1,0 +1,101 @@
+"""Batch norm and the ReLU behind it as one module that keeps less for the backward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchswat.engine.batch_norm import NORM_INPUTS, BatchNorm
+from torchswat.errors import UnknownName
+
+
+def check_norm_input(name: str) -> None:
+    """Raise `UnknownName` unless batch norm's input can be kept like that."""
+    if name not in NORM_INPUTS:
+        raise UnknownName.of("form of batch norm's kept input", name, NORM_INPUTS)
+
+
+def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
+    """Tell whether `normalised` does what `norm` does with `input`: normalise by the batch's statistics."""
+    if torch.compiler.is_compiling() or not norm.training or not norm.track_running_stats:
+        return False
+    if norm.momentum is None or input.dim() != 4 or not input.is_floating_point():
+        return False
+    return input.numel() > input.shape[1]  # torch refuses one value a channel
+
+
+def normalised(
+    norm: nn.BatchNorm2d, input: Tensor, residual: Tensor | None, relu: bool, norm_input: str
+) -> Tensor:
+    """Return ``norm(input)``, plus `residual`, rectified if `relu`, as one autograd node."""
+    norm._check_input_dim(input)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    statistics = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, norm.momentum
+    output = BatchNorm.apply(input, residual, *statistics, relu, norm_input)
+    assert isinstance(output, Tensor)
+    return output
+
+
+class BatchNormReLU2d(nn.BatchNorm2d):
+    """``relu(batch_norm(input))``, or ``relu(batch_norm(input) + residual)``, in the memory of batch norm.
+
+    `torch.nn.BatchNorm2d` keeps its input for the backward pass and `torch.nn.ReLU` its output. This module
+    keeps the input, whole or narrower, and one bit an entry. Outputs are those of the separate modules, and
+    so are gradients where the input is kept whole; parameters and buffers have the same names.
+    `torchswat.sparsify_` fuses such pairs by itself where it can tell that they follow each other; this is
+    for models where it cannot, or which stay dense.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, device, dtype
+        As of `torch.nn.BatchNorm2d`.
+    norm_input : {"whole", "bfloat16", "int8"}, default "whole"
+        How the input is kept: as it is; its deviation from the channel's mean rounded to bfloat16 (2 bytes
+        an entry, off by 1/512 of itself at most); or to 8 bits (1 byte an entry, off by 1/510 of the range
+        of the channel). Only gradients see the rounding, never the output.
+
+    Raises
+    ------
+    UnknownName
+        For another `norm_input`.
+
+    References
+    ----------
+    SWAT, section 3.3, on what batch norm keeps; keeping it in 8 bits is beyond the paper.
+
+    Examples
+    --------
+    >>> fused, input = BatchNormReLU2d(8, norm_input="int8"), torch.randn(4, 8, 5, 5, requires_grad=True)
+    >>> separate = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
+    >>> torch.equal(fused(input), separate(input))
+    True
+    >>> fused(input, residual=torch.ones(4, 8, 5, 5)).sum().backward()
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm_input: str = "whole",
+    ) -> None:
+        check_norm_input(norm_input)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.norm_input = norm_input
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the rectified, normalised `input` (N, C, H, W), after adding `residual` of that shape."""
+        same = residual is None or (residual.shape == input.shape and residual.dtype == input.dtype)
+        if same and fuses(self, input):
+            return normalised(self, input, residual, True, self.norm_input)
+        output = super().forward(input)
+        return (output if residual is None else output + residual).relu()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, norm_input={self.norm_input!r}"

@@ -1,0 +1,211 @@
+"""Batch norm, the sum with a residual and the ReLU behind it as one autograd node.
+
+For the backward pass batch norm needs its input, and the ReLU only to know which entries it let through: one
+bit an entry, where torch keeps the ReLU's whole output beside the input. The input itself may be kept
+narrower, as its deviation from the channel's mean: in bfloat16, or in 8 bits with a scale a channel.
+
+The compiled kernels do it in one pass over each channel of a batch-innermost tensor; on any other device,
+dtype or layout torch's operations do, with torch's own numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torchswat.engine import kept, ops
+from torchswat.engine.loader import native, native_for
+
+NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
+"""How batch norm's input is kept, and in how many bytes an entry (of a float32 input)."""
+
+_STEPS = 255
+
+
+def takes(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Tell whether the compiled kernels take `x`: it is batch-innermost, of float32, and eager."""
+    if torch.compiler.is_compiling() or x.dim() != 4 or len(x) < 2 or not ops.is_inner(x):
+        return False
+    return native_for(x, *parameters) is not None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class BatchNorm(torch.autograd.Function):
+    """Training batch norm, with the sum with a residual and the ReLU behind it where those are asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (N, C, H, W)
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        momentum: float,
+        relu: bool,
+        norm_input: str,
+    ) -> Tensor:
+        ctx.compiled, ctx.eps, ctx.norm_input = takes(x, weight, residual), eps, norm_input
+        run = _forward_compiled if ctx.compiled else _forward_in_torch
+        statistics = weight, bias, running_mean, running_var, eps, momentum
+        y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, relu, norm_input)
+        ctx.strides = kept.dense_strides(y)
+        ctx.save_for_backward(weight, positive, mean, inverse_deviation, *(copy or (x,)))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
+        run = _backward_compiled if ctx.compiled else _backward_in_torch
+        grads = run(ctx, gradient, *ctx.saved_tensors)
+        return *grads, *[None] * 6
+
+
+Copy = tuple[Tensor, ...]
+"""What is kept of the input beside the whole of it: a narrow copy, or that and its steps and lows."""
+
+
+# ---- compiled ----------------------------------------------------------------------------------------------
+
+
+def _forward_compiled(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    momentum: float,
+    relu: bool,
+    norm_input: str,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Copy]:
+    channels, length = x.shape[1], x.numel() // x.shape[1]
+    residual = None if residual is None else ops.as_inner(residual)
+    y = torch.empty_like(x)
+    positive = torch.empty(channels, -(-length // kept.WORD), dtype=torch.int64) if relu else None
+    mean, inverse_deviation = torch.empty(channels), torch.empty(channels)
+    copy: Copy = ()
+    if norm_input == "bfloat16":
+        copy = (torch.empty_like(x, dtype=torch.bfloat16),)
+    elif norm_input == "int8":
+        copy = torch.empty_like(x, dtype=torch.uint8), torch.empty(channels), torch.empty(channels)
+    native().batch_norm_forward(  # type: ignore[union-attr]
+        *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
+        *(_address(residual), relu, y.data_ptr()),
+        *(_address(t) for t in (positive, mean, inverse_deviation, running_mean, running_var)),
+        *(momentum, NORM_INPUTS[norm_input], *_addresses(copy), torch.get_num_threads()),
+    )
+    return y, positive, mean, inverse_deviation, copy
+
+
+def _addresses(copy: Copy) -> list[int]:
+    return [tensor.data_ptr() for tensor in copy] + [0] * (3 - len(copy))
+
+
+def _backward_compiled(
+    ctx: Any,
+    gradient: Tensor,
+    weight: Tensor | None,
+    positive: Tensor | None,
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    x: Tensor,
+    *steps: Tensor,
+) -> tuple[Tensor | None, ...]:
+    gradient = ops.as_inner(gradient)
+    channels, length = x.shape[1], x.numel() // x.shape[1]
+    grad_x = torch.empty_like(x, dtype=gradient.dtype)
+    grad_weight, grad_bias = torch.empty(channels), torch.empty(channels)
+    grad_residual = None
+    if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came
+        grad_residual = gradient if positive is None else torch.empty_like(gradient)
+    apart = grad_residual if positive is not None else None
+    native().batch_norm_backward(  # type: ignore[union-attr]
+        *(gradient.data_ptr(), _address(positive), x.element_size(), *_addresses((x, *steps))),
+        *(channels, length, *(_address(t) for t in (weight, mean, inverse_deviation, grad_x, apart))),
+        *(grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),
+    )
+    return grad_x, grad_residual, *((None, None) if weight is None else (grad_weight, grad_bias))
+
+
+# ---- in torch ----------------------------------------------------------------------------------------------
+
+
+def _forward_in_torch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    momentum: float,
+    relu: bool,
+    norm_input: str,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Copy]:
+    y, mean, inverse_deviation = torch.native_batch_norm(
+        x, weight, bias, running_mean, running_var, True, momentum, eps
+    )
+    copy = _narrowed(x, mean, norm_input)
+    if residual is not None:
+        y += residual
+    if not relu:
+        return y, None, mean, inverse_deviation, copy
+    y, positive = kept.rectify(y, inplace=True)
+    return y, positive, mean, inverse_deviation, copy
+
+
+def _backward_in_torch(
+    ctx: Any,
+    gradient: Tensor,
+    weight: Tensor | None,
+    positive: Tensor | None,
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    x: Tensor,
+    *steps: Tensor,
+) -> tuple[Tensor | None, ...]:
+    if positive is not None:
+        gradient = kept.rectified_gradient(gradient, positive, ctx.strides)
+    if ctx.norm_input != "whole":
+        x, mean = _widened(x, gradient.dtype, *steps), torch.zeros_like(mean)
+    wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, weight, None, None, mean, inverse_deviation, True, ctx.eps, wanted
+    )
+    return grad_x, gradient if ctx.needs_input_grad[1] else None, grad_weight, grad_bias
+
+
+def _a_channel(values: Tensor) -> Tensor:  # (C,)
+    return values.view(-1, 1, 1)
+
+
+def _narrowed(x: Tensor, mean: Tensor, norm_input: str) -> Copy:
+    """Return the deviations of `x` from `mean` as they are kept; nothing where `x` is kept whole."""
+    if norm_input == "whole":
+        return ()
+    deviation = x.to(mean.dtype) - _a_channel(mean)
+    if norm_input == "bfloat16":
+        return (deviation.to(torch.bfloat16),)
+    low, high = deviation.amin((0, 2, 3)), deviation.amax((0, 2, 3))
+    step = (high - low) / _STEPS
+    scale = torch.where(step > 0, step, 1)
+    q = ((deviation - _a_channel(low)) / _a_channel(scale)).round_().clamp_(0, _STEPS)
+    return q.to(torch.uint8), step, low
+
+
+def _widened(copy: Tensor, dtype: torch.dtype, *steps: Tensor) -> Tensor:
+    """Return the deviations from the mean again."""
+    if not steps:
+        return copy.to(dtype)
+    step, low = steps
+    return (copy.to(step.dtype) * _a_channel(step) + _a_channel(low)).to(dtype)

@@ -1,0 +1,126 @@
+// A flat array as one bit an entry and the values of the entries that are kept, in order; and back.
+//
+//     bits [ceil(n / 64)]   entry i is bit i % 64 of word i / 64          values [count]   starts [parts + 1]
+//
+// Two passes, so that `values` is as long as it must be and no longer: the first marks and counts (4 bytes read an
+// entry, 1/8 written), the second gathers (4 read, 4 * density written; what the first has read is often in the cache
+// still). The array is cut into parts, each of which one thread has; `starts` says where the values of each begin.
+#include "buffer.h"
+#include "kernels.h"
+#include "mask.h"
+
+namespace torchswat::SWAT_ISA {
+namespace {
+
+constexpr int64_t word = 64, part_words = 1024, part = part_words * word;
+
+int64_t parts_of(int64_t n) { return (n + part - 1) / part; }
+
+// Bits of the entries x[0..entries) that are kept: marked, or without a mask not smaller than the limit; never a zero.
+uint64_t marks(const float* x, const uint8_t* mask, float limit, int64_t entries) {
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < entries; i += W) {
+        const int lanes = int(least(W, entries - i));
+        const vf value = load_first(x + i, lanes);
+        const vf size = reinterpret_cast<vf>(reinterpret_cast<vi>(value) & splat_int(0x7fffffff));
+        unsigned kept = bits_of(mask ? (value != vf{}) : (size >= splat(limit)));
+        if (mask) {
+            unsigned marked = 0;
+            for (int lane = 0; lane < lanes; ++lane) marked |= unsigned(mask[i + lane] != 0) << lane;
+            kept &= marked;
+        }
+        bits |= uint64_t(kept & first_lanes(lanes)) << i;
+    }
+    return bits;
+}
+
+// Appends the marked lanes; nothing behind them is written.
+inline float* append(float* to, vf x, unsigned kept) {
+    const int count = __builtin_popcount(kept);
+#if defined(__AVX512F__)
+    const __m512 first = _mm512_maskz_compress_ps(__mmask16(kept), reinterpret_cast<__m512>(x));
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), first);
+#else
+    for (float* at = to; kept; kept &= kept - 1) *at++ = x[__builtin_ctz(kept)];
+#endif
+    return to + count;
+}
+
+// The inverse: the next values on the marked lanes, zeros on the others.
+inline vf spread(const float* from, unsigned kept) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(__mmask16(kept), from));
+#else
+    vf x{};
+    for (; kept; kept &= kept - 1) x[__builtin_ctz(kept)] = *from++;
+    return x;
+#endif
+}
+
+}  // namespace
+
+int64_t kept_parts(int64_t n) { return parts_of(n); }
+
+// Marks what is kept of x [n]: what `mask` says or, without one, all of at least `limit` > 0; zeros never are. Returns
+// how many; starts is [kept_parts(n) + 1].
+int64_t mark_kept(const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, int64_t* starts,
+                  int threads) {
+    const int64_t parts = parts_of(n);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < parts; ++p) {
+        int64_t count = 0;
+        for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
+            const uint64_t found = marks(x + i, mask ? mask + i : nullptr, limit, least(word, n - i));
+            bits[i / word] = found;
+            count += __builtin_popcountll(found);
+        }
+        starts[p + 1] = count;
+    }
+    starts[0] = 0;
+    for (int64_t p = 0; p < parts; ++p) starts[p + 1] += starts[p];
+    return starts[parts];
+}
+
+void gather_kept(const float* x, const uint64_t* bits, const int64_t* starts, int64_t n, float* values, int threads) {
+    const int64_t parts = parts_of(n);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < parts; ++p) {
+        float* to = values + starts[p];
+        for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
+            const uint64_t kept = bits[i / word];
+            const int64_t entries = least(word, n - i);
+            for (int64_t lane = 0; lane < entries; lane += W) {
+                const int lanes = int(least(W, entries - lane));
+                to = append(to, load_first(x + i + lane, lanes), unsigned(kept >> lane) & all_lanes);
+            }
+        }
+    }
+}
+
+// The inverse of both: x [n] with zeros where nothing was kept.
+void scatter_kept(const float* values, const uint64_t* bits, int64_t n, float* x, int threads) {
+    const int64_t parts = parts_of(n), words = (n + word - 1) / word;
+    Buffer<int64_t> starts(parts + 1);
+    starts[0] = 0;
+    for (int64_t p = 0; p < parts; ++p) {
+        int64_t count = 0;
+        for (int64_t w = p * part_words; w < least(words, (p + 1) * part_words); ++w)
+            count += __builtin_popcountll(bits[w]);
+        starts[p + 1] = starts[p] + count;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < parts; ++p) {
+        const float* from = values + starts.data[p];
+        for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
+            const uint64_t kept = bits[i / word];
+            const int64_t entries = least(word, n - i);
+            for (int64_t lane = 0; lane < entries; lane += W) {
+                const unsigned here = unsigned(kept >> lane) & all_lanes;
+                store_first(x + i + lane, spread(from, here), int(least(W, entries - lane)));
+                from += __builtin_popcount(here);
+            }
+        }
+    }
+}
+
+}  // namespace torchswat::SWAT_ISA
