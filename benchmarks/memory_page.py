@@ -35,10 +35,10 @@ What the figures say:
   compressed copy of what the block's first convolution keeps.
 - The narrower the batch norm's input, the more of the peak are gradients of the backward pass itself, which
   nothing here makes smaller; so the peak falls by less than what is kept.
-- Accuracy with the narrower inputs: [norm-input.csv](norm-input.csv), ResNet-20 on 20,000 images of CIFAR-10, four
-  epochs of SWAT at 80 %, one seed each (`torchswat train --recipe cifar-small --epochs 4 --method sample --set
-  data.train_limit=20000 --set optimizer.milestones=[3] --set sparse.norm_input=int8`). The differences are not larger
-  than those of seeds at this scale, which is too small to say more.
+- Accuracy with the narrower inputs: [norm-input.csv](norm-input.csv), ResNet-20 on 20,000 images of
+  CIFAR-10, four epochs of SWAT at 80 %, one seed each (`torchswat train --recipe cifar-small --epochs 4
+  --method sample --set data.train_limit=20000 --set optimizer.milestones=[3] --set sparse.norm_input=int8`).
+  One seed at this scale cannot tell such differences from those of seeds.
 - Algorithms that leave activations dense keep what torch keeps, or their masks beside it (dsg).
 """
 
