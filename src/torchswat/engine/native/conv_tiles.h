@@ -69,8 +69,8 @@ struct Tiles {
     int classes() const { return h.classes * w.classes; }
     int starts() const { return lists == Lists::by_tap ? taps_3x3 + 1 : lists == Lists::by_pattern ? patterns : 2; }
     int rows() const { return results * classes(); }
-    // Of the packed tiles of a block, and of the results of all rows; each for one group of samples. Tiles of all groups
-    // are written together: they must not lie a multiple of 4 KB apart, in the same sets of the first-level cache.
+    // Of the packed tiles of a block, and of the results of all rows; each for one group of samples. The tiles of
+    // all groups are written together: a multiple of 4 KB apart they would share sets of the first-level cache.
     int64_t block_floats() const {
         constexpr int64_t page = 1024, apart = 13 * cache_line;
         return (int64_t(block) * channel_floats / page + 1) * page + apart;
