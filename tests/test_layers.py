@@ -203,7 +203,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(algorithm, frozen
     part = run(wanted[1], wanted[2], wanted[0])
     for want, ours, theirs in zip(wanted, part, whole, strict=True):
         assert (ours is not None) == want
-        if want and algorithm != "random":  # it draws fewer masks where fewer are needed
+        if want and not algorithm.endswith("random"):  # it draws fewer masks where fewer are needed
             reference.check_close(ours, theirs)
 
 
@@ -264,7 +264,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_gradients_in_float32(algorithm)
     assert output.dtype == torch.bfloat16
     for p in model.parameters():
         assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all()
-    if algorithm != "random":
+    if not algorithm.endswith("random"):
         reference.check_close(output, model(images), 0.05)
 
 
