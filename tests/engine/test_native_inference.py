@@ -1,4 +1,4 @@
-"""The kernels of inference against torch in float64: few samples by rows, many with what follows fused, pooling."""
+"""The kernels of inference against torch in float64: by rows, with what follows fused, pooling."""
 
 from __future__ import annotations
 
@@ -36,9 +36,16 @@ EXAMPLES = (
 
 
 def convolve(
-    native: ModuleType, kernel: str, shape: Shape, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
-    relu: bool, threads: int
-) -> Tensor:  # fmt: skip
+    native: ModuleType,
+    kernel: str,
+    shape: Shape,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    threads: int,
+) -> Tensor:
     """Run one of the two kernels of inference."""
     sizes = native.ConvShape(*astuple(shape), *shape.output)
     make = lists.for_rows if kernel == "conv_rows" else lists.for_samples

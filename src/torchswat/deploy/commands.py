@@ -36,8 +36,8 @@ def export(
 ) -> None:
     """Write a trained network, pruned, into small files that answer fast.
 
-    [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with exact
-    zeros; [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
+    [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with
+    exact zeros; [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
     """
     from torchswat.deploy.export import FORMATS, export_run
 
@@ -48,7 +48,7 @@ def export(
         return
     for name, file in exported.files.items():
         console.print(
-            f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x smaller than dense",
+            f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense",
             highlight=False,
         )
     if exported.images:

@@ -86,7 +86,7 @@ def export_run(
     Raises
     ------
     UnknownName, MissingData, InvalidData, MissingDependency
-        For a format that does not exist, a run or data that are not there, or packages that are not installed.
+        For an unknown format, a run or data that are not there, or packages that are not installed.
     """
     for name in formats:
         if name not in FORMATS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
         raise MissingDependency(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from error
     pictures = torch.zeros(2, *input_shape)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls
+        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls,
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # and that torchvision is not there
         file = Path(folder) / "network.onnx"
         try:
             torch.onnx.export(

@@ -267,5 +267,5 @@ OPERATIONS: dict[str, Operation] = {
     "subsample": Operation(_subsample, {"stride": _STEP, "new_channels": _EDGE}),
     "flatten": Operation(_flatten, maps=False),
 }
-"""``conv2d`` and ``add`` take the ReLU last; the second input of ``conv2d`` is added before it. ``subsample`` takes
-every stride-th pixel and appends channels of zeros."""
+"""``conv2d`` and ``add`` take the ReLU last; the second input of ``conv2d`` is added before it. ``subsample``
+takes every stride-th pixel and appends channels of zeros."""

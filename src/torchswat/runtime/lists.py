@@ -20,8 +20,9 @@ def for_samples(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
     starts = torch.empty(native.weight_starts(shape, FORWARD), dtype=torch.int32)
     capacity = native.weight_capacity(shape, FORWARD)
     values, offsets = torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
-    pointers = (tensor.data_ptr() for tensor in (starts, values, offsets))
-    native.pack_weights(shape, weight.data_ptr(), 0, 0.0, FORWARD, *pointers, torch.get_num_threads())
+    lists = native.PackedWeights(*(tensor.data_ptr() for tensor in (starts, values, offsets)))
+    nowhere = native.PackedWeights()
+    native.pack_weights(shape, weight.data_ptr(), 0, 0.0, lists, nowhere, 0, torch.get_num_threads())
     return starts, values, offsets
 
 

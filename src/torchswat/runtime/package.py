@@ -160,7 +160,7 @@ def _about(header: dict[str, Any], channels: int) -> About:
 
 
 def _forms(values: Any, arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return the form and shape of every tensor, after a check that the arrays are exactly those they need."""
+    """Return the form and shape of every tensor, and check that the arrays are exactly theirs."""
     if not isinstance(values, dict):
         raise InvalidData("the tensors must be an object of forms and shapes by name")
     forms: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -208,8 +208,8 @@ def save(
 ) -> None:
     """Write a trained network, pruned, into one small file that `load` makes a fast network of.
 
-    The file is a safetensors file: kept weights in float32 and where they belong, batch norm folded into them,
-    and the operations as plain data (docs/format.md). It is written atomically. `model` is left alone.
+    The file is a safetensors file: kept weights in float32 and where they belong, batch norm folded into
+    them, and the operations as plain data (docs/format.md). It is written atomically. `model` is left alone.
 
     Parameters
     ----------

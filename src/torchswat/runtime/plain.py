@@ -1,4 +1,4 @@
-"""The operations of a `Graph` in plain torch: what runs without the compiled engine, and what that must equal."""
+"""The operations of a `Graph` in plain torch: what runs without the compiled engine, and its measure."""
 
 from __future__ import annotations
 

@@ -165,14 +165,9 @@ def _convolution(session: _Session, node: Node) -> Maker:
 
 
 def _linear(session: _Session, node: Node) -> Maker:
-    """A picture of one pixel; with few pictures a dense product of matrices is faster."""
-    weight, bias = (session.tensors[f"{node.name}.{part}"] for part in ("weight", "bias"))
-    if session.n >= ROWS_BELOW:
-        source, result = ((*session.shapes[name], 1, 1) for name in (node.inputs[0], node.name))
-        return _convolve(session, node, source, result, (1, 1), (0, 0))
-    x, y = session.views[node.inputs[0]], session.views[node.name]
-    steps: list[Step] = [partial(torch.addmm, bias.unsqueeze(1), weight, x, out=y)]
-    return lambda: steps + ([partial(y.clamp_min_, 0)] if node.settings["relu"] else [])
+    """A convolution of a picture of one pixel."""
+    source, result = ((*session.shapes[name], 1, 1) for name in (node.inputs[0], node.name))
+    return _convolve(session, node, source, result, (1, 1), (0, 0))
 
 
 def _convolve(

@@ -105,8 +105,8 @@ class _Builder:
         if module is not None:
             if type(module) not in _MODULES:
                 raise InvalidValue(
-                    f"layer {call.target!r} is a {type(module).__name__}, which cannot be exported to this format. "
-                    f"It knows {', '.join(sorted(kind.__name__ for kind in _MODULES))}."
+                    f"layer {call.target!r} is a {type(module).__name__}, which this format does not "
+                    f"know. It knows {', '.join(sorted(kind.__name__ for kind in _MODULES))}."
                 )
             return _MODULES[type(module)](self, call, module)
         function = _FUNCTIONS.get(call.target)
@@ -139,7 +139,7 @@ class _Builder:
         return name
 
     def only_reader(self, call: fx.Node, among: tuple[str, ...]) -> Node | None:
-        """Return the node that made the first input of `call`, if it is `among` these and read by nothing else."""
+        """Return the node that made the first input of `call`, if `among` these and read by nothing else."""
         return self._only_read_by(call.all_input_nodes[0], among)
 
     def _only_read_by(self, made: fx.Node, among: tuple[str, ...]) -> Node | None:

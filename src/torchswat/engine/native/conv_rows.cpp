@@ -54,7 +54,7 @@ struct Cut {
     double cost() const {
         const double kept = 0.2 * shape.c * shape.r * shape.s;
         const double a_filter = kept * (vectors() + 2.0) + blocks * (2.0 * vectors() + 20);
-        return tiles() * (shape.k * a_filter + (shifts() ? 4.0 : 20.0) * shape.c * channel_vectors);
+        return tiles() * (shape.k * a_filter + (shifts() ? 3.0 : 20.0) * shape.c * channel_vectors);
     }
 };
 
@@ -99,6 +99,14 @@ Cut best_cut(ConvShape s) {
     return best;
 }
 
+// Where a packed vector comes from: `from` floats into the channel, the lanes of `mask`; or, where lanes are gathered,
+// the places of its lanes from there on.
+struct Piece {
+    int32_t from;
+    uint32_t mask;
+    const int32_t* places;
+};
+
 struct Job {
     Cut cut;
     const float* x;
@@ -108,55 +116,40 @@ struct Job {
     const float *bias, *residual;
     bool relu;
     float* y;
-    const int32_t* places;  // of copies that are no shift: where each lane comes from in its row (map), or -1
+    const int32_t* places;  // of each copy: where each lane comes from in its row (map), or -1
 };
 
 // ---- packing -----------------------------------------------------------------------------------------------
 
-// Lanes [low, high) of the W floats at p; zeros in the others, which are not read.
-inline vf load_between(const float* p, int low, int high) {
-    if (low <= 0 && high >= W) return loadu(p);
-    if (low < 0) low = 0;
-    if (high > W) high = W;
-    vf x{};
-    if (low >= high) return x;
-#if defined(__AVX512F__)
-    return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(__mmask16((1u << high) - (1u << low)), p));
-#else
-    for (int lane = low; lane < high; lane++) x[lane] = p[lane];
-    return x;
-#endif
-}
+constexpr uint32_t all_lanes = (1u << W) - 1;
 
-// The lanes whose place is not negative, of the W floats at p.
-inline vf load_marked(const float* p, const int32_t* places) {
+inline vf load_masked(const float* p, uint32_t mask) {
 #if defined(__AVX512F__)
-    const __m512i at = _mm512_loadu_si512(places);
-    return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(_mm512_cmpge_epi32_mask(at, _mm512_setzero_si512()), p));
+    return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(__mmask16(mask), p));
 #else
+    if (mask == all_lanes) return loadu(p);
     vf x{};
     for (int lane = 0; lane < W; lane++) {
-        if (places[lane] >= 0) x[lane] = p[lane];
+        if (mask >> lane & 1) x[lane] = p[lane];
     }
     return x;
 #endif
 }
 
-inline vf gather(const float* p, const int32_t* places) {
+inline vf gather(const float* p, uint32_t mask, const int32_t* places) {
 #if defined(__AVX512F__)
     const __m512i at = _mm512_loadu_si512(places);
-    const __mmask16 inside = _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512());
-    return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, at, p, 4));
+    return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), __mmask16(mask), at, p, 4));
 #else
     vf x{};
     for (int lane = 0; lane < W; lane++) {
-        if (places[lane] >= 0) x[lane] = p[places[lane]];
+        if (mask >> lane & 1) x[lane] = p[places[lane]];
     }
     return x;
 #endif
 }
 
-// Where the lanes of each copy come from: in a row of the source, or in the map where the cut is whole.
+// For each copy, where its lanes come from: in a row of the source, or in the map where the cut is whole.
 void find_places(const Cut& cut, int32_t* places) {
     const ConvShape& s = cut.shape;
     const int lanes = cut.tiles_w() * cut.width * W;
@@ -171,127 +164,156 @@ void find_places(const Cut& cut, int32_t* places) {
     }
 }
 
-// One row of one copy of a channel, from vector `first` on; `row` is null outside of the map.
-void pack_row(const Job& job, int copy, const float* row, int first, float* to) {
+// The pieces of a channel's tile at row p and vector `first`, in the order in which they are stored.
+void find_pieces(const Job& job, int p, int first, Piece* piece) {
     const Cut& cut = job.cut;
     const ConvShape& s = cut.shape;
-    const int32_t* places = job.places + (int64_t(copy) * cut.tiles_w() * cut.width + first) * W;
-    for (int j = 0; j < cut.width; j++, to += W, places += W) {
-        const int at = (first + j) * W;
-        vf x{};
-        if (!row) {
-        } else if (!cut.shifts()) {
-            x = gather(row, places);
-        } else if (cut.whole) {
-            const int moved = (copy / s.s - s.pad_h) * s.w + copy % s.s - s.pad_w;
-            x = load_marked(row + at + moved * s.n, places);
-        } else {
-            const int from = at + (copy - s.pad_w) * s.n;
-            x = load_between(row + from, -from, s.w * s.n - from);
-        }
-        store(to, x);
-    }
-}
-
-// The channels of a block for the tile at row p and vector `first`.
-void pack(const Job& job, int block, int p, int first, float* to) {
-    const Cut& cut = job.cut;
-    const ConvShape& s = cut.shape;
-    const int last = least((block + 1) * cut.block, s.c);
-    for (int c = block * cut.block; c < last; c++) {
-        const float* map = job.x + c * s.input_map();
-        for (int copy = 0; copy < cut.copies; copy++) {
-            for (int phase = 0; phase < cut.phases; phase++) {
-                for (int i = 0; i < cut.extent; i++, to += cut.width * W) {
-                    const int at = cut.whole ? 0 : (p + i) * s.stride_h + phase - s.pad_h;
-                    const float* row = at >= 0 && at < s.h ? map + int64_t(at) * s.w * s.n : nullptr;
-                    pack_row(job, copy, row, first, to);
+    for (int copy = 0; copy < cut.copies; copy++) {
+        for (int phase = 0; phase < cut.phases; phase++) {
+            for (int i = 0; i < cut.extent; i++) {
+                const int row = cut.whole ? 0 : (p + i) * s.stride_h + phase - s.pad_h;
+                const bool inside = row >= 0 && row < s.h;
+                const int32_t* places = job.places + (int64_t(copy) * cut.tiles_w() * cut.width + first) * W;
+                for (int j = 0; j < cut.width; j++, places += W, piece++) {
+                    piece->mask = 0;
+                    piece->from = inside ? row * s.w * s.n : 0;
+                    piece->places = places;
+                    for (int lane = W - 1; inside && lane >= 0; lane--) {
+                        if (places[lane] < 0) continue;
+                        piece->mask |= 1u << lane;
+                        if (cut.shifts()) piece->from = row * s.w * s.n + places[lane] - lane;
+                    }
                 }
             }
         }
     }
 }
 
+// The channels of a block.
+template <bool shifts> void pack(const Job& job, int block, const Piece* pieces, float* to) {
+    const Cut& cut = job.cut;
+    const int last = least((block + 1) * cut.block, cut.shape.c);
+    for (int c = block * cut.block; c < last; c++) {
+        const float* map = job.x + c * cut.shape.input_map();
+        for (int i = 0; i < cut.channel_vectors; i++, to += W) {
+            const Piece& piece = pieces[i];
+            const float* from = map + piece.from;
+            store(to, shifts ? load_masked(from, piece.mask) : gather(from, piece.mask, piece.places));
+        }
+    }
+}
+
 // ---- multiplying -------------------------------------------------------------------------------------------
 
-// sums[T] += the kept weights of one filter times the packed tile.
-template <int T>
-inline __attribute__((always_inline)) void add_list(const float* values, const uint16_t* offsets, int count,
-                                                    const char* tile, float* sums) {
-    constexpr int sets = T >= chains ? 1 : T >= chains / 2 ? 2 : 4;
-    vf sum[sets][T];
-#pragma GCC unroll 32
-    for (int j = 0; j < T; j++) {
-        sum[0][j] = load(sums + j * W);
-#pragma GCC unroll 4
-        for (int set = 1; set < sets; set++) sum[set][j] = vf{};
+// Where the vectors of a tile belong in a map of Y, and how many lanes of each.
+struct Target {
+    int32_t at[most_vectors];
+    int32_t lanes[most_vectors];
+};
+
+Target target_of(const Cut& cut, int p, int first) {
+    Target target;
+    for (int j = 0; j < cut.vectors(); j++) {
+        const int row = p + j / cut.width, column = (first + j % cut.width) * W;
+        const int left = row < cut.rows ? cut.length - column : 0;
+        target.at[j] = row * cut.length + column;
+        target.lanes[j] = left < 0 ? 0 : least(left, W);
     }
-    const auto add = [&](vf(&to)[T], float value, uint64_t offset) __attribute__((always_inline)) {
-        const vf weight = splat(value);
-        const float* source = reinterpret_cast<const float*>(tile + offset * sizeof(vf));
+    return target;
+}
+
+template <int T> struct Sums {
+    vf at[T];
+
+    void fill(float value) {
 #pragma GCC unroll 32
-        for (int j = 0; j < T; j++) to[j] += weight * load(source + j * W);
-    };
+        for (int j = 0; j < T; j++) at[j] = splat(value);
+    }
+    void load_from(const float* p) {
+#pragma GCC unroll 32
+        for (int j = 0; j < T; j++) at[j] = load(p + j * W);
+    }
+    void store_to(float* p) const {
+#pragma GCC unroll 32
+        for (int j = 0; j < T; j++) store(p + j * W, at[j]);
+    }
+    // Y of a filter: residual added, negative ones dropped.
+    void finish(const Target& target, const float* residual, bool relu, float* y) {
+#pragma GCC unroll 32
+        for (int j = 0; j < T; j++) {
+            if (!target.lanes[j]) continue;
+            vf x = at[j];
+            if (residual) x += load_first(residual + target.at[j], target.lanes[j]);
+            if (relu) x = x > vf{} ? x : (x != x ? x : vf{});  // a NaN stays
+            store_first(y + target.at[j], x, target.lanes[j]);
+        }
+    }
+};
+
+template <int T>
+inline __attribute__((always_inline)) void add(Sums<T>& sums, const char* tile, float value, uint64_t offset) {
+    const vf weight = splat(value);
+    const float* source = reinterpret_cast<const float*>(tile + offset * sizeof(vf));
+#pragma GCC unroll 32
+    for (int j = 0; j < T; j++) sums.at[j] += weight * load(source + j * W);
+}
+
+// The kept weights of one filter times the packed tile. Small tiles are summed in several chains.
+template <int T>
+inline __attribute__((always_inline)) void add_list(Sums<T>& sums, const char* tile, const float* values,
+                                                    const uint16_t* offsets, int count) {
+    constexpr int sets = T >= chains ? 1 : T >= chains / 2 ? 2 : 4;
+    Sums<T> more[4];
+#pragma GCC unroll 4
+    for (int set = 1; set < sets; set++) more[set].fill(0);
     int i = 0;
     for (; i + 4 <= count; i += 4) {
         uint64_t four;  // offsets at one load
         std::memcpy(&four, offsets + i, sizeof four);
-        add(sum[0], values[i], four & 0xffff);
-        add(sum[1 % sets], values[i + 1], four >> 16 & 0xffff);
-        add(sum[2 % sets], values[i + 2], four >> 32 & 0xffff);
-        add(sum[3 % sets], values[i + 3], four >> 48);
+        add(sums, tile, values[i], four & 0xffff);
+        add(sets > 1 ? more[1] : sums, tile, values[i + 1], four >> 16 & 0xffff);
+        add(sets > 2 ? more[2] : sums, tile, values[i + 2], four >> 32 & 0xffff);
+        add(sets > 2 ? more[3] : sets > 1 ? more[1] : sums, tile, values[i + 3], four >> 48);
     }
-    for (; i < count; i++) add(sum[0], values[i], offsets[i]);
+    for (; i < count; i++) add(sums, tile, values[i], offsets[i]);
+#pragma GCC unroll 4
+    for (int set = 1; set < sets; set++) {
 #pragma GCC unroll 32
-    for (int j = 0; j < T; j++) {
-        vf total = sum[0][j];
-        if constexpr (sets > 1) total += sum[1][j];
-        if constexpr (sets > 2) total += sum[2][j] + sum[3][j];
-        store(sums + j * W, total);
-    }
-}
-
-template <int T> void fill(float value, float* sums) {
-#pragma GCC unroll 32
-    for (int j = 0; j < T; j++) store(sums + j * W, splat(value));
-}
-
-// Y of one filter: residual added, negative ones dropped.
-void finish(const Job& job, int k, int p, int first, const float* sums) {
-    const Cut& cut = job.cut;
-    const int height = least(cut.height, cut.rows - p);
-    for (int i = 0; i < height; i++, sums += cut.width * W) {
-        for (int j = 0; j < cut.width; j++) {
-            const int at = (first + j) * W, lanes = least(W, cut.length - at);
-            if (lanes <= 0) break;
-            const int64_t to = (int64_t(k) * cut.rows + p + i) * cut.length + at;
-            vf y = load(sums + j * W);
-            if (job.residual) y += load_first(job.residual + to, lanes);
-            if (job.relu) y = y > vf{} ? y : (y != y ? y : vf{});  // a NaN stays
-            store_first(job.y + to, y, lanes);
-        }
+        for (int j = 0; j < T; j++) sums.at[j] += more[set].at[j];
     }
 }
 
 // Filters [k0, k1) of the tile at row p and vector `first`.
 template <int T>
-void run_tile(const Job& job, int p, int first, int k0, int k1, float* tile, float* partial) {
+void run_tile(const Job& job, int p, int first, int k0, int k1, Piece* pieces, float* tile, float* partial) {
     const Cut& cut = job.cut;
+    const int64_t map = int64_t(cut.rows) * cut.length;
+    const Target target = target_of(cut, p, first);
+    find_pieces(job, p, first, pieces);
     for (int block = 0; block < cut.blocks; block++) {
-        pack(job, block, p, first, tile);
+        (cut.shifts() ? pack<true> : pack<false>)(job, block, pieces, tile);
         const int32_t* starts = job.starts + int64_t(block) * cut.shape.k;
-        float* sums = partial;
-        for (int k = k0; k < k1; k++, sums += T * W) {
-            if (block == 0) fill<T>(job.bias[k], sums);
+        float* so_far = partial;
+        for (int k = k0; k < k1; k++, so_far += T * W) {
+            Sums<T> sums;
+            if (block == 0) {
+                sums.fill(job.bias[k]);
+            } else {
+                sums.load_from(so_far);
+            }
             const int32_t start = starts[k];
-            add_list<T>(job.values + start, job.offsets + start, starts[k + 1] - start,
-                        reinterpret_cast<const char*>(tile), sums);
-            if (block + 1 == cut.blocks) finish(job, k, p, first, sums);
+            add_list<T>(sums, reinterpret_cast<const char*>(tile), job.values + start, job.offsets + start,
+                        starts[k + 1] - start);
+            if (block + 1 == cut.blocks) {
+                sums.finish(target, job.residual ? job.residual + k * map : nullptr, job.relu, job.y + k * map);
+            } else {
+                sums.store_to(so_far);
+            }
         }
     }
 }
 
-using TileRunner = void (*)(const Job&, int, int, int, int, float*, float*);
+using TileRunner = void (*)(const Job&, int, int, int, int, Piece*, float*, float*);
 
 template <int... I> TileRunner runner_of(int vectors, std::integer_sequence<int, I...>) {
     static constexpr TileRunner runners[] = {run_tile<I + 1>...};
@@ -330,13 +352,14 @@ void conv_rows(ConvShape shape, const float* x, const int32_t* starts, const flo
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int thread = 0; thread < threads; thread++) {
         float* own = workspace + thread * own_floats(cut);
+        Buffer<Piece> pieces(cut.channel_vectors);
         int64_t at = thread * all / threads;
         const int64_t end = (thread + 1) * all / threads;
         while (at < end) {
             const int tile = int(at / filters), k0 = int(at % filters);
             const int k1 = end - at < filters - k0 ? k0 + int(end - at) : filters;
-            run_one(job, tile / cut.tiles_w() * cut.height, tile % cut.tiles_w() * cut.width, k0, k1, own,
-                    own + tile_floats(cut));
+            run_one(job, tile / cut.tiles_w() * cut.height, tile % cut.tiles_w() * cut.width, k0, k1, pieces.data,
+                    own, own + tile_floats(cut));
             at += k1 - k0;
         }
     }
