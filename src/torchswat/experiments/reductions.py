@@ -140,7 +140,7 @@ def operations(work: Work) -> Outcome:
     """Figure 7."""
     rows = _rows("7.operations", "macs", work, "ms")
     remarks = [
-        f"seconds: whole steps, batch {_BATCH}, against the faster dense layout",
+        f"seconds: whole steps, batch {_BATCH}, best of {_REPEATS}, against the faster dense layout",
         "Counted are the multiply-accumulates of the three products; batch norm, ReLU, pooling and the "
         "optimizer are not among them but take their time in what is measured.",
         "From masks the count is lower where fewer than k entries differ from zero behind a ReLU: zeros that "
