@@ -170,9 +170,9 @@ def activation_bytes(work: Work) -> Outcome:
     rows = _rows("8b.activations", "activations", work, "bytes")
     remarks = [
         f"bytes: all that lives between forward and backward, batch {_BATCH}",
-        "Measured bytes hold more than activations: positions, winners of poolings, and the packed weights that "
-        "the backward pass reads. In VGG-16, with 124 million weights in its linear layers, these weigh as much "
-        "as the activations saved; a larger batch would hide them.",
+        "Measured bytes hold more than activations: positions, winners of poolings, and packed weights "
+        "that the backward pass reads. In VGG-16, with 124 million weights in its linear layers, these "
+        "weigh as much as what is saved of the activations; a larger batch would hide them.",
         "Batch norm keeps its input whole, which bounds the saving; counted are its inputs and those of the "
         "convolutions and of the classifier, as in the paper.",
         "VGG-16 saves least: a pooling stands between some batch norms and the next convolution, so what the "
