@@ -23,6 +23,7 @@ TABLE: dict[str, dict[str, tuple[str, str]]] = {
     },
     "forward-weight": {"forward": ("T(w)", "a"), "grad_input": ("g", "w"), "grad_weight": ("g", "a")},
     "random": {"forward": ("R(w)", "a"), "grad_input": ("g", "R(w)"), "grad_weight": ("g", "R(a)")},
+    "saw-random": {"forward": ("w", "a"), "grad_input": ("g", "R(w)"), "grad_weight": ("g", "R(a)")},
     "dsg": {"forward": ("w", "a"), "grad_input": ("M(g)", "w"), "grad_weight": ("M(g)", "a")},
 }
 """Operands of the three products: T is Top-K, R a given random mask, M the given mask of DSG's outputs."""

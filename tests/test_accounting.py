@@ -57,6 +57,7 @@ QUARTER = {  # which of forward, grad_input, grad_weight, weights, activations a
     "forward-activation": (0.25, 1, 1, 1, 1),
     "forward-weight": (0.25, 1, 1, 1, 1),
     "random": (0.25, 0.25, 0.25, 0.25, 0.25),
+    "saw-random": (1, 0.25, 0.25, 0.25, 0.25),
     "dsg": (0.25, 0.25, 0.25, 1, 1),
 }
 

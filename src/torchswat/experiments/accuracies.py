@@ -136,7 +136,7 @@ def mean_curve(trained: Sequence[Trained]) -> np.ndarray:
 
 def said(scale: Scale, network: str, data: str) -> str:
     """Return in a line what was trained, for the caption of a figure."""
-    seeds = f"{len(scale.seeds)} seeds, bars: ± a deviation"
+    seeds = "one seed" if len(scale.seeds) == 1 else f"{len(scale.seeds)} seeds, bars: ± a deviation"
     if scale.name == "paper":
         return f"{network} on {data}, the paper's recipe, {seeds}"
     shown = Training(network, data, "dense", 0.0, 0).recipe(scale)

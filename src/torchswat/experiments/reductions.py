@@ -140,7 +140,7 @@ def operations(work: Work) -> Outcome:
     """Figure 7."""
     rows = _rows("7.operations", "macs", work, "ms")
     remarks = [
-        f"seconds: whole steps, batch {_BATCH}, against the faster dense layout",
+        f"seconds: whole steps, batch {_BATCH}, best of {_REPEATS}, against the faster dense layout",
         "Counted are the multiply-accumulates of the three products; batch norm, ReLU, pooling and the "
         "optimizer are not among them but take their time in what is measured.",
         "From masks the count is lower where fewer than k entries differ from zero behind a ReLU: zeros that "
@@ -169,7 +169,10 @@ def activation_bytes(work: Work) -> Outcome:
     """Figure 8b."""
     rows = _rows("8b.activations", "activations", work, "bytes")
     remarks = [
-        f"bytes: alive between forward and backward, positions included, batch {_BATCH}",
+        f"bytes: all that lives between forward and backward, batch {_BATCH}",
+        "Measured bytes hold more than activations: positions, winners of poolings, and packed weights "
+        "that the backward pass reads. In VGG-16, with 124 million weights in its linear layers, these "
+        "weigh as much as what is saved of the activations; a larger batch would hide them.",
         "Batch norm keeps its input whole, which bounds the saving; counted are its inputs and those of the "
         "convolutions and of the classifier, as in the paper.",
         "VGG-16 saves least: a pooling stands between some batch norms and the next convolution, so what the "

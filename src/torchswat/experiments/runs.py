@@ -119,7 +119,7 @@ class _Workers:
             self.tasks.put((str(path), recipe.model_dump(mode="json")))
         for _ in range(jobs):
             self.tasks.put(None)
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, _cores() // jobs)
         self.processes: list[SpawnProcess] = [
             context.Process(target=_work, args=(self.tasks, self.results, threads), daemon=True)
             for _ in range(jobs)
@@ -177,6 +177,11 @@ class _Workers:
                     f"a training was killed (exit code {process.exitcode}; was there enough memory?). "
                     "The same command goes on from its last checkpoint; --jobs 1 needs less."
                 )
+
+
+def _cores() -> int:
+    """How many cores this process may use, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _epochs_done(folder: Path) -> int:

@@ -71,12 +71,18 @@ _SMOKE = (
 _CPU = (
     "data.batch_size=64",
     "data.train_limit=10000",
+    "data.test_limit=5000",
     "optimizer.epochs=6",
     "optimizer.milestones=[4, 5]",
     "analysis.every_steps=100",
     "checkpoint.every_steps=100",
 )
-_CPU_CIFAR100 = ("data.train_limit=5000", "optimizer.epochs=12", "optimizer.milestones=[8, 10]")
+_CPU_CIFAR100 = (
+    "data.train_limit=5000",
+    "data.test_limit=1000",
+    "optimizer.epochs=12",
+    "optimizer.milestones=[8, 10]",
+)
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "densenet121", "wrn28-10")
 _DATA = ("cifar10", "cifar100", "imagenet")
 
