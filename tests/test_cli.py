@@ -25,6 +25,9 @@ OPTIONS = {
     "data": "check data-root help json",
     "recipes": "help json",
     "plan": "clear help json",
+    "export": "check data-root format help json output",
+    "predict": "help json threads top",
+    "serve": "help host max-batch max-bytes max-waiting port threads",
     "bench": "help",
 }
 TINY = [

@@ -7,7 +7,18 @@ import sys
 
 import torchswat
 
-PUBLIC = ["Sparsity", "cost", "desparsify_", "models", "prune_", "select", "sparsify_", "tune_allocator"]
+PUBLIC = [
+    "Sparsity",
+    "cost",
+    "desparsify_",
+    "load",
+    "models",
+    "prune_",
+    "save",
+    "select",
+    "sparsify_",
+    "tune_allocator",
+]
 HEAVY = {
     "accelerate",
     "matplotlib",

@@ -21,6 +21,7 @@ OPTIONS = {
     "products": "isa output quick repeats shape sparsity threads",
     "step": "isa network output quick repeats selection sparsity threads",
     "selection": "isa output quick repeats sparsity threads",
+    "inference": "case isa output peer quick repeats sparsity threads",
 }
 
 

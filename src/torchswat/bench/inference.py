@@ -137,8 +137,8 @@ def _compare(
     case: Case, sparsities: Sequence[float], peers: Sequence[str], repeats: int, tick: Tick
 ) -> list[Row]:
     """Race the contestants of one case, and return a row for each."""
-    size = models.info(case.network, case.form).image_size
-    pictures = torch.randn(case.batch_size, 3, size, size)
+    about = models.info(case.network, case.form)
+    pictures = torch.randn(case.batch_size, about.in_channels, about.image_size, about.image_size)
     calls = max(1, 16 // case.batch_size)  # in a row: the contestant before has cooled the caches
     model = models.create(case.network, form=case.form).eval()
     with tempfile.TemporaryDirectory() as folder:
