@@ -1,4 +1,4 @@
-"""The benchmark of inference: who is there is timed, who is not is named, the fastest of the others counts."""
+"""The benchmark of inference: who is there is timed, who is not is named, the fastest peer counts."""
 
 from __future__ import annotations
 

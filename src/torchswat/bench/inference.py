@@ -193,16 +193,19 @@ def _call(model: nn.Module, pictures: Tensor) -> Callable[[], object]:
     return run
 
 
-def _pytorch(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+def _channels_last(model: Any, pictures: Tensor) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last
-    return _call(model.to(memory_format=layout), pictures.contiguous(memory_format=layout))
+    return model.to(memory_format=layout), pictures.contiguous(memory_format=layout)
+
+
+def _pytorch(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+    return _call(*_channels_last(model, pictures))
 
 
 def _compiled(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
     """Frozen, so that batch norm is folded and weights are laid out once."""
-    layout = torch.channels_last
-    pictures = pictures.contiguous(memory_format=layout)
-    compiled: Any = torch.compile(model.to(memory_format=layout), options={"freezing": True}, dynamic=False)
+    model, pictures = _channels_last(model, pictures)
+    compiled: Any = torch.compile(model, options={"freezing": True}, dynamic=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _call(compiled, pictures)()

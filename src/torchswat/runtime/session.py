@@ -242,8 +242,9 @@ def _pool(session: _Session, node: Node) -> Maker:
 
 def _adaptive(session: _Session, node: Node) -> Maker:
     x, y = session.views[node.inputs[0]], session.views[node.name]
-    if y.shape[1:3] == (1, 1):
-        sizes = x.shape[0], x.shape[1] * x.shape[2], session.n
+    channels, height, width, n = x.shape
+    if y.shape[1] == 1:
+        sizes = channels, height * width, n
         kernel = session.native.average_forward
         return lambda: [partial(kernel, x.data_ptr(), *sizes, y.data_ptr(), session.threads)]
     pictures = x.permute(3, 0, 1, 2)
