@@ -31,6 +31,7 @@ bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
 	$(BIN)/torchswat bench products --quick
 	$(BIN)/torchswat bench step --quick
 	$(BIN)/torchswat bench selection --quick
+	$(BIN)/torchswat bench inference --quick
 
 lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check

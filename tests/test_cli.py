@@ -27,6 +27,9 @@ OPTIONS = {
     "reproduce": "help jobs output runs scale seeds set",
     "report": "help output title",
     "plan": "clear help json",
+    "export": "check data-root format help json output",
+    "predict": "help json threads top",
+    "serve": "help host max-batch max-bytes max-waiting port threads",
     "bench": "help",
 }
 TINY = [

@@ -396,9 +396,9 @@ class SparseLayer(nn.Module):
             grad_input_weight = Saved((weight,)) if selection is None else Saved.of(weight, selection)
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
-            form: Form = products.grad_weight_activation(input, selection)
-            as_it_is = selection is None or len(form) > 1
-            grad_weight_activation = Saved(form) if as_it_is else Saved.of(form[0], NOT_ZERO)
+            values, *positions = products.grad_weight_activation(input, selection)
+            as_it_is = selection is None or positions
+            grad_weight_activation = Saved((values, *positions)) if as_it_is else Saved.of(values, NOT_ZERO)
             if selection is not None and selection.marks:
                 name = f"the input of layer {sparse.name!r}"
                 sparse.selectors["activation"].counted(selection.marks, input.numel(), name)

@@ -137,8 +137,8 @@ def _compare(
     case: Case, sparsities: Sequence[float], peers: Sequence[str], repeats: int, tick: Tick
 ) -> list[Row]:
     """Race the contestants of one case, and return a row for each."""
-    size = models.info(case.network, case.form).image_size
-    pictures = torch.randn(case.batch_size, 3, size, size)
+    about = models.info(case.network, case.form)
+    pictures = torch.randn(case.batch_size, about.in_channels, about.image_size, about.image_size)
     calls = max(1, 16 // case.batch_size)  # in a row: the contestant before has cooled the caches
     model = models.create(case.network, form=case.form).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -193,16 +193,19 @@ def _call(model: nn.Module, pictures: Tensor) -> Callable[[], object]:
     return run
 
 
-def _pytorch(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+def _channels_last(model: Any, pictures: Tensor) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last
-    return _call(model.to(memory_format=layout), pictures.contiguous(memory_format=layout))
+    return model.to(memory_format=layout), pictures.contiguous(memory_format=layout)
+
+
+def _pytorch(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+    return _call(*_channels_last(model, pictures))
 
 
 def _compiled(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
     """Frozen, so that batch norm is folded and weights are laid out once."""
-    layout = torch.channels_last
-    pictures = pictures.contiguous(memory_format=layout)
-    compiled: Any = torch.compile(model.to(memory_format=layout), options={"freezing": True}, dynamic=False)
+    model, pictures = _channels_last(model, pictures)
+    compiled: Any = torch.compile(model, options={"freezing": True}, dynamic=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _call(compiled, pictures)()
@@ -228,7 +231,7 @@ def _onnxruntime(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[],
 
 
 def _openvino(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
-    import openvino
+    openvino = importlib.import_module("openvino")  # not among the extras: large
 
     network = openvino.Core().read_model(_exported(model, pictures, file))
     network.reshape(list(pictures.shape))

@@ -28,7 +28,7 @@ from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dP
 from torchswat.engine.products import Conv2dProducts
 from torchswat.engine.topk import Selection
 
-VERSION = 1
+VERSION = 2
 """Of the measurements: raised when a kernel changes so much that old ones mislead."""
 
 _REPEATS = 3

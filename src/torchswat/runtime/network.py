@@ -45,7 +45,7 @@ class Network(nn.Module):
             raise InvalidValue(f"the input is {x.dtype} on {x.device}; this network takes float32 on the CPU")
         if native() is None or not len(x):
             return plain.run(self.package.graph, self._tensors, x)
-        return self._sessions.run(x)
+        return self._sessions.run(x.detach())
 
     @torch.no_grad()
     def probabilities(self, pictures: Tensor) -> Tensor:

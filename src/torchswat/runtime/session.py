@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -42,19 +43,38 @@ class Sessions:
         self._lock = threading.Lock()
         self._idle: OrderedDict[tuple, list[_Session]] = OrderedDict()
         self._lists: dict[tuple, lists.Lists] = {}
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs for pictures `x`, float32 (N, C, H, W) with N of at least 1."""
         if len(x) > self._most:
             return torch.cat([self.run(part) for part in x.split(self._most)])
+        threads = torch.get_num_threads()
+        if threads == 1 or not threads <= len(x) < ROWS_BELOW:
+            return self._run(x, threads)
+        # Each thread takes whole pictures: nothing is waited for, and a picture's results stay in its cache.
+        alone = len(x) - len(x) % threads
+        parts = list(self._workers(threads).map(partial(self._run, threads=1), x[:alone].split(1)))
+        return torch.cat(parts if alone == len(x) else [*parts, self._run(x[alone:], threads)])
+
+    def _workers(self, threads: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if threads not in self._pools:
+                self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="torchswat")
+            return self._pools[threads]
+
+    def _run(self, x: Tensor, threads: int) -> Tensor:
+        """Run all of `x` at once, with the compiled kernels on so many threads."""
         module = native()
         assert module is not None
-        key = len(x), torch.get_num_threads(), module.isa()
+        key = len(x), threads, module.isa()
         with self._lock:
             pool = self._idle.setdefault(key, [])
             session = pool.pop() if pool else None
         if session is None:
-            session = _Session(self._graph, self._shapes, self._tensors, len(x), module, self._lists_of)
+            session = _Session(
+                self._graph, self._shapes, self._tensors, len(x), threads, module, self._lists_of
+            )
         result = session.run(x)
         with self._lock:
             self._idle.setdefault(key, []).append(session)
@@ -90,6 +110,7 @@ class _Session:
         shapes: Mapping[str, Shape],
         tensors: Mapping[str, Tensor],
         pictures: int,
+        threads: int,
         module: ModuleType,
         lists_of: Callable[[tuple, Callable[[], lists.Lists]], lists.Lists],
     ) -> None:
@@ -100,7 +121,7 @@ class _Session:
             tensors,
             lists_of,
         )
-        self.threads = torch.get_num_threads()
+        self.threads = threads
         self.held: list[Any] = []  # what steps have the addresses of
         self.views = self._plan(graph)
         self.workspace = torch.empty(0)
@@ -188,10 +209,11 @@ def _convolve(
     make = partial(lists.for_rows if by_rows else lists.for_samples, module, shape, weight)
     packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
     session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
-    residual = session.views[node.inputs[1]].data_ptr() if len(node.inputs) > 1 else 0
+    read, *added = (session.views[name].data_ptr() for name in node.inputs)
+    residual = added[0] if added else 0
     relu = bool(node.settings["relu"])
     arguments = (
-        session.views[node.inputs[0]].data_ptr(),
+        read,
         *(session.hold(tensor) for tensor in packed),
         session.hold(bias),
         residual,
