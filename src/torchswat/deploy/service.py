@@ -150,20 +150,27 @@ class _Service:
         return {"guesses": [guess.to_json() for guess in best(self.network, probabilities, int(top))]}
 
     async def _body(self, request: Request) -> bytes:
-        """Read a body, no further than the limit."""
+        """Read a body and keep no more than the limit.
+
+        Up to as much again is read and forgotten: a client hears an answer only when it has sent its body.
+        """
         too_long = Refused(413, f"a picture may have {self.limits.bytes} bytes at most")
         claimed = request.headers.get("content-length", "")
-        if claimed.isdecimal() and int(claimed[:18]) > self.limits.bytes:
+        if claimed.isdecimal() and int(claimed[:18]) > 2 * self.limits.bytes:
             raise too_long
-        content = bytearray()
+        content, arrived = bytearray(), 0
         try:
             with anyio.fail_after(self.limits.seconds):
                 async for part in request.stream():
-                    content += part
-                    if len(content) > self.limits.bytes:
+                    arrived += len(part)
+                    if arrived > 2 * self.limits.bytes:
                         raise too_long
+                    if arrived <= self.limits.bytes:
+                        content += part
         except TimeoutError:
             raise Refused(408, f"the picture took more than {self.limits.seconds} s to arrive") from None
+        if arrived > self.limits.bytes:
+            raise too_long
         if not content:
             raise Refused(400, "the body of the request must be a picture file; it is empty")
         return bytes(content)
