@@ -209,13 +209,13 @@ def _convolve(
     make = partial(lists.for_rows if by_rows else lists.for_samples, module, shape, weight)
     packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
     session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
-    residual = session.views[node.inputs[1]].data_ptr() if len(node.inputs) > 1 else 0
+    read, *added = (session.views[name].data_ptr() for name in node.inputs)
     relu = bool(node.settings["relu"])
     arguments = (
-        session.views[node.inputs[0]].data_ptr(),
+        read,
         *(session.hold(tensor) for tensor in packed),
         session.hold(bias),
-        residual,
+        added[0] if added else 0,
         relu,
         session.views[node.name].data_ptr(),
     )
