@@ -137,6 +137,8 @@ EXAMPLES = (
     Shape(17, 75, 4, 4, 40, 3, 3),  # trimmed tiles that lie at four edges of the map
     Shape(33, 40, 8, 8, 20, 3, 3),  # ... at two
     Shape(16, 30, 4, 8, 9, 3, 3),
+    Shape(100, 50, 2, 2, 20, 3, 3),  # tiny maps: whole tiles of samples, a part of one, a part of a vector
+    Shape(9, 5, 2, 2, 3, 3, 3),
     Shape(64, 40, 16, 16, 40, 3, 3),  # several blocks of channels
     Shape(32, 2, 40, 41, 50, 3, 3),  # a result that goes past the caches
     Shape(32, 3, 40, 41, 50, 3, 3, 2, 2),

@@ -10,6 +10,8 @@
 #pragma once
 #include "sparse_weights.h"
 
+#include <utility>
+
 #define SWAT_INLINE inline __attribute__((always_inline))
 
 namespace torchswat::SWAT_ISA {
@@ -120,6 +122,13 @@ template <int H, int V> struct Patterned {
     }
 };
 
+// One list a tap: those of a 3x3 kernel, one after the other.
+template <class Loop, int... tap>
+SWAT_INLINE void add_taps(typename Loop::Sum& sum, const float* tile, const SparseWeights& weights,
+                          const int32_t* start, std::integer_sequence<int, tap...>) {
+    (Loop::template add_tap<tap / 3, tap % 3>(sum, reinterpret_cast<const char*>(tile), weights, start), ...);
+}
+
 enum Edges { low = 1, high = 2 };  // that a tile lies at, along one axis
 
 // A 3x3 kernel on a tile at edges of the map: one list a tap, which leaves out the positions it would read zeros for.
@@ -147,18 +156,37 @@ template <int EH, int EV> struct Trimmed {
         }
     }
 
-    static SWAT_INLINE void add_row(Sum& sum, const Tiles&, const float* floats,
-                                                              const SparseWeights& weights, const int32_t* start) {
-        const char* tile = reinterpret_cast<const char*>(floats);
-        add_tap<0, 0>(sum, tile, weights, start);
-        add_tap<0, 1>(sum, tile, weights, start);
-        add_tap<0, 2>(sum, tile, weights, start);
-        add_tap<1, 0>(sum, tile, weights, start);
-        add_tap<1, 1>(sum, tile, weights, start);
-        add_tap<1, 2>(sum, tile, weights, start);
-        add_tap<2, 0>(sum, tile, weights, start);
-        add_tap<2, 1>(sum, tile, weights, start);
-        add_tap<2, 2>(sum, tile, weights, start);
+    static SWAT_INLINE void add_row(Sum& sum, const Tiles&, const float* floats, const SparseWeights& weights,
+                                    const int32_t* start) {
+        add_taps<Trimmed>(sum, floats, weights, start, std::make_integer_sequence<int, taps_3x3>());
+    }
+};
+
+// A 3x3 kernel on a map of 2x2, all positions of it times some vectors of samples: a list a tap as well, of which a
+// corner meets one position, an edge two.
+struct Tiny {
+    static constexpr int height = tiny_map * tiny_map, width = tiny_vectors;
+    using Sum = Registers<height, width>;
+
+    template <int R, int S>
+    static SWAT_INLINE void add_tap(Sum& sum, const char* tile, const SparseWeights& weights, const int32_t* start) {
+        for (int at = start[R * 3 + S], end = start[R * 3 + S + 1]; at < end; at++) {
+            const vf weight = splat(weights.values[at]);
+            const float* vectors = reinterpret_cast<const float*>(tile + weights.offsets[at] * vector);
+#pragma GCC unroll 4
+            for (int to = 0; to < height; to++) {
+                const int i = to / tiny_map + R - 1, j = to % tiny_map + S - 1;
+                if (i < 0 || i >= tiny_map || j < 0 || j >= tiny_map) continue;
+                const float* from = vectors + (i * tiny_map + j) * width * W;
+#pragma GCC unroll 4
+                for (int v = 0; v < width; v++) sum.at[to][v] += weight * load(from + v * W);
+            }
+        }
+    }
+
+    static SWAT_INLINE void add_row(Sum& sum, const Tiles&, const float* floats, const SparseWeights& weights,
+                                    const int32_t* start) {
+        add_taps<Tiny>(sum, floats, weights, start, std::make_integer_sequence<int, taps_3x3>());
     }
 };
 

@@ -37,6 +37,8 @@ void trim(Axis& axis) {
     axis.extent = trimmed_tile + 2 - (axis.tiles() == 1 ? 2 : 1);
 }
 
+bool is_tiny(const Axis& axis, int pad) { return pad == 1 && axis.source_size == tiny_map; }
+
 void cut(Axis& axis, int tile) {
     axis.tile = tile;
     axis.extent = tile + axis.reach;
@@ -44,7 +46,8 @@ void cut(Axis& axis, int tile) {
 
 void choose_blocks(Tiles& t) {
     t.channel_floats = t.h.phases * t.h.extent * t.w.phases * t.w.extent * W;
-    const int most = cache_bytes / (t.channel_floats * int(sizeof(float)));
+    const int cache = t.lists == Lists::by_tap ? cache_bytes_by_tap : cache_bytes;
+    const int most = cache / (t.channel_floats * int(sizeof(float)));
     t.blocks = ceil_div(t.channels, most < 1 ? 1 : most);
     t.block = ceil_div(t.channels, t.blocks);
     t.blocks = ceil_div(t.channels, t.block);
@@ -71,6 +74,14 @@ Tiles tiles_of(const ConvShape& shape, Product product) {
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
                 shape.pad_w == 0;
     if (registers == 32 && is_3x3(shape)) {
+        if (is_tiny(best.h, shape.pad_h) && is_tiny(best.w, shape.pad_w)) {
+            best.tiny = true;
+            best.lists = Lists::by_tap;
+            best.h.tile = best.h.extent = tiny_map * tiny_map;
+            best.w.tile = best.w.extent = tiny_vectors;
+            choose_blocks(best);
+            return best;
+        }
         if (trims(best.h, shape.pad_h) && trims(best.w, shape.pad_w)) {
             best.lists = Lists::by_tap;
         } else if (best.h.steps * best.w.steps >= large_map) {

@@ -12,9 +12,11 @@
 //
 //     tile of a channel = [phase_h][extent_h][phase_w][extent_w] vectors of W samples
 //
-// Two refinements for the 3x3 kernel of stride 1:
+// Some refinements for the 3x3 kernel of stride 1:
 // - On maps of 4 and 8 the zeros around the map would be a third and a sixth of the work. There tiles are *trimmed*:
-//   the zeros are not stored, and the weights are listed tap by tap, each tap with its own inner loop.
+//   the zeros are not stored, and the weights are listed tap by tap, each tap with its own inner loop. On *tiny* maps
+//   of 2x2 they would be more than half; there a tile is the whole map times four vectors of samples, which take the
+//   place of the axis w.
 // - On large maps the weights of a row of the kernel are listed together, by which of the three are kept (7
 //   *patterns*, each with its own inner loop): they share the vectors that they load.
 #pragma once
@@ -31,8 +33,12 @@ constexpr int conv_tile_sizes[][2] = {
     {4, 3}, {2, 4}, {2, 5}, {2, 6}, {2, 7}, {3, 4},
 #endif
 };
-constexpr int cache_bytes = 36 * 1024;  // what a block of channels may fill of the first-level cache
+// What a block of channels may fill of the first-level cache (48 KB); more where lists are short, one a tap, and the
+// end of each is guessed wrong.
+constexpr int cache_bytes = 36 * 1024, cache_bytes_by_tap = 44 * 1024;
+constexpr int cache_line = 16;  // floats
 constexpr int flat_tile = 8, trimmed_tile = 4;
+constexpr int tiny_map = 2, tiny_vectors = 4;  // of samples
 
 enum class Lists { one, by_tap, by_pattern };  // of the weights of a row of results
 constexpr int taps_3x3 = 9, patterns = 8;  // pattern p keeps weight i of three where bit i of p is set
@@ -57,13 +63,18 @@ struct Tiles {
     int block, blocks;        // source channels that share the cache at a time
     int channel_floats;       // of the packed tile of one source channel
     bool flat;                // 1x1: positions and samples are one long axis of vectors
+    bool tiny;                // 3x3 on 2x2: positions are the axis h, vectors of samples the axis w
     Lists lists;
 
     int classes() const { return h.classes * w.classes; }
     int starts() const { return lists == Lists::by_tap ? taps_3x3 : lists == Lists::by_pattern ? patterns : 1; }
     int rows() const { return results * classes(); }
-    // Of the packed tiles of a block, and of the results of all rows; each for one group of samples.
-    int64_t block_floats() const { return int64_t(block) * channel_floats; }
+    // Of the packed tiles of a block, and of the results of all rows; each for one group of samples. The tiles of
+    // all groups are written together: a multiple of 4 KB apart they would share sets of the first-level cache.
+    int64_t block_floats() const {
+        constexpr int64_t page = 1024, apart = 13 * cache_line;
+        return (int64_t(block) * channel_floats / page + 1) * page + apart;
+    }
     int64_t sums_floats() const { return int64_t(rows()) * h.tile * w.tile * W; }
 };
 

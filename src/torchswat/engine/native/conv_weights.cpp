@@ -3,7 +3,7 @@
 //     X [c][h][w][n]     a place: one tile of u, a few groups of W samples
 //       |  pack a block of channels, while the block before is worked on
 //       v
-//     tile [c in block][extent_h][extent_w][W] of each group      at most 36 KB: stays in the first-level cache
+//     tile [c in block][extent_h][extent_w][W] of each group      at most 44 KB: stays in the first-level cache
 //       |  for each row (filter): registers[tile_h][tile_w] += weight * tile[offset + position]   (conv_loops.h)
 //       v
 //     Y [k][out_h][out_w][n]     or, while blocks are still to come, partial[row][tile_h][tile_w][W] of each group
@@ -18,14 +18,13 @@
 #include "stream.h"
 
 #include <iterator>
-#include <new>
 #include <utility>
 
 namespace torchswat::SWAT_ISA {
 namespace {
 
-constexpr int cache_line = 16;                // floats
 constexpr int lines_ahead = 64;               // that are asked for before they are copied
+constexpr int fetched = 2 * cache_line;       // floats that arrive when one of them is asked for
 constexpr int64_t partial_bytes = 1 << 20;    // that may be taken of the second-level cache
 constexpr int64_t streamed_floats = 1 << 19;  // a larger result goes past the caches
 
@@ -58,100 +57,99 @@ struct Place {
     int groups() const { return int((last - first + W - 1) / W); }
 };
 
-// Walks through the vectors of the tiles of a block of channels, in the order in which they are stored.
-struct Cursor {
-    const Work* work;
-    Place place;
-    int channel, last;
-    int phase_h = 0, i = 0, phase_w = 0, j = 0;
-    const float* row = nullptr;  // of the source, or null outside of the map
-    int column = 0;
+// Where a vector of the tile of a channel comes from and goes to, in floats from the beginning of the channel.
+struct Position {
+    int64_t source;  // or outside
+    int64_t to;
+};
+constexpr int64_t outside = -1;  // of the map, where there are zeros
 
-    Cursor(const Work& work, const Place& place, int first, int last)
-        : work(&work), place(place), channel(first), last(last) {
-        find_row();
-    }
-    bool done() const { return channel >= last; }
-    const float* source() const {  // the first sample, or null outside of the map
-        return row && column >= 0 && column < work->tiles.w.source_size ? row + column * work->source.column : nullptr;
-    }
-    void next() {
-        const Axis& w = work->tiles.w;
-        column += w.source_stride;
-        if (++j < w.extent) return;
-        j = 0;
-        if (++phase_w < w.phases) return find_column();
-        phase_w = 0;
-        const Axis& h = work->tiles.h;
-        if (++i == h.extent) {
-            i = 0;
-            if (++phase_h == h.phases) {
-                phase_h = 0;
-                channel++;
+// Packs the tiles of one block of channels after the other, for all groups of samples of a place: a position at a
+// time, whose samples are neighbours in memory. Done a little with each row of the result of the block before, so that
+// the multiply-adds hide the way from memory; the lines are asked for some positions ahead.
+class Packer {
+    const Work& work;
+    Position* positions;  // of a channel
+    int count = 0;
+    int64_t first = 0, last = 0;  // samples
+    const float *channel = nullptr, *channel_ahead = nullptr;
+    int at = 0, ahead = 0;
+    float* to = nullptr;
+    int64_t all = 0, left = 0, shares = 1, credit = 0;  // positions of the block
+
+    void list_positions(const Place& place) {
+        const Axis &h = work.tiles.h, &w = work.tiles.w;
+        count = 0;
+        for (int line = 0; line < h.extent * h.phases; line++) {
+            const int at_h = h.first_source(place.u_h) + line % h.extent * h.source_stride + line / h.extent;
+            for (int i = 0; i < w.extent * w.phases; i++) {
+                const int at_w = w.first_source(place.u_w) + i % w.extent * w.source_stride + i / w.extent;
+                const bool inside = at_h >= 0 && at_h < h.source_size && at_w >= 0 && at_w < w.source_size;
+                positions[count] = {inside ? at_h * work.source.row + at_w * work.source.column : outside, count * W};
+                count++;
             }
         }
-        find_row();
     }
-
-  private:
-    void find_column() { column = work->tiles.w.first_source(place.u_w) + phase_w; }
-    void find_row() {
-        find_column();
-        const Axis& h = work->tiles.h;
-        const int at = h.first_source(place.u_h) + i * h.source_stride + phase_h;
-        const bool inside = at >= 0 && at < h.source_size;
-        row = inside ? work->source.data + channel * work->source.channel + at * work->source.row : nullptr;
-    }
-};
-
-// Packs the tiles of one block of channels, for all groups of samples of a place: a position at a time, whose samples
-// are neighbours in memory. Done a little with each row of the result of the block before, so that the multiply-adds
-// hide the way from memory; the lines are asked for some positions ahead.
-class Packer {
-    Cursor at, ahead;
-    float* to;
-    int64_t group_floats;
-    int all, shares, credit = 0;
-
     void fetch() {
-        if (ahead.done()) return;
-        if (const float* source = ahead.source()) {
-            for (int64_t n = ahead.place.first; n < ahead.place.last; n += cache_line) __builtin_prefetch(source + n);
+        const int64_t source = positions[ahead].source;
+        if (source != outside) {
+            const float *from = channel_ahead + source + first, *end = channel_ahead + source + last;
+            for (; from < end; from += fetched) __builtin_prefetch(from);
         }
-        ahead.next();
+        if (++ahead == count) {
+            ahead = 0;
+            channel_ahead += work.source.channel;
+        }
     }
     void copy() {
-        const float* source = at.source();
-        float* group = to;
-        for (int64_t n = at.place.first; n < at.place.last; n += W, group += group_floats) {
-            const int64_t lanes = at.place.last - n;
-            store(group, source ? load_first(source + n, lanes < W ? int(lanes) : W) : vf{});
+        const Position position = positions[at];
+        const int64_t group_floats = work.tiles.block_floats();
+        float* group = to + position.to;
+        if (position.source == outside) {
+            for (int64_t n = first; n < last; n += W, group += group_floats) store(group, vf{});
+        } else {
+            const float *source = channel + position.source + first, *end = channel + position.source + last;
+            for (; source + W <= end; source += W, group += group_floats) store(group, loadu(source));
+            if (source < end) store(group, load_first(source, int(end - source)));
         }
-        to += W;
-        at.next();
+        if (++at == count) {
+            at = 0;
+            channel += work.source.channel;
+            to += work.tiles.channel_floats;
+        }
     }
-
-  public:
-    Packer(const Work& work, const Place& place, int block, float* to)
-        : at(work, place, block * work.tiles.block, last_of(work.tiles, block)), ahead(at), to(to) {
-        const Tiles& t = work.tiles;
-        group_floats = t.block_floats();
-        all = (at.last - at.channel) * (t.channel_floats / W);
-        shares = t.rows() * place.groups();
-        for (int i = 0; i < lines_ahead; i += place.groups()) fetch();
-    }
-    static int last_of(const Tiles& t, int block) {
-        return (block + 1) * t.block < t.channels ? (block + 1) * t.block : t.channels;
-    }
-    void some() {
-        for (credit += all; credit >= shares && !at.done(); credit -= shares) {
+    void copy(int64_t these) {
+        left -= these;
+        for (; these > 0; these--) {
             fetch();
             copy();
         }
     }
-    void rest() {
-        for (; !at.done(); copy()) fetch();
+
+  public:
+    Packer(const Work& work, float* memory) : work(work), positions(reinterpret_cast<Position*>(memory)) {}
+
+    // The blocks of a place follow each other.
+    void begin(const Place& place, int block, float* tiles) {
+        const Tiles& t = work.tiles;
+        if (block == 0) {
+            list_positions(place);
+            first = place.first, last = place.last;
+            channel = channel_ahead = work.source.data;
+            at = ahead = 0;
+            for (int i = 0; i < lines_ahead; i += place.groups()) fetch();
+        }
+        to = tiles;
+        all = left = int64_t(block + 1 < t.blocks ? t.block : t.channels - block * t.block) * count;
+        shares = int64_t(t.rows()) * place.groups();
+        credit = 0;
     }
+    void some() {
+        int64_t these = 0;
+        for (credit += all; credit >= shares; credit -= shares) these++;
+        copy(these < left ? these : left);
+    }
+    void rest() { copy(left); }
 };
 
 // Where a class of results begins, and whether the tile lies inside of the map.
@@ -269,17 +267,16 @@ void add_block(const Work& work, const Place& place, int block, int group, const
 // What a thread works with: the packed tiles of this block and of the next, and the sums of all rows so far.
 struct Desk {
     float *tiles, *next_tiles, *partial;
+    Packer packer;
 };
 
 // One place; its first block is packed already, and that of the following place, if there is one, will be.
 template <class Loop> void run_tile(const Work& work, const Place& place, const Place* following, Desk& desk) {
     const Tiles& t = work.tiles;
     for (int block = 0; block < t.blocks; block++) {
-        const bool last = block + 1 == t.blocks, more = !last || following;
-        alignas(Packer) char memory[sizeof(Packer)];
-        Packer* next = !more  ? nullptr
-                       : last ? new (memory) Packer(work, *following, 0, desk.next_tiles)
-                              : new (memory) Packer(work, place, block + 1, desk.next_tiles);
+        const bool last = block + 1 == t.blocks;
+        Packer* next = last && !following ? nullptr : &desk.packer;
+        if (next) next->begin(last ? *following : place, last ? 0 : block + 1, desk.next_tiles);
         for (int group = 0; group < place.groups(); group++) {
             add_block<Loop>(work, place, block, group, desk.tiles + group * t.block_floats(),
                             desk.partial + group * t.sums_floats(), next);
@@ -313,6 +310,7 @@ template <int H, int V> TileRunner untrimmed_runner(Lists lists) {
 
 template <int... I> TileRunner runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
     if (t.flat) return run_tile<Plain<1, flat_tile>>;
+    if (t.tiny) return run_tile<Tiny>;
     if (t.lists == Lists::by_tap) return run_trimmed;
     TileRunner found = nullptr;
     ((t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
@@ -329,7 +327,13 @@ int groups_together(const Tiles& t) {
 }
 
 int64_t tiles_floats(const Tiles& t) { return groups_together(t) * t.block_floats(); }
-int64_t workspace_floats(const Tiles& t) { return 2 * tiles_floats(t) + groups_together(t) * t.sums_floats(); }
+int64_t positions_floats(const Tiles& t) {
+    return t.channel_floats / W * int64_t(sizeof(Position) / sizeof(float));
+}
+int64_t workspace_floats(const Tiles& t) {
+    const int64_t floats = 2 * tiles_floats(t) + groups_together(t) * t.sums_floats() + positions_floats(t);
+    return (floats + cache_line - 1) / cache_line * cache_line;
+}
 
 // The i-th place. Its samples change fastest: neighbours in memory.
 Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
@@ -359,9 +363,11 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
         const int64_t first = thread * places / threads, last = (thread + 1) * places / threads;
         if (first == last) continue;
         float* own = workspace + thread * workspace_floats(t);
-        Desk desk{own, own + tiles_floats(t), own + 2 * tiles_floats(t)};
+        float *next_tiles = own + tiles_floats(t), *partial = next_tiles + tiles_floats(t);
+        Desk desk{own, next_tiles, partial, {work, partial + groups_together(t) * t.sums_floats()}};
         Place place = place_of(t, samples, together * W, first);
-        Packer(work, place, 0, desk.tiles).rest();
+        desk.packer.begin(place, 0, desk.tiles);
+        desk.packer.rest();
         for (int64_t i = first; i < last; i++) {
             const Place following = place_of(t, samples, together * W, i + 1);
             run_one(work, place, i + 1 < last ? &following : nullptr, desk);
@@ -371,14 +377,16 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
     }
 }
 
-// A 1x1 convolution knows no positions: whole vectors along one axis, then what is left of the last vector.
-void run_flat(Tiles t, SparseWeights weights, const float* source, float* result, int64_t length, const float* bias,
-              const float* residual, bool relu, float* workspace, int threads) {
+// Where samples take part in the tile (flat, tiny): `positions` of `length` floats a channel, cut into whole vectors,
+// then what is left of the last vector. A 1x1 convolution knows one position only.
+void run_flat(Tiles t, SparseWeights weights, const float* source, float* result, int positions, int64_t length,
+              const float* bias, const float* residual, bool relu, float* workspace, int threads) {
+    t.h.source_size = t.h.result_size = t.h.steps = positions;
+    t.h.source_pad = t.w.source_pad = 0;
     const auto run_part = [&](int64_t first, int vectors, int64_t samples) {
-        t.h.source_size = t.h.result_size = t.h.steps = 1;
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
-        const Source from{source + first, length, 0, W};
-        const Result to{result + first, length, 0, W};
+        const Source from{source + first, positions * length, length, W};
+        const Result to{result + first, positions * length, length, W};
         const float* added = residual ? residual + first : nullptr;
         run({t, weights, from, to, bias, added, relu, false}, samples, workspace, threads);
     };
@@ -390,10 +398,12 @@ void run_flat(Tiles t, SparseWeights weights, const float* source, float* result
 void run_product(const ConvShape& s, Product product, SparseWeights weights, const float* source, float* result,
                  const float* bias, const float* residual, bool relu, float* workspace, int threads) {
     const Tiles t = tiles_of(s, product);
-    if (t.flat) {
-        return run_flat(t, weights, source, result, s.input_map(), bias, residual, relu, workspace, threads);
-    }
     const int64_t n = s.n;
+    if (t.flat || t.tiny) {
+        const int positions = t.flat ? 1 : t.h.tile;
+        const int64_t length = t.flat ? s.input_map() : n;
+        return run_flat(t, weights, source, result, positions, length, bias, residual, relu, workspace, threads);
+    }
     const Source from{source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n};
     const Result to{result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n};
     run({t, weights, from, to, bias, residual, relu, false}, n, workspace, threads);
