@@ -47,9 +47,6 @@ _PAGE = {
     "page.css": ("page.css", "text/css"),
     "page.js": ("page.js", "text/javascript"),
 }
-_PATIENCE = 8
-"""How many times the limit is read, and forgotten, of a body that is too long: a client that is still sending
-when the connection closes may never see why."""
 
 
 @dataclass(frozen=True)
@@ -153,23 +150,27 @@ class _Service:
         return {"guesses": [guess.to_json() for guess in best(self.network, probabilities, int(top))]}
 
     async def _body(self, request: Request) -> bytes:
-        """Read a body; keep no more than the limit of it."""
+        """Read a body and keep no more than the limit.
+
+        Up to as much again is read and forgotten: a client hears an answer only when it has sent its body.
+        """
+        too_long = Refused(413, f"a picture may have {self.limits.bytes} bytes at most")
         claimed = request.headers.get("content-length", "")
-        too_long = claimed.isdecimal() and int(claimed[:18]) > self.limits.bytes
+        if claimed.isdecimal() and int(claimed[:18]) > 2 * self.limits.bytes:
+            raise too_long
         content, arrived = bytearray(), 0
         try:
             with anyio.fail_after(self.limits.seconds):
                 async for part in request.stream():
                     arrived += len(part)
-                    too_long = too_long or arrived > self.limits.bytes
-                    if not too_long:
+                    if arrived > 2 * self.limits.bytes:
+                        raise too_long
+                    if arrived <= self.limits.bytes:
                         content += part
-                    elif arrived > _PATIENCE * self.limits.bytes:
-                        break
         except TimeoutError:
             raise Refused(408, f"the picture took more than {self.limits.seconds} s to arrive") from None
-        if too_long:
-            raise Refused(413, f"a picture may have {self.limits.bytes} bytes at most")
+        if arrived > self.limits.bytes:
+            raise too_long
         if not content:
             raise Refused(400, "the body of the request must be a picture file; it is empty")
         return bytes(content)

@@ -210,13 +210,12 @@ def _convolve(
     packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
     session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
     read, *added = (session.views[name].data_ptr() for name in node.inputs)
-    residual = added[0] if added else 0
     relu = bool(node.settings["relu"])
     arguments = (
         read,
         *(session.hold(tensor) for tensor in packed),
         session.hold(bias),
-        residual,
+        added[0] if added else 0,
         relu,
         session.views[node.name].data_ptr(),
     )

@@ -399,8 +399,11 @@ void run_product(const ConvShape& s, Product product, SparseWeights weights, con
                  const float* bias, const float* residual, bool relu, float* workspace, int threads) {
     const Tiles t = tiles_of(s, product);
     const int64_t n = s.n;
-    if (t.flat) return run_flat(t, weights, source, result, 1, s.input_map(), bias, residual, relu, workspace, threads);
-    if (t.tiny) return run_flat(t, weights, source, result, t.h.tile, n, bias, residual, relu, workspace, threads);
+    if (t.flat || t.tiny) {
+        const int positions = t.flat ? 1 : t.h.tile;
+        const int64_t length = t.flat ? s.input_map() : n;
+        return run_flat(t, weights, source, result, positions, length, bias, residual, relu, workspace, threads);
+    }
     const Source from{source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n};
     const Result to{result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n};
     run({t, weights, from, to, bias, residual, relu, false}, n, workspace, threads);
