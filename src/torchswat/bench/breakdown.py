@@ -11,7 +11,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from torchswat.convert import sparse_layers
-from torchswat.engine import ops
+from torchswat.engine import kept, ops
 
 _SELECTION = "torchswat::selection"
 _PACKING = "torchswat::packed_weights"
@@ -33,10 +33,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "compressing": (_COMPRESSING, "torchswat::compress"),
     "selection": (_SELECTION,),
     "layout": ("torchswat::to_inner", "torchswat::to_channels_last", "torchswat::to_nchw"),
-    "batch norm": ("_BatchNorm", "aten::batch_norm", "aten::native_batch_norm"),
+    "batch norm": ("BatchNorm", "aten::batch_norm", "aten::native_batch_norm"),
     "relu": ("_ReLU", "aten::relu", "aten::threshold_backward"),
     "pooling": (
         "_MaxPool",
+        "_AveragePool",
         "aten::max_pool2d",
         "aten::avg_pool2d",
         "aten::adaptive_avg_pool2d",
@@ -72,6 +73,8 @@ def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
     calls: list[tuple[Any, str, str]] = [
         (ops, "packed_weights", _PACKING),
         (ops, "compressed", _COMPRESSING),
+        (kept, "keep", _PACKING),
+        (kept, "restore", _PACKING),
         *((layer, "_selections", _SELECTION) for _, layer in sparse_layers(model)),
     ]
     before = [vars(owner).get(name) for owner, name, _ in calls]

@@ -70,7 +70,7 @@ def _(x, weight, bias, x_limit, weight_limit, stride, padding):
         weight.new_empty(kept),
         weight.new_empty(offsets, dtype=torch.int16),
         x.new_empty(entries),
-        x.new_empty((c, n, -(-h * w // ops.UNIT)), dtype=torch.int16),
+        x.new_empty((c, -(-h * w // ops.UNIT), n), dtype=torch.int16),
         x.new_empty(c + 1, dtype=torch.int64),
     )
 
