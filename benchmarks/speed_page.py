@@ -82,17 +82,32 @@ def products(title: str, name: str) -> list[str]:
     return lines
 
 
+def others(title: str, name: str) -> list[str]:
+    """Return the table of forward products beside sparseprop's and beside dense bfloat16."""
+    found = record(name)
+    rows = [row for row in found["rows"] if row.get("sparseprop_ms")] if found else []
+    if not rows:
+        return []
+    lines = ["", f"## {title}", "", "| shape | S | dense | torchswat | sparseprop | dense bfloat16 |"]
+    lines += ["| --- " * 6 + "|"]
+    for row in rows:
+        times = (row[f"{who}_ms"] for who in ("dense", "sparse", "sparseprop", "dense_bfloat16"))
+        lines.append(
+            f"| {row['shape']} | {row['sparsity']} | " + " | ".join(f"{t:.1f}" for t in times) + " |"
+        )
+    return lines
+
+
 def main() -> None:
     """Write the page."""
     lines = ["# Speed", "", "Made by `python benchmarks/speed_page.py` from the files beside it."]
     lines += steps("Whole training steps", "step")
     lines += steps("Whole training steps, ResNet-50 at 224x224, batch 16", "step-resnet50")
     lines += steps("Whole training steps, DenseNet-BC-121, CIFAR size, batch 64", "step-densenet121")
-    # the two above were in this file too, with two repeats, which told nothing (a spread of 40 %)
     lines += steps("Whole training steps, WRN-28-10, CIFAR size, batch 128", "step-other", "wrn28-10")
     lines += steps("Whole training steps, both sides held to AVX2", "step-avx2")
     lines += products("Single products, everything included", "products")
-    lines += products("Single products, all shapes", "products-all")
+    lines += others("Forward products beside others, milliseconds", "products")
     lines += products("Single products, both sides held to AVX2", "products-avx2")
     (FOLDER / "speed.md").write_text("\n".join(lines) + "\n")
 
