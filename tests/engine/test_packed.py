@@ -221,3 +221,13 @@ def test_packed_operands_save_what_they_promise():
     held = sum(t.untyped_storage().nbytes() for t in form)
     assert held < 0.25 * x.numel() * 4
     reference.check_close(ops.expand(*form, list(shape.input)), x * (x.abs() >= limit))
+
+
+def test_one_channel_on_a_narrow_map():
+    """With the strides of channels_last, torch 2.13 gets this wrong on more than one thread."""
+    shape = Shape((2, 1, 2, 1), (6, 1, 1, 7), (1, 2), (0, 3))
+    x, weight = torch.randn(shape.input), torch.randn(shape.weight)
+    todo = PackedConv2dProducts.of(shape, ALL_DENSE)
+    output = todo.forward(todo.adapt(x), todo.forward_weight(weight, None), None)
+    expected = torch.conv2d(x.double(), weight.double(), None, shape.stride, shape.padding)
+    reference.check_close(output, expected, 1e-5)

@@ -130,7 +130,7 @@ to_nchw.register_autograd(lambda ctx, gradient: gradient)
 @custom_op("torchswat::to_channels_last", mutates_args=())
 def to_channels_last(x: Tensor) -> Tensor:
     """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    result = empty_channels_last(x)
     native = native_for(x)
     if native and is_inner(x):
         native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
@@ -141,7 +141,15 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 @to_channels_last.register_fake
 def _(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return empty_channels_last(x)
+
+
+def empty_channels_last(x: Tensor) -> Tensor:
+    """Return an uninitialised channels-last tensor shaped like `x`."""
+    # One channel is the same memory in both formats, but with the strides of channels_last some strided
+    # convolutions of torch 2.13 give wrong numbers (input 2x1x2x1, kernel 1x7, stride 1x2, two threads).
+    memory_format = torch.channels_last if x.shape[1] > 1 else torch.contiguous_format
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 to_channels_last.register_autograd(lambda ctx, gradient: gradient)

@@ -125,7 +125,7 @@ class PackedConv2dProducts(Conv2dProducts):
             return ops.conv2d_packed_grad_input(gradient, *weight, list(self.shape.input), *self._sizes())
         if self.shape.is_pointwise:
             return _matrix_grad_input(gradient, weight[0], self.shape.input, self.stride)
-        like = torch.empty(like.shape, memory_format=torch.channels_last)
+        like = ops.empty_channels_last(like)
         return ops.to_inner(super().grad_input(ops.to_channels_last(gradient), weight, like))
 
     def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
