@@ -247,10 +247,15 @@ def keep_largest(
     at or above the threshold. The compiled kernels do the common case.
     """
     exact = exact and method not in APPROXIMATE
+    leading = _leading(tensor, scope)
+    if leading and method == "histogram":
+        rows = topk.kth_largest_rows(tensor, k, leading)
+        if rows is not None:
+            return _of_rows(tensor, k, leading, rows, exact, name)
     found = None
-    if _leading(tensor, scope) == 0 and method == "histogram":
+    if leading == 0 and method == "histogram":
         found = topk.kth_largest(tensor, k)
-    elif _leading(tensor, scope) == 0 and method == "sample":
+    elif leading == 0 and method == "sample":
         limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
         found = None if limit is None else topk.count_kept(tensor, limit)
     if found is None:
@@ -263,6 +268,18 @@ def keep_largest(
     if not exact or found.greater + found.equal == k:
         return threshold, Selection(limit=found.value, count=found.greater + found.equal)
     return threshold, _without_ties(tensor, found, k)
+
+
+def _of_rows(
+    tensor: Tensor, k: int, leading: int, found: topk.FoundRows, exact: bool, name: str
+) -> tuple[Tensor, Selection]:
+    """Return thresholds and the selection of each row, given what the kernel found."""
+    if found.not_a_number:
+        raise _not_a_number(tensor.numel(), name)
+    ties = k - found.greater if exact else found.equal
+    mask = topk.marked_rows(tensor, leading, found, ties)
+    count = int((found.greater + ties).sum())
+    return topk.by_row(found.values, tensor, leading), Selection(mask, count=count)
 
 
 def _without_ties(tensor: Tensor, found: topk.Found, k: int) -> Selection:

@@ -53,6 +53,12 @@ def check_lanes(native: ModuleType, groups: int, length: int, lanes: int, part: 
     assert torch.equal(thresholds, x.abs().sort(dim=1, descending=True).values[:, k - 1])
     assert torch.equal(greater, (x.abs() > thresholds[:, None]).sum(1))
     assert torch.equal(equal, (x.abs() == thresholds[:, None]).sum(1))
+    mask, ties = torch.empty_like(x, dtype=torch.bool), k - greater
+    pointers = thresholds.data_ptr(), equal.data_ptr(), ties.data_ptr(), mask.data_ptr()
+    native.magnitude_mask_lanes(x.data_ptr(), groups, length, lanes, *pointers, 2)
+    rows = x.movedim(1, -1).flatten(0, 1)
+    expected = torch.stack([expected_mask(row, k) for row in rows]).view(groups, lanes, length)
+    assert torch.equal(mask, expected.movedim(-1, 1))
 
 
 @fast

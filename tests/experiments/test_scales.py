@@ -55,7 +55,7 @@ def test_folders_differ_where_results_do_and_only_there():
 
 def test_a_comparison_of_data_sets_has_its_own_data():
     own = replace(SWAT, own_data=True).recipe(SCALES["cpu"])
-    assert (own.data.name, own.data.train_limit, own.optimizer.epochs) == ("cifar100", 5000, 12)
+    assert (own.data.name, own.data.train_limit, own.optimizer.epochs) == ("cifar100", 5000, 7)
     assert SWAT.recipe(SCALES["cpu"]).data.name == "cifar10"
     shorter = scale_of("cpu", settings=("optimizer.epochs=3", "optimizer.milestones=[2]"))
     assert replace(SWAT, own_data=True).recipe(shorter).optimizer.epochs == 3

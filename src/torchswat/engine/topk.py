@@ -136,3 +136,67 @@ def marked(tensor: Tensor, limit: float, ties: int | None = None) -> Tensor | No
     ties = tensor.numel() if ties is None else ties
     native.magnitude_mask(tensor.data_ptr(), *sizes, limit, ties, mask.data_ptr(), torch.get_num_threads())
     return mask
+
+
+# ---- rows: every leading index has k of its own ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """The k-th largest magnitude of each row, how many of it exceed and equal it, and whether a NaN was met.
+
+    The tensors are (groups, lanes), as in `_rows`.
+    """
+
+    values: Tensor
+    greater: Tensor
+    equal: Tensor
+    not_a_number: bool
+
+
+def _rows(tensor: Tensor, leading: int) -> tuple[int, int, int] | None:
+    """Return (groups, length, lanes) if memory is ``[groups][length][lanes]``, a row for each group and lane.
+
+    Rows lie one behind the other (lanes are 1), or the first dimension is innermost (lanes are its size).
+    """
+    if tensor.is_contiguous():
+        return math.prod(tensor.shape[:leading]), math.prod(tensor.shape[leading:]), 1
+    if tensor.movedim(0, -1).is_contiguous():
+        return math.prod(tensor.shape[1:leading]), math.prod(tensor.shape[leading:]), len(tensor)
+    return None
+
+
+def kth_largest_rows(tensor: Tensor, k: int, leading: int) -> FoundRows | None:
+    """Find the k-th largest of each index of the `leading` dimensions; None where the kernel does not apply."""
+    native = native_for(tensor)
+    tensor = tensor.detach()
+    rows = _rows(tensor, leading) if native else None
+    if native is None or rows is None:
+        return None
+    groups, length, lanes = rows
+    values = torch.empty(groups, lanes)
+    greater, equal = torch.empty(2, groups, lanes, dtype=torch.int64)
+    pointers = values.data_ptr(), greater.data_ptr(), equal.data_ptr()
+    sizes = groups, length, lanes, k
+    nan = native.kth_largest_lanes(tensor.data_ptr(), *sizes, *pointers, torch.get_num_threads())
+    return FoundRows(values, greater, equal, nan)
+
+
+def by_row(values: Tensor, tensor: Tensor, leading: int) -> Tensor:
+    """Return one value a row, (groups, lanes), in the shape that broadcasts against `tensor`."""
+    sizes = [*tensor.shape[:leading], *[1] * (tensor.dim() - leading)]
+    if values.shape[1] == 1:
+        return values.view(sizes)
+    return values.view(*sizes[1:], sizes[0]).movedim(-1, 0)
+
+
+def marked_rows(tensor: Tensor, leading: int, found: FoundRows, ties: Tensor) -> Tensor:
+    """Return the mask of what exceeds each row's threshold, and of the first `ties` of what equals it."""
+    rows = _rows(tensor, leading)
+    assert rows is not None, "found in another tensor"
+    mask = torch.empty_like(tensor, dtype=torch.bool)
+    pointers = found.values.data_ptr(), found.equal.data_ptr(), ties.data_ptr(), mask.data_ptr()
+    native_for(tensor).magnitude_mask_lanes(  # type: ignore[union-attr]
+        tensor.data_ptr(), *rows, *pointers, torch.get_num_threads()
+    )
+    return mask

@@ -47,7 +47,10 @@ struct Packed {
     X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
     X(void, magnitude_mask,                                                                                      \
       (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
-       int threads))
+       int threads))                                                                                             \
+    X(void, magnitude_mask_lanes,                                                                                \
+      (const float* values, int64_t groups, int64_t length, int64_t lanes, const float* thresholds,              \
+       const int64_t* equal, const int64_t* ties, uint8_t* mask, int threads))
 
 #define SWAT_LAYOUT(X)                                                                                           \
     X(void, nchw_to_inner,                                                                                       \

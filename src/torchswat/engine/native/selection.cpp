@@ -428,4 +428,49 @@ void magnitude_mask(const float* values, int64_t length, int64_t lanes, float th
     }
 }
 
+namespace {
+
+// The mask of one row of `length` entries that lie one behind the other.
+void mask_row(const float* values, int64_t length, Key limit, int64_t ties, uint8_t* mask) {
+    for (int64_t i = 0; i < length; ++i) mask[i] = key_of(values[i]) >= limit;
+    for (int64_t i = length; ties < 0; --i)  // more are equal than may stay: the last ones go
+        if (key_of(values[i - 1]) == limit) mask[i - 1] = 0, ++ties;
+}
+
+// The masks of up to W rows side by side, their entries `lanes` apart.
+void mask_columns(const float* values, int64_t length, int64_t lanes, int columns, vi limit, vi ties, uint8_t* mask) {
+    for (int64_t i = 0; i < length; ++i) {
+        const vi keys = reinterpret_cast<vi>(load_first(values + i * lanes, columns)) & int32_t(magnitude);
+        const vi equal = keys == limit, stays = equal & (ties > 0);
+        ties += stays;
+        const vi kept = (keys > limit) | stays;
+        for (int lane = 0; lane < columns; ++lane) mask[i * lanes + lane] = uint8_t(kept[lane] & 1);
+    }
+}
+
+}  // namespace
+
+// mask[i] = 1 where |value| > the threshold of its row, and for the first `ties` of those equal to it. Rows are those
+// of kth_largest_lanes: values[groups][length][lanes], one for each group and lane; the mask is laid out like them.
+void magnitude_mask_lanes(const float* values, int64_t groups, int64_t length, int64_t lanes, const float* thresholds,
+                          const int64_t* equal, const int64_t* ties, uint8_t* mask, int threads) {
+    const int64_t blocks = (lanes + W - 1) / W;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2) if (threads > 1)
+    for (int64_t group = 0; group < groups; ++group)
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t from = group * length * lanes + block * W, row = group * lanes + block * W;
+            if (lanes == 1) {
+                mask_row(values + from, length, key_of(thresholds[row]), ties[row] - equal[row], mask + from);
+                continue;
+            }
+            const int columns = int(least(W, lanes - block * W));
+            vi limit{}, left{};
+            for (int lane = 0; lane < columns; ++lane) {
+                limit[lane] = int32_t(key_of(thresholds[row + lane]));
+                left[lane] = int32_t(ties[row + lane]);
+            }
+            mask_columns(values + from, length, lanes, columns, limit, left, mask + from);
+        }
+}
+
 }  // namespace torchswat::SWAT_ISA
