@@ -167,7 +167,7 @@ def _rows(tensor: Tensor, leading: int) -> tuple[int, int, int] | None:
 
 
 def kth_largest_rows(tensor: Tensor, k: int, leading: int) -> FoundRows | None:
-    """Find the k-th largest of each index of the `leading` dimensions; None where the kernel does not apply."""
+    """Find the k-th largest of each leading index; None where the kernel does not apply."""
     native = native_for(tensor)
     tensor = tensor.detach()
     rows = _rows(tensor, leading) if native else None
