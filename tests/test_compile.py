@@ -42,7 +42,7 @@ def step(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, T
     x = ops.to_inner(x)
     forward = ops.pack_weight(weight, None, 0.7, INPUT, STRIDE, PADDING, ops.FORWARD)
     backward = ops.pack_weight(weight, weight.abs() >= 0.7, 0.0, INPUT, STRIDE, PADDING, ops.GRAD_INPUT)
-    compressed = ops.compress(x, None, 0.5, 10)
+    compressed = ops.compress(x, None, 0.5)
     sizes = WEIGHT, STRIDE, PADDING
     output = ops.conv2d_packed(x, *forward, None, *sizes)
     grad_input = ops.conv2d_packed_grad_input(gradient, *backward, INPUT, *sizes)

@@ -21,12 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
 from torchswat.engine import kept, plan
+from torchswat.engine.batch_norm import origin_of
 from torchswat.engine.loader import native_for
 from torchswat.engine.ops import is_inner
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
 from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
-from torchswat.engine.topk import SMALLEST, Marks, Selection
+from torchswat.engine.topk import SMALLEST, Marks, Selection, count_kept
 from torchswat.errors import InvalidValue
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
@@ -42,22 +43,23 @@ class Saved:
     Attributes
     ----------
     tensors : tuple of Tensor
-        A form that a product takes, or values and bits where that is smaller.
-    dense : callable or None
-        Makes the uninitialised tensor into which values and bits are undone.
+        A form that a product takes, or what that is made from where it takes less memory.
+    make : callable or None
+        Makes the form from the tensors; None where they are it.
     """
 
     tensors: Form = ()
-    dense: Callable[[], Tensor] | None = None
+    make: Callable[[Form], Form] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, selection: Selection) -> Saved:
         """Keep what is selected of a dense tensor as values and bits."""
-        return cls(kept.keep(tensor, selection), _like(tensor))
+        dense = _like(tensor)
+        return cls(kept.keep(tensor, selection), lambda form: (kept.restore((form[0], form[1]), dense()),))
 
-    def restored(self, tensors: Form) -> Form:
-        """Return the form that `tensors`, which are those saved, had."""
-        return tensors if self.dense is None else (kept.restore((tensors[0], tensors[1]), self.dense()),)
+    def form(self, tensors: Form) -> Form:
+        """Return the form that `tensors`, which are those saved, stand for."""
+        return tensors if self.make is None else self.make(tensors)
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class SparseProducts(torch.autograd.Function):
         ctx.like = _like(activation), _like(weight)
         weight_saved, activation_saved = operands.grad_input_weight, operands.grad_weight_activation
         ctx.weight_tensors = len(weight_saved.tensors)
-        ctx.restored = weight_saved.restored, activation_saved.restored
-        ctx.packs = products.packs_weights and weight_saved.dense is not None
+        ctx.forms = weight_saved.form, activation_saved.form
+        ctx.packs = products.packs_weights and weight_saved.make is not None
         ctx.save_for_backward(operands.output_mask, *weight_saved.tensors, *activation_saved.tensors)
         if operands.forward_activation is not None:
             activation = operands.forward_activation
@@ -121,22 +123,22 @@ class SparseProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        output_mask, *forms = ctx.saved_tensors
+        output_mask, *tensors = ctx.saved_tensors
         products: Products = ctx.products
-        weight_restored, activation_restored = ctx.restored
+        weight_form, activation_form = ctx.forms
         if output_mask is not None:
             gradient = Selection(output_mask).kept(gradient)
         for_input, for_weight = ctx.gradient_selections(gradient) if ctx.gradient_selections else (None, None)
         like_activation, like_weight = ctx.like
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            weight = weight_restored(tuple(forms[: ctx.weight_tensors]))
+            weight = weight_form(tuple(tensors[: ctx.weight_tensors]))
             if ctx.packs:
                 weight = products.grad_input_weight(weight[0], NOT_ZERO)
             grad_input = products.grad_input(_kept(gradient, for_input), weight, like_activation())
             del weight
         if ctx.needs_input_grad[1]:
-            activation = activation_restored(tuple(forms[ctx.weight_tensors :]))
+            activation = activation_form(tuple(tensors[ctx.weight_tensors :]))
             grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
         if ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(products.bias_dims)
@@ -147,6 +149,29 @@ def _like(tensor: Tensor) -> Callable[[], Tensor]:
     """Return a maker of an uninitialised tensor of that shape and strides; no memory is held until then."""
     size, stride, options = tensor.size(), tensor.stride(), {"dtype": tensor.dtype, "device": tensor.device}
     return lambda: torch.empty_strided(size, stride, **options)
+
+
+def _saved_activation(products: Products, input: Tensor, selection: Selection | None) -> Saved:
+    """Return the input as it waits for the weight's gradient, and fill the marks of its selection."""
+    origin = origin_of(input) if products.compresses else None
+    if origin is not None and selection is not None and selection.mask is None:
+        if selection.marks is not None and selection.count is None:
+            found = count_kept(input, selection.limit)
+            assert found is not None, "what has an origin is of the compiled kernels"
+            selection.marks.count, selection.marks.not_a_number = (
+                found.greater + found.equal,
+                found.not_a_number,
+            )
+
+        def compressed(tensors: Form) -> Form:
+            x, scale, shift = tensors
+            return products.grad_weight_activation_again(x, scale, shift, selection)
+
+        return Saved((origin.x, origin.scale, origin.shift), compressed)
+    values, *positions = products.grad_weight_activation(input, selection)
+    if selection is None or positions:
+        return Saved((values, *positions))
+    return Saved.of(values, NOT_ZERO)
 
 
 # ---- the layers --------------------------------------------------------------------------------------------
@@ -396,9 +421,7 @@ class SparseLayer(nn.Module):
             grad_input_weight = Saved((weight,)) if selection is None else Saved.of(weight, selection)
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
-            values, *positions = products.grad_weight_activation(input, selection)
-            as_it_is = selection is None or positions
-            grad_weight_activation = Saved((values, *positions)) if as_it_is else Saved.of(values, NOT_ZERO)
+            grad_weight_activation = _saved_activation(products, input, selection)
             if selection is not None and selection.marks:
                 name = f"the input of layer {sparse.name!r}"
                 sparse.selectors["activation"].counted(selection.marks, input.numel(), name)

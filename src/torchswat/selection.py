@@ -460,12 +460,12 @@ class Selector:
         if not self._due(tensor, iteration):
             assert self.threshold is not None
             limit = max(float(self.threshold), topk.SMALLEST)
-            return Selection(limit=limit, expected=k, marks=topk.Marks())
+            return Selection(limit=limit, marks=topk.Marks())
         if self.method == "sample":
             limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
             if limit is None:
                 return None
-            selection = Selection(limit=max(limit, topk.SMALLEST), expected=k, marks=topk.Marks())
+            selection = Selection(limit=max(limit, topk.SMALLEST), marks=topk.Marks())
         else:
             found = topk.kth_largest(tensor, k)
             if found is None:

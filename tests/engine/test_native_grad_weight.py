@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -31,27 +30,34 @@ class Compressed:
 
 
 def compress(
-    native: ModuleType, x: Tensor, threshold: float = 0.0, mask: Tensor | None = None, threads: int = 1
+    native: ModuleType,
+    x: Tensor,
+    threshold: float = 0.0,
+    mask: Tensor | None = None,
+    threads: int = 1,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> Compressed:
     n, c, h, w = x.shape
     bits = torch.full((c, -(-h * w // UNIT), n), -1, dtype=torch.int16)
-    starts = torch.full((c + 1,), -1)
-    values = torch.full((x.numel(),), float("nan"))
+    starts, counts = torch.full((c + 1,), -1), torch.full((c, n), -1, dtype=torch.int32)
     source, marks = inner(x), inner(mask.to(torch.uint8)) if mask is not None else None
-    kept = native.compress(
+    scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
+    which = (
         source.data_ptr(),
+        scale,
+        shift,
         marks.data_ptr() if marks is not None else 0,
         threshold,
         c,
         h * w,
         n,
-        values.data_ptr(),
-        values.numel(),
-        bits.data_ptr(),
-        starts.data_ptr(),
-        threads,
-    ).count
-    return Compressed(values[:kept].clone(), bits, starts)
+    )
+    found = native.compress_count(*which, counts.data_ptr(), starts.data_ptr(), threads)
+    values = torch.full((found.count + 1,), float("nan"))  # one more, to see that it is left alone
+    pointers = (t.data_ptr() for t in (counts, starts, values, bits))
+    native.compress_fill(*which, *pointers, threads)
+    assert values[-1].isnan()
+    return Compressed(values[:-1], bits, starts)
 
 
 def expand(native: ModuleType, form: Compressed, size: tuple[int, int, int, int], threads: int = 1) -> Tensor:
@@ -162,17 +168,35 @@ def test_not_a_number_is_kept(native: ModuleType) -> None:
     assert form.starts.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_too_little_room_is_said_and_respected(native: ModuleType, threads: int) -> None:
-    x = torch.randn(20, 3, 4, 4)
-    full = compress(native, x)
-    room = x.numel() // 2
-    values = torch.full((x.numel(),), 7.0)
-    source, bits, starts = inner(x), torch.empty_like(full.bits), torch.empty_like(full.starts)
-    pointers = values.data_ptr(), room, bits.data_ptr(), starts.data_ptr()
-    needed = native.compress(source.data_ptr(), 0, 0.0, 3, 16, 20, *pointers, threads)
-    assert needed.count == x.numel()
-    assert (values[room:] == 7.0).all()
+@fast
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
+    threshold=st.sampled_from([2.0**-149, 0.5, 2.0]),
+    threads=st.integers(1, 3),
+)
+def test_what_batch_norm_and_relu_made_is_compressed_from_their_input(
+    native: ModuleType, size: tuple[int, int, int, int], threshold: float, threads: int
+) -> None:
+    n, c, h, w = size
+    x, scale, shift = inner(torch.randn(size)), torch.randn(c), torch.randn(c)
+    y = empty_inner(size)
+    pointers = (
+        x.data_ptr(),
+        c,
+        h * w * n,
+        scale.data_ptr(),
+        shift.data_ptr(),
+        0,
+        True,
+        y.data_ptr(),
+        0,
+        threads,
+    )
+    native.affine_forward(*pointers)
+    expected = compress(native, y, threshold)
+    found = compress(native, x, threshold, threads=threads, factors=(scale, shift))
+    for ours, theirs in zip(vars(found).values(), vars(expected).values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @fast

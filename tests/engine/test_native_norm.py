@@ -54,16 +54,20 @@ class Case:
         self.grad_residual = empty_inner(self.size) if self.residual is not None else None
         self.positive = bitmask(c, self.length) if self.relu else None
         self.mean, self.inverse, self.grad_weight, self.grad_bias = torch.empty(4, c)
+        self.scale, self.shift = torch.empty(2, c)
         native.batch_norm_forward(
             self.x.data_ptr(), c, self.length, self.weight.data_ptr(), self.bias.data_ptr(), EPSILON,
             address(self.residual), self.relu, self.y.data_ptr(), address(self.positive),
-            self.mean.data_ptr(), self.inverse.data_ptr(), self.running[0].data_ptr(),
-            self.running[1].data_ptr(), MOMENTUM, self.kept_bytes, self.kept.data_ptr(),
-            self.step.data_ptr(), self.low.data_ptr(), threads,
+            self.mean.data_ptr(), self.inverse.data_ptr(), self.scale.data_ptr(), self.shift.data_ptr(),
+            self.running[0].data_ptr(), self.running[1].data_ptr(), MOMENTUM, self.kept_bytes,
+            self.kept.data_ptr(), self.step.data_ptr(), self.low.data_ptr(), threads,
         )  # fmt: skip
+        self.backward(native, address(self.positive), 0, 0, threads)
+
+    def backward(self, native: ModuleType, positive: int, scale: int, shift: int, threads: int) -> None:
         native.batch_norm_backward(
-            self.grad_y.data_ptr(), address(self.positive), self.kept_bytes, self.kept.data_ptr(),
-            self.step.data_ptr(), self.low.data_ptr(), c, self.length, self.weight.data_ptr(),
+            self.grad_y.data_ptr(), positive, scale, shift, self.kept_bytes, self.kept.data_ptr(),
+            self.step.data_ptr(), self.low.data_ptr(), self.size[1], self.length, self.weight.data_ptr(),
             self.mean.data_ptr(), self.inverse.data_ptr(), self.grad_x.data_ptr(),
             address(self.grad_residual), self.grad_weight.data_ptr(), self.grad_bias.data_ptr(), threads,
         )  # fmt: skip
@@ -135,6 +139,29 @@ def test_training_matches_torch(
     check_training(native, size, relu, residual, threads)
 
 
+@fast
+@given(size=sizes, threads=st.integers(1, 3))
+@example(size=(128, 3, 16, 16), threads=2)
+def test_what_the_relu_let_through_is_told_by_bits_or_by_the_input(
+    native: ModuleType, size: tuple[int, int, int, int], threads: int
+) -> None:
+    case = Case(size, relu=True, residual=False)
+    case.run(native, threads)
+    by_bits = {name: value.clone() for name, value in case.found().items()}
+    for gradient in (case.grad_x, case.grad_weight, case.grad_bias):
+        gradient.fill_(float("nan"))
+    case.backward(native, 0, case.scale.data_ptr(), case.shift.data_ptr(), threads)
+    for name, value in case.found().items():  # one entry let through more or less would be off by far more
+        assert_near(value, by_bits[name].double(), name, 1e-5 if case.length > 16 else 1e-3)
+
+
+def test_a_narrow_input_cannot_tell_what_the_relu_let_through(native: ModuleType) -> None:
+    case = Case((4, 3, 2, 2), relu=True, residual=False, kept_bytes=2)
+    case.run(native)
+    with pytest.raises(ValueError, match="cannot be told from a narrow input"):
+        case.backward(native, 0, case.scale.data_ptr(), case.shift.data_ptr(), 1)
+
+
 @pytest.mark.parametrize("size", [(32, 48, 40, 40), (24, 64, 37, 37)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_results_beyond_the_cache(
@@ -173,7 +200,7 @@ def test_outputs_may_be_the_gradients_own_memory(native: ModuleType) -> None:
     for grad_x, grad_residual in ((gradient, other), (other, gradient)):
         gradient.copy_(case.grad_y)
         native.batch_norm_backward(
-            gradient.data_ptr(), address(case.positive), 4, case.x.data_ptr(), 0, 0, 3, case.length,
+            gradient.data_ptr(), address(case.positive), 0, 0, 4, case.x.data_ptr(), 0, 0, 3, case.length,
             case.weight.data_ptr(), case.mean.data_ptr(), case.inverse.data_ptr(), grad_x.data_ptr(),
             grad_residual.data_ptr(), case.grad_weight.data_ptr(), case.grad_bias.data_ptr(), 1,
         )  # fmt: skip

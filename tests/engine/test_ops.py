@@ -70,7 +70,7 @@ def calls(name: str) -> list[tuple[Any, ...]]:
     x, weight = inner(torch.randn(INPUT)), torch.randn(WEIGHT)
     sizes = WEIGHT, *GEOMETRY
     forward, backward = (ops.pack_weight(weight, None, 1.0, INPUT, *GEOMETRY, p) for p in (0, 1))
-    compressed = ops.compress(x, None, 0.5, 2000)
+    compressed = ops.compress(x, None, 0.5)
     gradient = inner(torch.randn(ops.output_size(INPUT, *sizes)))
     return {
         "to_inner": [(torch.randn(INPUT).requires_grad_(),), (x[:, ::2],)],
@@ -82,7 +82,7 @@ def calls(name: str) -> list[tuple[Any, ...]]:
         ],
         "conv2d_packed": [(x, *forward, None, *sizes), (x, *forward, torch.randn(4), *sizes)],
         "conv2d_packed_grad_input": [(gradient, *backward, INPUT, *sizes)],
-        "compress": [(x, None, 0.5, 2000), (x, x > 0.5, 0.0, 10)],
+        "compress": [(x, None, 0.5), (x, x > 0.5, 0.0)],
         "expand": [(*compressed, INPUT)],
         "conv2d_compressed_grad_weight": [(*compressed, gradient, INPUT, *sizes)],
     }[name]
@@ -251,7 +251,7 @@ def test_operations_take_inputs_that_are_not_batch_innermost(which):
             1e-5,
         )
         for layout in (x, inner(x)):
-            compressed = ops.compress(layout, mask, 0.0, x.numel())
+            compressed = ops.compress(layout, mask, 0.0)
             assert torch.equal(ops.expand(*compressed, INPUT), x * mask)
         reference.check_close(
             ops.conv2d_compressed_grad_weight(*compressed, gradient, INPUT, WEIGHT, *GEOMETRY),
@@ -319,14 +319,14 @@ def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, layout)
         assert found.is_contiguous(memory_format=form) or not x.is_contiguous(memory_format=form)
 
 
-@given(sizes, sparsities, st.booleans(), st.integers(0, 50))
-def test_compressed_activations_have_one_form(size, sparsity, masked, capacity):
+@given(sizes, sparsities, st.booleans())
+def test_compressed_activations_have_one_form(size, sparsity, masked):
     x = inner(torch.randn(size))
     selection = select(x, sparsity, "mask" if masked else "limit")
     forms = []
     for which in BODIES:
         with body(which):
-            forms.append(ops.compress(x, selection.mask, selection.limit, capacity))
+            forms.append(ops.compress(x, selection.mask, selection.limit))
             back = ops.expand(*forms[-1], list(size))
         assert ops.is_inner(back) and torch.equal(back, selection.kept(x))
     for form in forms[1:]:
@@ -339,7 +339,7 @@ def test_a_nan_is_kept_by_a_limit(which):
     x = inner(torch.randn(3, 4, 5, 6))
     x[1, 2, 3, 4] = float("nan")
     with body(which):
-        values, *_ = ops.compress(x, None, 100.0, 7)
+        values, *_ = ops.compress(x, None, 100.0)
     assert values.isnan().tolist() == [True]
 
 

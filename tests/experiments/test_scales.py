@@ -46,7 +46,7 @@ def test_folders_differ_where_results_do_and_only_there():
         training.folder_name(cpu)
         for training in (SWAT, replace(SWAT, seed=1), replace(SWAT, sparsity=0.5), replace(SWAT, scope="hw"))
     }
-    names |= {SWAT.folder_name(scale_of("cpu", settings=("optimizer.epochs=2",)))}
+    names |= {SWAT.folder_name(scale_of("cpu", settings=("optimizer.epochs=4",)))}
     assert len(names) == 5
     same = ("threads=1", "checkpoint.every_steps=7", "data.root=elsewhere")
     assert SWAT.folder_name(scale_of("cpu", settings=same)) == SWAT.folder_name(cpu)
@@ -55,10 +55,10 @@ def test_folders_differ_where_results_do_and_only_there():
 
 def test_a_comparison_of_data_sets_has_its_own_data():
     own = replace(SWAT, own_data=True).recipe(SCALES["cpu"])
-    assert (own.data.name, own.data.train_limit, own.optimizer.epochs) == ("cifar100", 5000, 7)
+    assert (own.data.name, own.data.train_limit, own.optimizer.epochs) == ("cifar100", 5000, 5)
     assert SWAT.recipe(SCALES["cpu"]).data.name == "cifar10"
-    shorter = scale_of("cpu", settings=("optimizer.epochs=3", "optimizer.milestones=[2]"))
-    assert replace(SWAT, own_data=True).recipe(shorter).optimizer.epochs == 3
+    shorter = scale_of("cpu", settings=("optimizer.epochs=2", "optimizer.milestones=[1]"))
+    assert replace(SWAT, own_data=True).recipe(shorter).optimizer.epochs == 2
     # CIFAR-10 stands for itself in any case, so figures share those runs
     ten = replace(SWAT, data="cifar10")
     assert ten.folder_name(SCALES["cpu"]) == replace(ten, own_data=True).folder_name(SCALES["cpu"])

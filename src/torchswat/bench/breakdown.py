@@ -73,6 +73,7 @@ def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
     calls: list[tuple[Any, str, str]] = [
         (ops, "packed_weights", _PACKING),
         (ops, "compressed", _COMPRESSING),
+        (ops, "compressed_again", _COMPRESSING),
         (kept, "keep", _PACKING),
         (kept, "restore", _PACKING),
         *((layer, "_selections", _SELECTION) for _, layer in sparse_layers(model)),

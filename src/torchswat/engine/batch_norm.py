@@ -6,10 +6,15 @@ narrower, as its deviation from the channel's mean: in bfloat16, or in 8 bits wi
 
 The compiled kernels do it in one pass over each channel of a batch-innermost tensor; on any other device,
 dtype or layout torch's operations do, with torch's own numbers.
+
+An input that is kept whole says more: ``relu(x * scale + shift)`` is computed from it again, bit for bit. So
+the compiled backward pass needs no bits of the ReLU where nothing was added before it, and a layer that
+reads such an output need not keep what it selected of it either: the output tells its `Origin`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +41,32 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor (N, C, H, W) was made from by the compiled kernels, as ``relu(x * scale + shift)``.
+
+    Attributes
+    ----------
+    x : Tensor
+        Batch-innermost, of the same shape; batch norm keeps it for its own backward pass.
+    scale, shift : Tensor
+        A number a channel, (C,).
+    version : int
+        Of the tensor when it was made: what was changed since is not what it was.
+    """
+
+    x: Tensor
+    scale: Tensor
+    shift: Tensor
+    version: int
+
+
+def origin_of(tensor: Tensor) -> Origin | None:
+    """Return what `tensor` can be computed from again, or None where nobody has said so."""
+    origin = getattr(tensor, "torchswat_origin", None)
+    return origin if origin is not None and origin.version == tensor._version else None
+
+
 class BatchNorm(torch.autograd.Function):
     """Training batch norm, with the sum with a residual and the ReLU behind it where those are asked for."""
 
@@ -56,9 +87,14 @@ class BatchNorm(torch.autograd.Function):
         ctx.compiled, ctx.eps, ctx.norm_input = takes(x, weight, residual), eps, norm_input
         run = _forward_compiled if ctx.compiled else _forward_in_torch
         statistics = weight, bias, running_mean, running_var, eps, momentum
-        y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, relu, norm_input)
+        again = ctx.compiled and relu and residual is None and norm_input == "whole"
+        factors = torch.empty(2, x.shape[1]).unbind() if again else (None, None)
+        how = relu, norm_input, *factors
+        y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, *how)
         ctx.strides = kept.dense_strides(y)
-        ctx.save_for_backward(weight, positive, mean, inverse_deviation, *(copy or (x,)))
+        ctx.save_for_backward(weight, positive, *factors, mean, inverse_deviation, *(copy or (x,)))
+        if again and any(ctx.needs_input_grad):
+            y.torchswat_origin = Origin(x.detach(), *factors, y._version)  # type: ignore[attr-defined]
         return y
 
     @staticmethod
@@ -87,11 +123,14 @@ def _forward_compiled(
     momentum: float,
     relu: bool,
     norm_input: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Copy]:
     channels, length = x.shape[1], x.numel() // x.shape[1]
     residual = None if residual is None else ops.as_inner(residual)
     y = torch.empty_like(x)
-    positive = torch.empty(channels, -(-length // kept.WORD), dtype=torch.int64) if relu else None
+    told = relu and scale is None  # what the ReLU lets through, which can be told from x otherwise
+    positive = torch.empty(channels, -(-length // kept.WORD), dtype=torch.int64) if told else None
     mean, inverse_deviation = torch.empty(channels), torch.empty(channels)
     copy: Copy = ()
     if norm_input == "bfloat16":
@@ -101,7 +140,7 @@ def _forward_compiled(
     native().batch_norm_forward(  # type: ignore[union-attr]
         *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
         *(_address(residual), relu, y.data_ptr()),
-        *(_address(t) for t in (positive, mean, inverse_deviation, running_mean, running_var)),
+        *(_address(t) for t in (positive, mean, inverse_deviation, scale, shift, running_mean, running_var)),
         *(momentum, NORM_INPUTS[norm_input], *_addresses(copy), torch.get_num_threads()),
     )
     return y, positive, mean, inverse_deviation, copy
@@ -116,6 +155,8 @@ def _backward_compiled(
     gradient: Tensor,
     weight: Tensor | None,
     positive: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     mean: Tensor,
     inverse_deviation: Tensor,
     x: Tensor,
@@ -125,12 +166,13 @@ def _backward_compiled(
     channels, length = x.shape[1], x.numel() // x.shape[1]
     grad_x = torch.empty_like(x, dtype=gradient.dtype)
     grad_weight, grad_bias = torch.empty(channels), torch.empty(channels)
+    rectifier = _address(positive), _address(scale), _address(shift)
     grad_residual = None
     if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came
         grad_residual = gradient if positive is None else torch.empty_like(gradient)
     apart = grad_residual if positive is not None else None
     native().batch_norm_backward(  # type: ignore[union-attr]
-        *(gradient.data_ptr(), _address(positive), x.element_size(), *_addresses((x, *steps))),
+        *(gradient.data_ptr(), *rectifier, x.element_size(), *_addresses((x, *steps))),
         *(channels, length, *(_address(t) for t in (weight, mean, inverse_deviation, grad_x, apart))),
         *(grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),
     )
@@ -151,6 +193,8 @@ def _forward_in_torch(
     momentum: float,
     relu: bool,
     norm_input: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Copy]:
     y, mean, inverse_deviation = torch.native_batch_norm(
         x, weight, bias, running_mean, running_var, True, momentum, eps
@@ -169,6 +213,8 @@ def _backward_in_torch(
     gradient: Tensor,
     weight: Tensor | None,
     positive: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     mean: Tensor,
     inverse_deviation: Tensor,
     x: Tensor,

@@ -54,7 +54,7 @@ def swat_conv2d(
     forward = ops.pack_weight(weight, None, limit, *sizes, ops.FORWARD)
     backward = ops.pack_weight(weight, None, limit, *sizes, ops.GRAD_INPUT)
     inner = ops.as_inner(x)
-    compressed = ops.compress(inner, None, max(float(x_limit), SMALLEST), x.numel())
+    compressed = ops.compress(inner, None, max(float(x_limit), SMALLEST))
     output = ops.conv2d_packed(inner, *forward, bias, list(weight.shape), stride, padding)
     return output, *backward, *compressed
 

@@ -333,54 +333,65 @@ def _(gradient, starts, values, offsets, input_size, weight_size, stride, paddin
 
 
 @custom_op("torchswat::compress", mutates_args=())
-def compress(x: Tensor, mask: Tensor | None, limit: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+def compress(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the kept entries of a batch-innermost `x` (N, C, H, W): values, bits, and starts of channels.
 
     Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`, and every NaN.
-    `capacity` is how many are expected; where there are more, the pass is made twice.
     """
-    return compressed(x, mask, limit, capacity)
+    return compressed(x, mask, limit)
 
 
 def compressed(
-    x: Tensor, mask: Tensor | None, limit: float, capacity: int, marks: Marks | None = None
+    x: Tensor, mask: Tensor | None, limit: float, marks: Marks | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `compress` does, without the time of the dispatcher; counts in `marks`, and looks for NaN."""
-    n, c, h, w = x.shape
-    words = -(-h * w // UNIT)
     native = native_for(x)
-    if native is None:
-        flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the values
-        kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
-        powers = 2 ** torch.arange(UNIT, device=x.device)
-        padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
-        bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16).transpose(1, 2).contiguous()
-        starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
-        values = flat[kept]
-        if marks is not None:
-            marks.count, marks.not_a_number = values.numel(), bool(values.isnan().any())
-        return values, bits, starts
-    x, mask = as_inner(x), None if mask is None else as_inner(mask)
-    bits = torch.empty(c, words, n, dtype=torch.int16)
-    starts = torch.empty(c + 1, dtype=torch.int64)
-    which = x.data_ptr(), 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
-    threads = torch.get_num_threads()
-    while True:
-        values = torch.empty(capacity)
-        found = native.compress(
-            *which, values.data_ptr(), capacity, bits.data_ptr(), starts.data_ptr(), threads
-        )
-        count = found.count
-        if count <= capacity:
-            break
-        capacity = count
+    if native is not None:
+        return _compressed(native, as_inner(x), None, mask, limit, marks)
+    n, c, h, w = x.shape
+    flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the values
+    kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
+    powers = 2 ** torch.arange(UNIT, device=x.device)
+    words = -(-h * w // UNIT)
+    padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
+    bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16).transpose(1, 2).contiguous()
+    starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
+    values = flat[kept]
     if marks is not None:
-        marks.count, marks.not_a_number = count, found.not_a_number
-    return values[:count].clone() if count < 0.9 * capacity else values[:count].view(-1), bits, starts
+        marks.count, marks.not_a_number = values.numel(), bool(values.isnan().any())
+    return values, bits, starts
+
+
+def compressed_again(x: Tensor, scale: Tensor, shift: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Compress ``relu(x * scale + shift)``, each a number a channel, without ever storing it."""
+    return _compressed(native_for(x), x, (scale, shift), None, limit, None)
+
+
+def _compressed(
+    native,
+    x: Tensor,
+    factors: tuple[Tensor, Tensor] | None,
+    mask: Tensor | None,
+    limit: float,
+    marks: Marks | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = x.shape
+    mask = None if mask is None else as_inner(mask)
+    counts, starts = torch.empty(c, n, dtype=torch.int32), torch.empty(c + 1, dtype=torch.int64)
+    bits = torch.empty(c, -(-h * w // UNIT), n, dtype=torch.int16)
+    scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
+    which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+    threads = torch.get_num_threads()
+    found = native.compress_count(*which, counts.data_ptr(), starts.data_ptr(), threads)
+    if marks is not None:
+        marks.count, marks.not_a_number = found.count, found.not_a_number
+    values = torch.empty(found.count)
+    native.compress_fill(*which, *(t.data_ptr() for t in (counts, starts, values, bits)), threads)
+    return values, bits, starts
 
 
 @compress.register_fake
-def _(x, mask, limit, capacity):
+def _(x, mask, limit):
     n, c, h, w = x.shape
     count = torch.library.get_ctx().new_dynamic_size()
     bits = x.new_empty((c, -(-h * w // UNIT), n), dtype=torch.int16)

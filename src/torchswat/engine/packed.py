@@ -103,12 +103,12 @@ class PackedConv2dProducts(Conv2dProducts):
             return (activation,)
         if not sparse:
             return (selection.kept(activation),)
-        limit = max(selection.limit, SMALLEST)  # zeros add nothing to a product
-        capacity = selection.count
-        if capacity is None:
-            capacity = int(1.02 * selection.expected) + 4096 if selection.expected else activation.numel()
-        capacity = min(capacity, activation.numel())
-        return ops.compressed(activation, selection.mask, limit, capacity, selection.marks)
+        return ops.compressed(activation, selection.mask, _limit(selection), selection.marks)
+
+    def grad_weight_activation_again(
+        self, x: Tensor, scale: Tensor, shift: Tensor, selection: Selection
+    ) -> Form:
+        return ops.compressed_again(x, scale, shift, _limit(selection))
 
     # ---- products
 
@@ -140,6 +140,10 @@ class PackedConv2dProducts(Conv2dProducts):
 
     def _sizes(self) -> tuple[list[int], list[int], list[int]]:
         return list(self.shape.weight), list(self.stride), list(self.padding)
+
+
+def _limit(selection: Selection) -> float:
+    return max(selection.limit, SMALLEST)  # zeros add nothing to a product
 
 
 def _rows(x: Tensor) -> Tensor:

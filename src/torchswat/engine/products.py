@@ -52,6 +52,12 @@ class Products:
         """Return the activation in the form that `grad_weight` takes."""
         return (activation if selection is None else selection.kept(activation),)
 
+    def grad_weight_activation_again(
+        self, x: Tensor, scale: Tensor, shift: Tensor, selection: Selection
+    ) -> Form:
+        """Return `grad_weight_activation` of ``relu(x * scale + shift)``, which only what compresses can."""
+        raise NotImplementedError
+
     def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
         """Return the output."""
         raise NotImplementedError

@@ -52,8 +52,6 @@ class Selection:
     limit: float = 0.0
     count: int | None = None
     """How many are kept, where that is known."""
-    expected: int | None = None
-    """How many are about kept, where nobody has counted."""
     marks: Marks | None = None
     """To be filled by who reads the tensor by the limit."""
 

@@ -72,16 +72,16 @@ _CPU = (
     "data.batch_size=64",
     "data.train_limit=8000",
     "data.test_limit=5000",
-    "optimizer.epochs=4",
-    "optimizer.milestones=[3]",  # so few steps learn nothing at a hundredth of the rate
+    "optimizer.epochs=3",
+    "optimizer.milestones=[2]",  # so few steps learn nothing at a hundredth of the rate
     "analysis.every_steps=50",
     "checkpoint.every_steps=100",
 )
 _CPU_CIFAR100 = (
     "data.train_limit=5000",
     "data.test_limit=1000",
-    "optimizer.epochs=7",
-    "optimizer.milestones=[5]",
+    "optimizer.epochs=5",
+    "optimizer.milestones=[4]",
 )
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "densenet121", "wrn28-10")
 _DATA = ("cifar10", "cifar100", "imagenet")

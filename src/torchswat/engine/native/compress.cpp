@@ -11,10 +11,14 @@
 // All is read twice: first to count what each sample of each channel keeps, then to lay every kept value where it
 // belongs. Both passes run at the speed of memory; what one pass would write aside and copy costs more.
 // Bytes: 8 read an entry, 4 * density + 1/8 written.
+//
+// The dense form may be there as it is, or as what batch norm and ReLU made it from: x with a scale and a shift a
+// channel. Then every entry is computed again where it is read.
 #include "activations.h"
 #include "buffer.h"
 #include "compress_lanes.h"
 #include "kernels.h"
+#include "mask.h"
 #include "transpose.h"
 
 namespace torchswat::SWAT_ISA {
@@ -31,6 +35,31 @@ struct Square {
     int rows, lanes;
 };
 
+// ---- where entries come from ----------------------------------------------------------------------------------------
+
+struct AsTheyAre {
+    vf operator()(vf x) const { return x; }
+    float one(float x) const { return x; }
+};
+
+struct Rectified {
+    vf scale, shift;
+
+    vf operator()(vf x) const {
+        const vf y = affine_at(x, scale, shift);
+        return keep(y, not_negative_or_zero(y));
+    }
+    float one(float x) const { return (*this)(splat(x))[0]; }  // by the same operations
+};
+
+// Calls work(entries) with where the entries of a channel come from.
+template <class Work> void from(const float* scale, const float* shift, int64_t channel, const Work& work) {
+    if (scale) work(Rectified{splat(scale[channel]), splat(shift[channel])});
+    else work(AsTheyAre{});
+}
+
+// ---- squares --------------------------------------------------------------------------------------------------------
+
 inline int at_most_unit(int64_t count) { return int(count < unit ? count : unit); }
 
 template <class Visit> void for_squares(int64_t n, int64_t area, const Visit& visit) {
@@ -40,17 +69,18 @@ template <class Visit> void for_squares(int64_t n, int64_t area, const Visit& vi
 }
 
 // Rows row..row+W-1 and lanes lane..lane+W-1 of the square, turned: one vector of positions for each sample.
-inline void load_turned(const float* x, const Square& s, int row, int lane, vf (&tile)[W]) {
+template <class Entries>
+inline void load_turned(const float* x, Entries entries, const Square& s, int row, int lane, vf (&tile)[W]) {
     const float* from = x + s.corner + row * s.n + lane;
     if (s.rows - row >= W && s.lanes - lane >= W) {
 #pragma GCC unroll 16
         for (int j = 0; j < W; ++j) {
             __builtin_prefetch(from + (j + unit) * s.n);  // of the square below
-            tile[j] = loadu(from + j * s.n);
+            tile[j] = entries(loadu(from + j * s.n));
         }
     } else {
         const int lanes = s.lanes - lane < W ? s.lanes - lane : W;
-        for (int j = 0; j < W; ++j) tile[j] = row + j < s.rows ? load_first(from + j * s.n, lanes) : vf{};
+        for (int j = 0; j < W; ++j) tile[j] = row + j < s.rows ? entries(load_first(from + j * s.n, lanes)) : vf{};
     }
     transpose(tile);
 }
@@ -62,14 +92,15 @@ inline uint32_t marked(const uint8_t* mask, const Square& s, int lane) {
 }
 
 // Writes a word of bits for each sample of the square, and its kept values to where `to` says that the next one goes.
-void compress_square(const float* x, const uint8_t* mask, float threshold, const Square& s, float** to,
+template <class Entries>
+void compress_square(const float* x, Entries entries, const uint8_t* mask, float threshold, const Square& s, float** to,
                      uint16_t* bits) {
     const uint32_t inside = (1u << s.rows) - 1;
     to += s.i;
     bits += s.word * s.n + s.i;
 #if defined(__AVX512F__)
     vf tile[W];
-    load_turned(x, s, 0, 0, tile);
+    load_turned(x, entries, s, 0, 0, tile);
     const __m512 limit = _mm512_set1_ps(threshold);
     for (int j = 0; j < s.lanes; ++j) {
         const __m512 y = reinterpret_cast<__m512>(tile[j]);
@@ -85,8 +116,8 @@ void compress_square(const float* x, const uint8_t* mask, float threshold, const
     const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (int lane = 0; lane < s.lanes; lane += W) {
         vf tile[2][W];
-        load_turned(x, s, 0, lane, tile[0]);
-        load_turned(x, s, W, lane, tile[1]);
+        load_turned(x, entries, s, 0, lane, tile[0]);
+        load_turned(x, entries, s, W, lane, tile[1]);
         for (int j = lane; j < lane + W && j < s.lanes; ++j) {
             uint32_t kept = 0;
             for (int half = 0; half < 2; ++half) {
@@ -109,7 +140,7 @@ void compress_square(const float* x, const uint8_t* mask, float threshold, const
     for (int j = 0; j < s.lanes; ++j) {
         uint32_t kept = mask ? marked(mask, s, j) & inside : 0;
         for (int q = 0; q < s.rows; ++q) {
-            const float y = x[s.corner + q * s.n + j];
+            const float y = entries.one(x[s.corner + q * s.n + j]);
             if (!mask) kept |= uint32_t(!((y < 0 ? -y : y) < threshold)) << q;
             if (kept >> q & 1) *to[j]++ = y;
         }
@@ -142,58 +173,80 @@ void expand_square(float* x, const Square& s, const float** from, const uint16_t
 }
 
 // How many entries of one channel each sample keeps; returns whether one of them is a NaN.
-bool count_samples(const float* __restrict x, const uint8_t* __restrict mask, float threshold, int64_t area,
-                   int64_t n, int32_t* __restrict counts) {
-    std::memset(counts, 0, sizeof(int32_t) * n);
-    int32_t nan = 0;
+template <class Entries>
+bool count_samples(const float* x, Entries entries, const uint8_t* mask, float threshold, int64_t area, int64_t n,
+                   int32_t* counts) {
+    std::memset(counts, 0, sizeof(int32_t) * size_t(n));
+    const vf limit = splat(threshold);
+    vi nan{};
     for (int64_t p = 0; p < area; ++p, x += n) {
-        for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i + ahead);
-        if (mask)
+        if (mask) {
             for (int64_t i = 0; i < n; ++i) counts[i] += mask[p * n + i] != 0;
-        else
-            for (int64_t i = 0; i < n; ++i) {
-                counts[i] += !(__builtin_fabsf(x[i]) < threshold);
-                nan |= x[i] != x[i];
-            }
+            continue;
+        }
+        for (int64_t i = 0; i < n; i += W) {
+            const int lanes = int(least(W, n - i));
+            __builtin_prefetch(x + i + ahead);
+            const vf y = entries(load_first(x + i, lanes));
+            const vf size = reinterpret_cast<vf>(reinterpret_cast<vi>(y) & 0x7fffffff);
+            const vi before = reinterpret_cast<vi>(load_first(reinterpret_cast<float*>(counts + i), lanes));
+            const vi count = before - ~(size < limit);
+            store_first(reinterpret_cast<float*>(counts + i), reinterpret_cast<vf>(count), lanes);
+            nan |= y != y;
+        }
     }
-    return nan != 0;
+    return bits_of(nan) != 0;
 }
 
 }  // namespace
 
-// x: [c][area][n]. Keeps |x| >= threshold (and every NaN) or, where a mask of the same layout is given, what that
-// marks, and looks for NaN where there is none. Where more are kept than `capacity`, only that is found out: call again
-// with room.
-Packed compress(const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n,
-                 float* values, int64_t capacity, uint16_t* bits, int64_t* starts, int threads) {
-    const int64_t words = units(area);
-    Buffer<int32_t> counts(c * n);
-    Buffer<float*> places(c * n);
+// x: [c][area][n], or relu(x * scale + shift) of it where these are given, a channel each. Kept are |x| >= threshold
+// (and every NaN) or, where a mask of the same layout is given, what that marks. Writes how many each sample of each
+// channel keeps and where channels start in the compressed form; looks for NaN where there is no mask.
+Packed compress_count(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
+                      int64_t c, int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads) {
     bool nan = false;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : nan)
     for (int64_t channel = 0; channel < c; ++channel) {
         const int64_t at = channel * area * n;
-        nan |= count_samples(x + at, mask ? mask + at : nullptr, threshold, area, n, counts.data + channel * n);
+        from(scale, shift, channel, [&](auto entries) {
+            const uint8_t* marks = mask ? mask + at : nullptr;
+            nan |= count_samples(x + at, entries, marks, threshold, area, n, counts + channel * n);
+        });
     }
     int64_t count = 0;
     for (int64_t channel = 0; channel < c; ++channel) {
         starts[channel] = count;
-        for (int64_t i = channel * n; i < (channel + 1) * n; count += counts[i++]) places[i] = values + count;
+        for (int64_t i = channel * n; i < (channel + 1) * n; ++i) count += counts[i];
     }
     starts[c] = count;
-    if (count > capacity) return {count, nan};
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t channel = 0; channel < c; ++channel) {
-        const int64_t at = channel * area * n;
-        for_squares(n, area, [&](const Square& square) {
-            compress_square(x + at, mask ? mask + at : nullptr, threshold, square, places.data + channel * n,
-                            bits + channel * n * words);
-        });
-    }
     return {count, nan};
 }
 
-// The inverse of compress: x [c][area][n] with zeros where nothing was kept.
+// The compressed form of what compress_count has counted, whose results it takes: starts[c] values, and all bits.
+void compress_fill(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
+                   int64_t c, int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values,
+                   uint16_t* bits, int threads) {
+    const int64_t words = units(area);
+    Buffer<float*> places(size_t(threads * n));
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int t = 0; t < threads; ++t) {
+        float** to = places.data + t * n;
+        for (int64_t channel = t * c / threads; channel < (t + 1) * c / threads; ++channel) {
+            const int64_t at = channel * area * n;
+            to[0] = values + starts[channel];
+            for (int64_t i = 1; i < n; ++i) to[i] = to[i - 1] + counts[channel * n + i - 1];
+            from(scale, shift, channel, [&](auto entries) {
+                for_squares(n, area, [&](const Square& square) {
+                    compress_square(x + at, entries, mask ? mask + at : nullptr, threshold, square, to,
+                                    bits + channel * n * words);
+                });
+            });
+        }
+    }
+}
+
+// The inverse: x [c][area][n] with zeros where nothing was kept.
 void expand(const float* values, const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n,
             float* x, int threads) {
     const int64_t words = units(area);

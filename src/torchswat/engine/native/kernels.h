@@ -68,13 +68,13 @@ struct Packed {
     X(void, batch_norm_forward,                                                                                  \
       (const float* x, int64_t channels, int64_t length, const float* weight, const float* bias, double epsilon, \
        const float* residual, bool relu, float* y, uint64_t* positive, float* mean, float* inverse_deviation,    \
-       float* running_mean, float* running_variance, double momentum, int kept_bytes, void* kept, float* step,   \
-       float* low, int threads))                                                                                 \
+       float* scale, float* shift, float* running_mean, float* running_variance, double momentum,                \
+       int kept_bytes, void* kept, float* step, float* low, int threads))                                        \
     X(void, batch_norm_backward,                                                                                 \
-      (const float* grad_y, const uint64_t* positive, int kept_bytes, const void* kept, const float* step,       \
-       const float* low, int64_t channels, int64_t length, const float* weight, const float* mean,               \
-       const float* inverse_deviation, float* grad_x, float* grad_residual, float* grad_weight,                  \
-       float* grad_bias, int threads))                                                                           \
+      (const float* grad_y, const uint64_t* positive, const float* scale, const float* shift, int kept_bytes,    \
+       const void* kept, const float* step, const float* low, int64_t channels, int64_t length,                  \
+       const float* weight, const float* mean, const float* inverse_deviation, float* grad_x,                    \
+       float* grad_residual, float* grad_weight, float* grad_bias, int threads))                                 \
     X(void, affine_forward,                                                                                      \
       (const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,                 \
        const float* residual, bool relu, float* y, uint64_t* positive, int threads))                             \
@@ -123,9 +123,13 @@ struct Packed {
        int columns, bool average, float* y, int threads))
 
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
-    X(Packed, compress,                                                                                          \
-      (const float* x, const uint8_t* mask, float threshold, int64_t c, int64_t area, int64_t n, float* values,  \
-       int64_t capacity, uint16_t* bits, int64_t* starts, int threads))                                          \
+    X(Packed, compress_count,                                                                                    \
+      (const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold, int64_t c,  \
+       int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads))                                  \
+    X(void, compress_fill,                                                                                       \
+      (const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold, int64_t c,  \
+       int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values, uint16_t* bits,     \
+       int threads))                                                                                             \
     X(void, expand,                                                                                              \
       (const float* values, const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n,     \
        float* x, int threads))                                                                                   \

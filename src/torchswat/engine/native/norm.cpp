@@ -12,7 +12,8 @@
 //     backward  bytes an entry: 8 read + 4 written + 1/8     (+ 4 with a residual)
 //     both about 6 operations an entry: bandwidth bound
 //
-// The backward pass needs x, or a narrower copy of it that the forward pass writes beside y (kept_input.h).
+// The backward pass needs x, or a narrower copy of it that the forward pass writes beside y (kept_input.h). Where x is
+// whole and nothing is added to it, the bits are not needed: y's sign is computed again.
 //
 // Statistics: mean and squared deviations of pieces of 2048 entries in float (each is read twice from the first-level
 // cache), joined in double by Chan's formula: no cancellation however large the mean. One thread has a channel alone,
@@ -90,7 +91,7 @@ void affine(const float* x, int64_t length, float scale, float shift, const floa
     const auto value_at = [&](int64_t i, int lanes, uint64_t& bits) {
         const vf entry = load_first(x + i, lanes);
         kept.put(i, entry, lanes);
-        vf value = entry * scales + shifts;
+        vf value = affine_at(entry, scales, shifts);
         if constexpr (with_residual) value += load_first(residual + i, lanes);
         if constexpr (relu) {
             const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
@@ -132,26 +133,43 @@ void affine_channel(const float* x, int64_t length, float scale, float shift, co
     });
 }
 
-// The gradient behind the ReLU at entry i: grad_y where `positive` has a bit, all of it without a ReLU.
-template <bool relu> vf masked(const float* grad_y, const uint64_t* positive, int64_t i, int lanes) {
-    const vf gradient = load_first(grad_y + i, lanes);
-    if constexpr (!relu) return gradient;
-    return keep(gradient, unsigned(positive[i / word] >> (i % word)) & all_lanes);
-}
+// ---- what the ReLU let through, as the backward pass finds it: gradients pass there ---------------------------------
+
+struct NoReLU {
+    vf pass(vf gradient, int64_t, int) const { return gradient; }
+};
+
+struct ByBits {
+    const uint64_t* positive;
+
+    vf pass(vf gradient, int64_t i, int) const {
+        return keep(gradient, unsigned(positive[i / word] >> (i % word)) & all_lanes);
+    }
+};
+
+// Computed again from the input: an operation an entry more, and no bits.
+struct BySign {
+    const float* x;
+    vf scale, shift;
+
+    vf pass(vf gradient, int64_t i, int lanes) const {
+        return keep(gradient, not_negative_or_zero(affine_at(load_first(x + i, lanes), scale, shift)));
+    }
+};
 
 struct Sums {
     double gradient, projected;  // of g, and of g * normalised x
 };
 
-template <bool relu, class Kept>
-Sums gradient_sums(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, float inverse) {
+template <class Gate, class Kept>
+Sums gradient_sums(const float* grad_y, Gate gate, Kept x, int64_t length, float inverse) {
     Sums all{0, 0};
     for (int64_t begin = 0; begin < length; begin += piece) {
         const int64_t end = least(begin + piece, length);
         vf projected[ways] = {};
         int way = 0;
         all.gradient += sum_piece(begin, end, [&](int64_t i, int lanes) {
-            const vf g = masked<relu>(grad_y, positive, i, lanes);
+            const vf g = gate.pass(load_first(grad_y + i, lanes), i, lanes);
             projected[way++ % ways] += g * x.deviation(i, lanes);
             return g;
         });
@@ -166,8 +184,8 @@ struct Slopes {
     float scale, slope, offset;
 };
 
-template <bool relu, bool with_residual, bool streaming, class Kept>
-void gradient_of_x(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, Slopes line, float* grad_x,
+template <bool with_residual, bool streaming, class Gate, class Kept>
+void gradient_of_x(const float* grad_y, Gate gate, Kept x, int64_t length, Slopes line, float* grad_x,
                    float* grad_residual) {
     const vf scale = splat(line.scale), slope = splat(line.slope), offset = splat(line.offset);
     const auto result = [&](vf g, int64_t i, int lanes) {
@@ -175,33 +193,30 @@ void gradient_of_x(const float* grad_y, const uint64_t* positive, Kept x, int64_
     };
     int64_t i = 0;
     for (; i + W <= length; i += W) {
-        const vf g = masked<relu>(grad_y, positive, i, W), gradient = result(g, i, W);
+        const vf g = gate.pass(loadu(grad_y + i), i, W), gradient = result(g, i, W);
         if constexpr (with_residual) put<streaming>(grad_residual + i, g);
         put<streaming>(grad_x + i, gradient);
     }
     if (i == length) return;
     const int lanes = int(length - i);
-    const vf g = masked<relu>(grad_y, positive, i, lanes), gradient = result(g, i, lanes);
+    const vf g = gate.pass(load_first(grad_y + i, lanes), i, lanes), gradient = result(g, i, lanes);
     if constexpr (with_residual) store_first(grad_residual + i, g, lanes);
     store_first(grad_x + i, gradient, lanes);
 }
 
 // One channel of the backward pass.
-template <bool streaming, class Kept>
-void backward_channel(const float* grad_y, const uint64_t* positive, Kept x, int64_t length, float weight,
-                      float inverse, float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias) {
-    decide(positive != nullptr, [&](auto relu) {
-        const Sums sums = gradient_sums<relu.value>(grad_y, positive, x, length, inverse);
-        const double scale = double(weight) * inverse;
-        const Slopes line{float(scale), float(-scale * inverse * sums.projected / double(length)),
-                          float(-scale * sums.gradient / double(length))};
-        decide(grad_residual != nullptr, [&](auto with_residual) {
-            gradient_of_x<relu.value, with_residual.value, streaming>(grad_y, positive, x, length, line, grad_x,
-                                                                      grad_residual);
-        });
-        *grad_weight = float(sums.projected);
-        *grad_bias = float(sums.gradient);
+template <bool streaming, class Gate, class Kept>
+void backward_channel(const float* grad_y, Gate gate, Kept x, int64_t length, float weight, float inverse,
+                      float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias) {
+    const Sums sums = gradient_sums(grad_y, gate, x, length, inverse);
+    const double scale = double(weight) * inverse;
+    const Slopes line{float(scale), float(-scale * inverse * sums.projected / double(length)),
+                      float(-scale * sums.gradient / double(length))};
+    decide(grad_residual != nullptr, [&](auto with_residual) {
+        gradient_of_x<with_residual.value, streaming>(grad_y, gate, x, length, line, grad_x, grad_residual);
     });
+    *grad_weight = float(sums.projected);
+    *grad_bias = float(sums.gradient);
 }
 
 int64_t words(int64_t length) { return (length + word - 1) / word; }
@@ -222,22 +237,23 @@ template <class Work> void each_channel(int64_t channels, bool streaming, int th
 
 // Training-mode batch norm of x [C][length]; weight, bias, residual, positive and the running statistics may be null.
 // `kept` is where a copy of x of `kept_bytes` an entry goes, 2 or 1 (with `step` and `low` a channel); with 4 there is
-// none.
+// none. `scale` and `shift` [C] get the factors of y = x * scale + shift; they may be null.
 // Writes y, the batch's mean and 1 / sqrt(variance + epsilon) [C]; moves the running statistics by `momentum` towards
 // the batch's mean and unbiased variance, as torch does.
 void batch_norm_forward(const float* x, int64_t channels, int64_t length, const float* weight, const float* bias,
                         double epsilon, const float* residual, bool relu, float* y, uint64_t* positive, float* mean,
-                        float* inverse_deviation, float* running_mean, float* running_variance, double momentum,
-                        int kept_bytes, void* kept, float* step, float* low, int threads) {
+                        float* inverse_deviation, float* scale, float* shift, float* running_mean,
+                        float* running_variance, double momentum, int kept_bytes, void* kept, float* step, float* low,
+                        int threads) {
     const bool streaming = streams(y, channels, length, x, residual);
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
         const Moments found = moments(x + start, length);
         const double inverse = 1 / std::sqrt(found.squares / double(length) + epsilon);
-        const double scale = inverse * (weight ? weight[c] : 1.0f);
-        const double shift = (bias ? bias[c] : 0.0f) - found.mean * scale;
+        const double factor = inverse * (weight ? weight[c] : 1.0f);
+        const double summand = (bias ? bias[c] : 0.0f) - found.mean * factor;
         const auto write = [&](auto copy) {
-            affine_channel<known.value>(x + start, length, float(scale), float(shift),
+            affine_channel<known.value>(x + start, length, float(factor), float(summand),
                                         residual ? residual + start : nullptr, relu, y + start,
                                         positive ? positive + c * words(length) : nullptr, copy);
         };
@@ -255,6 +271,7 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
         }
         mean[c] = float(found.mean);
         inverse_deviation[c] = float(inverse);
+        if (scale) scale[c] = float(factor), shift[c] = float(summand);
         if (!running_mean) return;
         const double unbiased = found.squares / double(length > 1 ? length - 1 : 1);
         running_mean[c] = float((1 - momentum) * running_mean[c] + momentum * found.mean);
@@ -262,25 +279,32 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
     });
 }
 
-// Gradients of batch_norm_forward; positive is null without a ReLU, grad_residual without a residual, weight may be.
+// Gradients of batch_norm_forward. What a ReLU let through is told by `positive`, or by `scale` and `shift` and the
+// whole x; all are null without a ReLU. grad_residual is null without a residual, and weight may be.
 // grad_weight and grad_bias [C] are always written. grad_x or grad_residual may be grad_y's own memory. `kept` is x, or
 // its narrower copy.
-void batch_norm_backward(const float* grad_y, const uint64_t* positive, int kept_bytes, const void* kept,
-                         const float* step, const float* low, int64_t channels, int64_t length, const float* weight,
-                         const float* mean, const float* inverse_deviation, float* grad_x, float* grad_residual,
-                         float* grad_weight, float* grad_bias, int threads) {
+void batch_norm_backward(const float* grad_y, const uint64_t* positive, const float* scale, const float* shift,
+                         int kept_bytes, const void* kept, const float* step, const float* low, int64_t channels,
+                         int64_t length, const float* weight, const float* mean, const float* inverse_deviation,
+                         float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias, int threads) {
     const float* x = kept_bytes == 4 ? static_cast<const float*>(kept) : nullptr;
+    if (scale && !x) invalid("batch_norm_backward: what the ReLU let through cannot be told from a narrow input.");
     const bool streaming = streams(grad_x, channels, length, grad_y, x) &&
                            (!grad_residual || streams(grad_residual, channels, length, grad_y, x));
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
-        const auto read = [&](auto copy) {
-            backward_channel<known.value>(grad_y + start, positive ? positive + c * words(length) : nullptr, copy,
-                                          length, weight ? weight[c] : 1.0f, inverse_deviation[c], grad_x + start,
+        const auto run = [&](auto gate, auto copy) {
+            backward_channel<known.value>(grad_y + start, gate, copy, length, weight ? weight[c] : 1.0f,
+                                          inverse_deviation[c], grad_x + start,
                                           grad_residual ? grad_residual + start : nullptr, grad_weight + c,
                                           grad_bias + c);
         };
-        if (kept_bytes == 1) read(OfBytes{static_cast<const uint8_t*>(kept) + start, splat(step[c]), splat(low[c])});
+        const auto read = [&](auto copy) {
+            if (positive) run(ByBits{positive + c * words(length)}, copy);
+            else run(NoReLU{}, copy);
+        };
+        if (scale) run(BySign{x + start, splat(scale[c]), splat(shift[c])}, OfFloat32{x + start, splat(mean[c])});
+        else if (kept_bytes == 1) read(OfBytes{static_cast<const uint8_t*>(kept) + start, splat(step[c]), splat(low[c])});
         else if (kept_bytes == 2) read(OfBfloat16{static_cast<const uint16_t*>(kept) + start});
         else read(OfFloat32{x + start, splat(mean[c])});
     });
@@ -317,9 +341,10 @@ void relu_backward(const float* grad_y, const uint64_t* positive, int64_t n, flo
                  [=](int64_t part, auto known) {
                      int64_t i = part * stretch;
                      const int64_t end = least(i + stretch, n);
-                     for (; i + W <= end; i += W) put<known.value>(grad_x + i, masked<true>(grad_y, positive, i, W));
+                     const ByBits gate{positive};
+                     for (; i + W <= end; i += W) put<known.value>(grad_x + i, gate.pass(loadu(grad_y + i), i, W));
                      const int lanes = int(end - i);
-                     if (lanes) store_first(grad_x + i, masked<true>(grad_y, positive, i, lanes), lanes);
+                     if (lanes) store_first(grad_x + i, gate.pass(load_first(grad_y + i, lanes), i, lanes), lanes);
                  });
 }
 

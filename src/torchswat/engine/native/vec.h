@@ -69,4 +69,17 @@ static inline void store_first(float* p, vf x, int lanes) {
 #endif
 }
 
+// x * scale + shift, rounded the same wherever it is computed: what is recomputed must be what it was.
+static inline vf affine_at(vf x, vf scale, vf shift) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_fmadd_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(scale),
+                                                reinterpret_cast<__m512>(shift)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<vf>(_mm256_fmadd_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(scale),
+                                                reinterpret_cast<__m256>(shift)));
+#else
+    return x * scale + shift;
+#endif
+}
+
 }  // namespace torchswat::SWAT_ISA
