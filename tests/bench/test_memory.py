@@ -83,7 +83,7 @@ def test_a_sparse_residual_network_keeps_what_the_formula_says(which, norm_input
     norms = {name: n for name, n in shapes.items() if "bn" in name}
     bits = 1 / 8
     again = {name.replace("bn1", "conv2") for name in norms if "bn1" in name} | {"layer1.0.conv1"}
-    if which == "auto" and norm_input == "whole" and info()["isa"]:  # these are made from batch norm's input again
+    if which == "auto" and norm_input == "whole" and info()["isa"]:  # made from batch norm's input again
         convolutions = {name: n for name, n in convolutions.items() if name not in again}
         bits_of = {name: bits for name in norms if "bn2" in name}
     else:
