@@ -9,7 +9,7 @@ import pytest
 from torchswat import models
 from torchswat.errors import InvalidValue, UnknownName
 from torchswat.experiments.registry import EXPERIMENTS
-from torchswat.experiments.scales import SCALES, Training, scale_of
+from torchswat.experiments.scales import SCALES, Training, reductions, scale_of
 
 SWAT = Training("resnet18", "cifar100", "swat", 0.8, seed=0)
 
@@ -35,9 +35,17 @@ def test_at_paper_scale_nothing_is_reduced():
 
 def test_reductions_are_said():
     said = SWAT.reductions(SCALES["cpu"])
-    assert "model.width 16 (paper: as published)" in said
-    assert any(change.startswith("optimizer.epochs") and "(paper: 150)" in change for change in said)
-    assert not any(change.startswith(("sparse.", "optimizer.lr")) for change in said)
+    assert {"width 16 (paper: as published)", "data cifar10 (paper: cifar100)"} <= set(said)
+    assert any(change.startswith("epochs ") and "(paper: 150)" in change for change in said)
+    assert not any(change.startswith(("sparse.", "learning rate 0")) for change in said)
+
+
+def test_reductions_of_some_trainings_name_them():
+    said = reductions(
+        SCALES["cpu"], [replace(SWAT, data=data, own_data=True) for data in ("cifar10", "cifar100")]
+    )
+    assert "width 16 (paper: as published)" in said
+    assert any(s.startswith("epochs") and s.endswith("(paper: 150) [cifar100]") for s in said)
 
 
 def test_folders_differ_where_results_do_and_only_there():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from torchswat.experiments.scales import Training
+from torchswat.experiments.accuracies import Loss, at_most, said
+from torchswat.experiments.outcome import Trained, Work
+from torchswat.experiments.registry import EXPERIMENTS
+from torchswat.experiments.scales import SCALES, Training, reductions
 
 PAPER = {0.0: 0.0, 0.5: -0.1, 0.6: 0.2, 0.7: 0.5, 0.8: 1.7, 0.9: 4.0}
 
@@ -42,7 +45,6 @@ def test_imagenet(judge):
 
 
 def test_a_curve_that_rises_late_is_another_rate(judge, tmp_path):
-    from torchswat.experiments.outcome import Trained
     from torchswat.experiments.tradeoff import _epochs_to_converge
 
     training = Training("resnet18", "imagenet", "swat", 0.5, 0)
@@ -67,3 +69,40 @@ def test_depth_and_width(judge):
 def test_pruning(judge):
     assert judge("inference", lambda t: 80.0) == {"inference.lossless": True}
     assert judge("inference", lambda t: 80.0, pruned=79.9) == {"inference.lossless": False}
+
+
+def test_losses_are_within_their_limit_on_average():
+    clear = at_most("4.60", {"SWAT": (Loss((0.1, 0.2, 0.3)), 0.5), "SAW": (Loss((0.0, 0.1, -0.1)), 0.5)})
+    assert clear.holds and "noise" not in clear.observed
+    beyond = at_most("4.60", {"SWAT": (Loss((0.6, 0.7, 0.8)), 0.5)})
+    assert beyond.holds is False and beyond.observed == "points lost: SWAT +0.70 ± 0.06 (limit 0.5)"
+
+
+@pytest.mark.parametrize("points, holds", [((-1.0, 0.2, 1.7), True), ((-1.0, 0.4, 2.4), False)])
+def test_a_limit_within_a_standard_error_is_called_noise(points, holds):
+    finding = at_most("4.60", {"SWAT": (Loss(points), 0.5)})
+    assert finding.holds is holds and "within the noise of 3 seeds" in finding.observed
+
+
+def test_of_a_single_seed_no_error_is_known():
+    assert Loss((0.25,)).error is None and str(Loss((0.25,))) == "+0.25"
+    assert (
+        "(limit 0.5, within the noise of one seed)"
+        in at_most("4.60", {"SWAT": (Loss((0.25,)), 0.5)}).observed
+    )
+
+
+def test_depth_above_dense_by_chance_is_no_order(judge):
+    noisy = {0: 2.0, 1: -0.9, 2: -0.9}
+    found = judge("6a", lambda t: 75 + (t.sparsity > 0) * noisy[t.seed])
+    assert found["6a.depth"] is False, "above on average, and yet p is large"
+
+
+@pytest.mark.parametrize("scale, words", [("cpu", "epochs 3 (150)"), ("paper", "The paper's recipe")])
+def test_the_caption_says_what_the_scale_changes(tmp_path, scale, words):
+    size = SCALES[scale]
+    needed = EXPERIMENTS["inference"].needs(size)
+    work = Work(size, [Trained(t, tmp_path, 80.0, 80.0, (80.0,)) for t in needed], tmp_path)
+    for change in reductions(size, needed):
+        assert change.replace("paper: ", "") in said(work)
+    assert words in said(work) and "3 seeds" in said(work)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from torchswat.drawing import COLOURS, FAINT, MARKERS, legend
-from torchswat.experiments.outcome import Trained
+from torchswat.drawing import COLOURS, FAINT, INK, MARKERS, legend
+from torchswat.experiments.claims import Finding
+from torchswat.experiments.outcome import Trained, Work
 from torchswat.experiments.paired import sign_flip_test
-from torchswat.experiments.scales import Scale, Training
+from torchswat.experiments.scales import Scale, Training, reductions
 
-_LIKELY = 0.05
+LIKELY = 0.05
 """An order is taken for real where chance alone would show it less often."""
 
 
@@ -50,16 +52,70 @@ def mean(trained: Sequence[Trained]) -> float:
     return float(np.mean([each.accuracy for each in trained]))
 
 
-def lost(trained: Sequence[Trained], **asked: Any) -> float:
-    """Return the points of accuracy that trainings lose against the dense ones beside them, on average."""
+@dataclass(frozen=True)
+class Loss:
+    """Points of accuracy lost against what is compared with, one number a pair of trainings of a seed."""
+
+    points: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the pairs."""
+        return float(np.mean(self.points))
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; unknown of a single pair."""
+        count = len(self.points)
+        return float(np.std(self.points, ddof=1) / np.sqrt(count)) if count > 1 else None
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether the mean lies beyond `limit`."""
+        return self.mean > limit + 1e-9  # so much may be rounding
+
+    def is_noise(self, limit: float) -> bool:
+        """Whether the mean is nearer to `limit` than its standard error, or nothing is known of that."""
+        return self.error is None or abs(self.mean - limit) < self.error
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
+
+
+def lost(trained: Sequence[Trained], **asked: Any) -> Loss:
+    """Return the points of accuracy that trainings lose against the dense ones of the same seeds."""
     mine = pick(trained, **asked)
-    return float(np.mean([_dense_twin(trained, each).accuracy - each.accuracy for each in mine]))
+    return Loss(tuple(_dense_twin(trained, each).accuracy - each.accuracy for each in mine))
 
 
 def _dense_twin(trained: Sequence[Trained], one: Trained) -> Trained:
     asked = one.training
     twin = pick(trained, network=asked.network, data=asked.data, algorithm="dense", seed=asked.seed)
     return twin[0]
+
+
+def at_most(claim: str, losses: Mapping[str, tuple[Loss, float]]) -> Finding:
+    """Judge whether each mean loss is within its limit, and say where the noise is larger than the margin.
+
+    Parameters
+    ----------
+    claim : str
+        What is judged.
+    losses : mapping of str to tuple
+        By what was trained: the loss, and how many points it may be at most.
+
+    Examples
+    --------
+    >>> at_most("4.60", {"SWAT": (Loss((0.25, 0.5, 0.75)), 0.5)}).observed
+    'points lost: SWAT +0.50 ± 0.14 (limit 0.5, within the noise of 3 seeds)'
+    """
+    said = []
+    for label, (loss, limit) in losses.items():
+        count = len(loss.points)
+        seeds = f"{count} seeds" if count > 1 else "one seed"
+        noise = f", within the noise of {seeds}" if loss.is_noise(limit) else ""
+        said.append(f"{label} {loss} (limit {limit:g}{noise})")
+    holds = not any(loss.exceeds(limit) for loss, limit in losses.values())
+    return Finding(claim, holds, "points lost: " + ", ".join(said))
 
 
 def is_above(
@@ -94,11 +150,11 @@ def is_above(
             differences += [better.accuracy - worse.accuracy for worse in pick(trained, **{**same, **lower})]
     likelihood = sign_flip_test(differences)
     found = f"{np.mean(differences):+.2f} points over {len(differences)} pairs (p = {likelihood:.2g})"
-    return bool(np.mean(differences) > 0 and likelihood < _LIKELY), found
+    return bool(np.mean(differences) > 0 and likelihood < LIKELY), found
 
 
 def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[str, Any]]) -> None:
-    """Draw mean accuracy over sparsity, a line for each of `series`; bars are deviations over the seeds."""
+    """Draw mean accuracy over sparsity, a line for each of `series`; bars and band: deviations over seeds."""
     for index, (label, asked) in enumerate(series.items()):
         mine = pick(trained, **asked)
         sparsities = sorted({each.training.sparsity for each in mine})
@@ -106,14 +162,21 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         shift = 0.004 * (index - (len(series) - 1) / 2)  # so that bars do not hide each other
         places, means = [s + shift for s in sparsities], [np.mean(a) for a in at]
-        bars = [np.std(a) for a in at]
+        bars = [_deviation(a) for a in at]
         panel.errorbar(places, means, bars, color=colour, marker=marker, markersize=5, capsize=2, label=label)
     base = pick(trained, algorithm="dense")
     if base:
-        panel.axhline(mean(base), color=FAINT, linestyle="--", label=f"dense {mean(base):.1f} %")
+        level, spread = mean(base), _deviation([each.accuracy for each in base])
+        panel.axhline(level, color=INK, linestyle="--", linewidth=1, label=f"dense {level:.1f} %")
+        panel.axhspan(level - spread, level + spread, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
     panel.set_xticks(sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"}))
     panel.set(xlabel="sparsity", ylabel="test accuracy (%)")
     legend(panel)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a sample; nothing is drawn for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def draw_curves(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[str, Any]]) -> None:
@@ -134,15 +197,36 @@ def mean_curve(trained: Sequence[Trained]) -> np.ndarray:
     return np.mean(padded, axis=0) if length else np.zeros(0)
 
 
-def said(scale: Scale, network: str, data: str) -> str:
-    """Return in a line what was trained, for the caption of a figure."""
-    seeds = "one seed" if len(scale.seeds) == 1 else f"{len(scale.seeds)} seeds, bars: ± a deviation"
-    if scale.name == "paper":
-        return f"{network} on {data}, the paper's recipe, {seeds}"
-    shown = Training(network, data, "dense", 0.0, 0).recipe(scale)
-    images = f"{shown.data.train_limit:,} images" if shown.data.train_limit else "all images"
-    stand_in = f"{scale.network(network)} for {network}, {scale.stands_for(data)} ({images}) for {data}"
-    return (
-        f"{scale.name} scale: {stand_in},\n"
-        f"{shown.optimizer.epochs} epochs, batch {shown.data.batch_size}; {seeds}"
-    )
+BARS = "bars and band: ± a standard deviation"
+
+
+def said(work: Work, drawn: str = "") -> str:
+    """Return what a caption must say of the trainings: all that the scale changes, and how many seeds.
+
+    Parameters
+    ----------
+    work : Work
+        Its scale and its trainings.
+    drawn : str, optional
+        How the seeds are drawn, where there are several.
+    """
+    scale, count = work.scale, len(work.scale.seeds)
+    changes = reductions(scale, [each.training for each in work.trained])
+    seeds = "one seed" if count == 1 else f"{count} seeds" + (f", {drawn}" if drawn else "")
+    if not changes:
+        return f"The paper's recipe; {seeds}"
+    listed = "; ".join(changes).replace("(paper: ", "(")
+    return f"Scale {scale.name} (in brackets: the paper): {listed}; {seeds}"
+
+
+def small_print(work: Work) -> list[str]:
+    """Return what must be known of points lost by networks that learnt less than the paper's."""
+    if work.scale.name == "paper":
+        return []
+    base = pick(work.trained, algorithm="dense")
+    places = dict.fromkeys((each.training.network, each.training.data) for each in base)
+    ends = [f"{mean(pick(base, network=n, data=d)):.1f} % ({n} on {d})" for n, d in places]
+    return [
+        f"At this scale the dense networks reach {', '.join(ends)}. Points are lost against that; a limit in "
+        "points is easier to keep where less has been learnt."
+    ]

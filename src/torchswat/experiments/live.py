@@ -73,11 +73,18 @@ def _draw(rows: Sequence[Row], quantity: str, unit: str) -> Figure:
     return figure
 
 
+def _said(work: Work) -> str:
+    every = work.trained[0].training.recipe(work.scale).analysis.every_steps
+    drawn = "the first drawn" if len(work.trained) > 1 else ""
+    lines = f"SWAT 70 %, a line a layer from blue (first) to red (last), looked at every {every} steps"
+    return f"{lines}; {said(work, drawn)}"
+
+
 def thresholds(work: Work) -> Outcome:
     """Figure 6b."""
     rows = [row for trained in work.trained for row in sights(trained)]
     figure = _draw(rows, "threshold", "")
-    caption(figure, "SWAT 70 %, seed 0, a line a layer; " + said(work.scale, NETWORK, DATA))
+    caption(figure, _said(work))
     claim, moved = claims()["6b.threshold"], _moved(rows)
     typical = {operand: float(np.median(list(of.values()))) for operand, of in moved.items()}
     text = ", ".join(
@@ -110,17 +117,15 @@ def angles(work: Work) -> Outcome:
     for panel in figure.axes:
         panel.axhline(limit, color=INK, linestyle="--", linewidth=0.8)
         panel.set_ylim(0, max(40, *(row["angle"] + 2 for row in rows)))
-    caption(
-        figure,
-        f"SWAT 70 %, seed 0, dashed: the paper's bound of {limit:g}°; " + said(work.scale, NETWORK, DATA),
-    )
+    caption(figure, f"Dashed: the paper's bound of {limit:g}°. {_said(work)}")
     worst = {
         o: max((r for r in rows if r["operand"] == o), key=lambda r: r["angle"])
         for o in ("weight", "activation")
     }
+    seeds = len({row["seed"] for row in rows})
     text = "; ".join(
         f"{operand} {row['angle']:.1f}° at most, in {row['layer']}" for operand, row in worst.items()
-    )
+    ) + (f" (of {seeds} seeds)" if seeds > 1 else "")
     return Outcome(
         rows, [Finding("9e.angle", all(row["angle"] < limit for row in worst.values()), text)], figure
     )

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from torchswat.drawing import render
 from torchswat.experiments.claims import Finding, judged
-from torchswat.experiments.scales import Scale, Training
+from torchswat.experiments.scales import Scale, Training, reductions
 from torchswat.training.checkpoint import write_atomically
 from torchswat.training.run_folder import versions
 
@@ -138,14 +138,13 @@ class Experiment:
     def record(self, work: Work, folder: Path, command: str) -> Row:
         """Make the outcome and write it: ``data.csv``, ``result.json``, ``figure.svg``, ``figure.png``."""
         outcome, scale = self.make(work), work.scale
-        reductions = [] if self.exact else _reductions(scale, self.needs(scale))
         result = {
             "figure": self.figure,
             "title": self.title,
             "scale": scale.name,
             "exact": self.exact,
             "claims": judged(self.figure, outcome.findings, scale.name, self.exact),
-            "reductions": reductions,
+            "reductions": [] if self.exact else reductions(scale, self.needs(scale)),
             "remarks": outcome.remarks,
             "seeds": [] if self.exact else list(scale.seeds),
             "runs": [each.folder.name for each in work.trained],
@@ -158,22 +157,6 @@ class Experiment:
         text = json.dumps(result, indent=1, default=float)
         write_atomically(folder / "result.json", f"{text}\n".encode())  # last: it says that all is there
         return result
-
-
-def _reductions(scale: Scale, trainings: Sequence[Training]) -> list[str]:
-    """What the scale changes against the paper, each change once, with the networks it is true of."""
-    changes: dict[str, list[str]] = {}
-    networks: list[str] = []
-    for training in trainings:
-        name = f"{training.network} on {training.data}"
-        if name not in networks:
-            networks.append(name)
-            for change in training.reductions(scale):
-                changes.setdefault(change, []).append(name)
-    return [
-        change if len(where) == len(networks) else f"{change} [{', '.join(where)}]"
-        for change, where in changes.items()
-    ]
 
 
 def _table(rows: Sequence[Row]) -> str:

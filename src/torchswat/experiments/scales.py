@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +191,7 @@ class Training:
         here = _flat(self.recipe(scale))
         telling = [key for key in here if key.partition(".")[0] in ("model", "data", "sparse", "optimizer")]
         return [
-            f"{key} {_said(here[key])} (paper: {_said(paper.get(key))})"
+            f"{_WORDS.get(key, key)} {_said(here[key], key)} (paper: {_said(paper.get(key), key)})"
             for key in telling
             if here[key] != paper.get(key)
         ]
@@ -240,6 +240,40 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _said(value: Any) -> str:
+_WORDS = {
+    "model.name": "network",
+    "model.form": "form of the network",
+    "model.width": "width",
+    "data.name": "data",
+    "data.batch_size": "batch",
+    "data.train_limit": "training images",
+    "data.test_limit": "test images",
+    "optimizer.epochs": "epochs",
+    "optimizer.lr": "learning rate",
+    "optimizer.milestones": "learning rate falls after epoch",
+}
+
+
+def _said(value: Any, key: str) -> str:
     """A value in words: none is what the publication says, or everything."""
-    return "as published" if value is None else str(value)
+    if value is None:
+        return "all" if key.endswith("_limit") else "as published"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def reductions(scale: Scale, trainings: Sequence[Training]) -> list[str]:
+    """Return what a scale changes against the paper, each change once, first those of all trainings.
+
+    A change of some of them ends in the networks, or where there is one alone the data, that it is true of.
+    """
+    several = len({training.network for training in trainings}) > 1
+    changes: dict[str, dict[str, None]] = {}
+    for training in {(each.network, each.data): each for each in trainings}.values():
+        for change in training.reductions(scale):
+            changes.setdefault(change, {})[training.network if several else training.data] = None
+    everywhere = len({training.network if several else training.data for training in trainings})
+    found = [
+        (len(where) < everywhere, f"{change} [{', '.join(where)}]" if len(where) < everywhere else change)
+        for change, where in changes.items()
+    ]
+    return [change for _, change in sorted(found, key=lambda pair: pair[0])]

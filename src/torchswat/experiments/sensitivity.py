@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchswat.drawing import caption, panels
 from torchswat.experiments.accuracies import (
+    BARS,
     dense,
     draw_curves,
     draw_over_sparsity,
@@ -33,7 +34,7 @@ def _order(work: Work, claim: str, better: str, worse: str, labels: tuple[str, s
     figure, (panel,) = panels(width=5.4)
     series = {labels[0]: {"algorithm": better}, labels[1]: {"algorithm": worse}}
     draw_over_sparsity(panel, work.trained, series)
-    caption(figure, said(work.scale, NETWORK, DATA))
+    caption(figure, said(work, BARS))
     return Outcome([t.row() for t in work.trained], [Finding(claim, holds, found)], figure)
 
 
@@ -65,7 +66,7 @@ def training_curves(work: Work) -> Outcome:
     }
     figure, (panel,) = panels(width=5.4)
     draw_curves(panel, trained, series)
-    caption(figure, said(work.scale, NETWORK, "imagenet"))
+    caption(figure, said(work, "their mean"))
     ends = {label: mean(pick(trained, **asked)) for label, asked in series.items()}
     loss = lost(trained, algorithm="meprop", sparsity=0.3)
     limit, reached = claims()["2c.meprop-50"].values["accuracy"], claims()["2c.saw-80"].values["accuracy"]
@@ -79,7 +80,7 @@ def training_curves(work: Work) -> Outcome:
         Finding(
             "2c.meprop-30",
             ends["meProp 30 %"] >= 0.9 * ends["dense"],
-            f"loses {loss:.2f} points against dense",
+            f"loses {loss} points against dense",
         ),
         Finding(
             "2c.meprop-50",
@@ -109,7 +110,7 @@ def scopes(work: Work) -> Outcome:
     series["random"] = {"algorithm": "saw-random"}
     figure, (panel,) = panels(width=5.4)
     draw_over_sparsity(panel, trained, series)
-    caption(figure, "SAW; " + said(work.scale, NETWORK, DATA))
+    caption(figure, "SAW; " + said(work, BARS))
     high = [s for s in work.scale.sparsities if s >= HIGH]
     against = {
         label: is_above(trained, asked, series["random"], high)
