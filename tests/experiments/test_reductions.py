@@ -47,7 +47,19 @@ def test_operations_and_weights(one_network, work):
         assert all(finding.holds for finding in outcome.findings)
         assert [row["counted"] for row in outcome.rows] == pytest.approx([2, 10 / 3, 5])
         assert all(row["first_and_last_dense"] < row["counted"] for row in outcome.rows)
-    assert all(row["measured"] < row["counted"] for row in outcome.rows), "positions are bytes too"
+    assert all(row["with_positions"] < row["counted"] for row in outcome.rows), "positions are bytes too"
+
+
+def test_three_columns_where_something_is_measured(one_network, work, monkeypatch):
+    found = {"dense": {"ms": 10, "weights": 40, "activations": 30}}
+    found |= {str(s): {"ms": 8, "weights": 16, "activations": 24} for s in (0.5, 0.7, 0.8)}
+    monkeypatch.setattr("torchswat.experiments.reductions.measured", lambda network, work: found)
+    for figure, factor in (("7", 1.25), ("8a", 2.5), ("8b", 1.25)):
+        outcome = EXPERIMENTS[figure].make(work)
+        assert all(row["measured"] == factor and row["paper"] and row["counted"] for row in outcome.rows)
+        labels = [text.get_text() for text in outcome.figure.axes[-1].get_legend().get_texts()]
+        assert labels[:2] == ["the paper", "counted"] and labels[-1] in ("seconds", "bytes")
+        assert f"at 80 %: {factor:.2f}x" in outcome.findings[0].observed
 
 
 def test_activations(one_network, work):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchswat import models
 from torchswat.bench.breakdown import breakdown
+from torchswat.bench.footprint import kept_bytes
 from torchswat.bench.race import race
 from torchswat.bench.record import circumstances
 from torchswat.convert import sparsify_
@@ -41,12 +42,13 @@ def measured_steps(
     Returns
     -------
     dict
-        ``circumstances``; ``dense_ms`` of the faster memory layout, ``dense_bytes``; by sparsity as text
-        ``ms`` and ``bytes``; ``selection_share`` of the highest sparsity, the share of a step that finds
-        thresholds. The best of a few rounds each: what disturbs so few can only slow them.
+        ``circumstances``; for ``dense``, in the faster memory layout, and for each sparsity as text ``ms``,
+        and the bytes of ``activations`` and of ``weights`` that wait for the backward pass;
+        ``selection_share`` of the highest sparsity, the share of a step that finds thresholds. Times are the
+        best of a few rounds: what disturbs so few can only slow them.
     """
     name = f"{network}-{form}-b{batch_size}-{'-'.join(f'{100 * s:g}' for s in sparsities)}"
-    path = folder / f"measured-{name}-{torch.get_num_threads()}threads-{repeats}.json"
+    path = folder / f"measured-{name}-{torch.get_num_threads()}threads-{repeats}rounds.json"
     if path.exists():
         return json.loads(path.read_text())
     info = models.info(network, form)
@@ -63,12 +65,11 @@ def measured_steps(
     times = race(steps, repeats)
     found: dict[str, Any] = {
         "circumstances": situation,
-        "dense_ms": min(times["nchw"] + times["channels_last"]),
-        "dense_bytes": kept_bytes(model, images),
+        "dense": {"ms": min(times["nchw"] + times["channels_last"]), **_weigh(model, images, labels)},
         "samples": times,
     }
     for sparsity, twin in sparse.items():
-        found[str(sparsity)] = {"ms": min(times[str(sparsity)]), "bytes": kept_bytes(twin, images)}
+        found[str(sparsity)] = {"ms": min(times[str(sparsity)]), **_weigh(twin, images, labels)}
     parts = breakdown(steps[str(max(sparse))], sparse[max(sparse)])
     found["selection_share"] = parts["selection"] / sum(parts.values())
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
@@ -86,26 +87,14 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None
     return step
 
 
-def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """Return how many bytes a forward pass keeps alive for the backward pass, each storage once.
+def _weigh(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, int]:
+    """Bytes that the backward pass finds: activations and all that depends on the batch; weights."""
 
-    Parameters, buffers and the images themselves, which are there anyway, do not count.
+    def loss() -> Tensor:
+        return F.cross_entropy(model.train()(images), labels)
 
-    Examples
-    --------
-    >>> kept_bytes(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(2, 4))  # the output of the ReLU
-    64
-    """
-    there = {*model.parameters(), *model.buffers(), images}
-    known = {tensor.untyped_storage().data_ptr() for tensor in there}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model.train()(images)  # noqa: F841 - as long as it lives, so does what was kept
-    return sum(kept.values())
+    layers = kept_bytes(model, loss, (images, labels))
+    return {
+        "activations": sum(layer.activations for layer in layers),
+        "weights": sum(layer.weights + layer.parameters for layer in layers),
+    }
