@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +59,8 @@ def reproduce(
 
     chosen = experiments(figures)
     size = scale_of(scale, seeds, tuple(settings or ()))
-    command = shlex.join(["torchswat", *sys.argv[1:]])
+    changes = ["--scale", scale, *(["--seeds", str(seeds)] if seeds else [])]
+    changes += [word for setting in settings or () for word in ("--set", setting)]
     write_claims(output / "claims.json")
     every = [training for experiment in chosen for training in experiment.needs(size)]
     for number, experiment in enumerate(chosen, 1):
@@ -68,6 +68,7 @@ def reproduce(
         needed = experiment.needs(size)
         trained = trainings.complete(needed, size, runs, jobs, console, every) if needed else []
         trainings.copy_records(trained, output / "runs")
+        command = shlex.join(["torchswat", "reproduce", experiment.figure, *changes])  # makes this one again
         result = experiment.record(Work(size, trained, runs), output / experiment.figure, command)
         _show(result)
     trainings.copy_measured(runs, output / "runs")
