@@ -55,7 +55,7 @@ def test_a_trained_figure_at_smoke_scale(run, tmp_path):
     [
         (["9f"], "unknown figure '9f': did you mean"),
         (["9a", "--scale", "big"], "unknown scale 'big'"),
-        (["2a", "--scale", "smoke", "--set", "optimizer.lrr=1"], "did you mean 'optimizer.lr'?"),
+        (["9d", "--set", "optimizer.lrr=1"], "did you mean 'optimizer.lr'?"),
     ],
 )
 def test_mistakes(run, arguments, message):

@@ -129,8 +129,8 @@ def scale_of(name: str, seeds: int | None = None, settings: tuple[str, ...] = ()
 
     Raises
     ------
-    UnknownName
-        With the nearest known name.
+    UnknownName, InvalidValue
+        A scale or a setting that is not understood; with the nearest known name.
 
     Examples
     --------
@@ -139,6 +139,7 @@ def scale_of(name: str, seeds: int | None = None, settings: tuple[str, ...] = ()
     """
     if name not in SCALES:
         raise UnknownName.of("scale", name, SCALES)
+    load_recipe("cifar-paper", settings)  # a mistake in them is told now, and not after hours
     chosen = SCALES[name]
     by_data = {name: (*own, *settings) for name, own in chosen.settings_by_data.items()}
     changes: dict[str, Any] = {"settings": (*chosen.settings, *settings), "settings_by_data": by_data}
