@@ -98,7 +98,7 @@ def test_depth_above_dense_by_chance_is_no_order(judge):
     assert found["6a.depth"] is False, "above on average, and yet p is large"
 
 
-@pytest.mark.parametrize("scale, words", [("cpu", "epochs 3 (150)"), ("paper", "The paper's recipe")])
+@pytest.mark.parametrize("scale, words", [("cpu", "epochs 3 (150)"), ("paper", "the paper's recipe")])
 def test_the_caption_says_what_the_scale_changes(tmp_path, scale, words):
     size = SCALES[scale]
     needed = EXPERIMENTS["inference"].needs(size)

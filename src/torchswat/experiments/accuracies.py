@@ -214,9 +214,9 @@ def said(work: Work, drawn: str = "") -> str:
     changes = reductions(scale, [each.training for each in work.trained])
     seeds = "one seed" if count == 1 else f"{count} seeds" + (f", {drawn}" if drawn else "")
     if not changes:
-        return f"The paper's recipe; {seeds}"
+        return f"the paper's recipe; {seeds}"
     listed = "; ".join(changes).replace("(paper: ", "(")
-    return f"Scale {scale.name} (in brackets: the paper): {listed}; {seeds}"
+    return f"scale {scale.name} (in brackets: the paper): {listed}; {seeds}"
 
 
 def small_print(work: Work) -> list[str]:
