@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -13,7 +14,7 @@ from torchswat import cli
 from torchswat.errors import InvalidData
 from torchswat.report.discover import discover
 from torchswat.report.drawings import themed
-from torchswat.report.page import make_page
+from torchswat.report.page import _kinds, _tied, make_page
 
 EMPTY = {"meta", "path", "use", "rect", "br"}
 
@@ -62,11 +63,82 @@ def test_it_is_whole_and_needs_no_other_file(page):
 
 
 def test_it_says_everything(page):
-    assert page.count('<tr>\n<td class="figure">') > 30, "claims that were not run are listed too"
+    assert page.count('<td class="figure">') > 30, "claims that were not run are listed too"
     assert 'class="pill not-run"' in page and 'class="pill reproduced"' in page
     assert "27.8°" in page and "torchswat reproduce 9d" in page
     for words in ("resnet-digits x8, digits", "operations", "Layers of swat 80 %", "density", "sample:1"):
         assert words in page, words
+
+
+def test_figures_stand_in_the_order_of_the_paper(everything):
+    facts = json.loads((everything[0] / "9d" / "result.json").read_text())
+    for figure in ("top-k-cost", "5-accounts", "2a"):
+        shutil.copytree(everything[0] / "9d", everything[0] / figure)
+        (everything[0] / figure / "result.json").write_text(
+            json.dumps({**facts, "figure": figure, "claims": []})
+        )
+    shown = re.findall(r'article id="figure-([^"]*)"', make_page(discover(everything), "A page"))
+    assert shown == ["2a", "5-accounts", "9d", "top-k-cost"]
+
+
+def test_seeds_are_taken_together(everything, trained, tmp_path):
+    for source in trained.iterdir():
+        again = tmp_path / "again" / f"{source.name}-again"
+        shutil.copytree(source, again, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+        summary = json.loads((again / "summary.json").read_text())
+        summary["last"]["sparse"] += 1.0 if "swat" in source.name else 0.0
+        (again / "summary.json").write_text(json.dumps(summary))
+    found = discover([trained, tmp_path / "again"])
+    dense, swat = _kinds(sorted(found.runs.values(), key=lambda run: run.algorithm))
+    assert (dense["runs"], dense["against"], swat["runs"]) == (2, "", 2)
+    assert swat["accuracy"].endswith("± 0.71") and swat["macs"].endswith("x") and not dense["macs"]
+    loss = float(swat["accuracy"].split()[0]) - float(dense["accuracy"].split()[0])
+    assert float(swat["against"]) == pytest.approx(loss, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    "name, rows, words",
+    [
+        ("step", [("nchw", None, 1.0), ("sample:1", 0.8, 2.5)], ["sample:1, S = 0.8", "2.50x"]),
+        (
+            "inference",
+            [("openvino", None, 0.9), ("torchswat", 0.5, 1.5), ("torchswat", 0.8, 2.0)],
+            ["net, batch 8"],
+        ),
+    ],
+)
+def test_benchmarks_at_one_sparsity_and_at_several(everything, name, rows, words):
+    rows = [
+        {
+            "network": "net",
+            "batch_size": 8,
+            "how": how,
+            "sparsity": s,
+            "speed_up": v,
+            "limit": s and 1 / (1 - s),
+        }
+        for how, s, v in rows
+    ]
+    (everything[0] / "bench.json").write_text(json.dumps({"benchmark": name, "rows": rows}))
+    page = make_page(discover(everything), "A page")
+    assert all(f">{word}<" in page for word in [*words, rows[0]["how"]])
+
+
+def test_memory_is_drawn(everything):
+    row = {"network": "net", "batch_size": 8, "norm_input": "int8", "weights_beside": 2e6}
+    rows = [
+        {**row, "algorithm": "dense", "sparsity": None, "activations": 9e6},
+        {**row, "algorithm": "swat", "sparsity": 0.8, "activations": 4e6},
+    ]
+    (everything[0] / "bench.json").write_text(json.dumps({"benchmark": "memory", "rows": rows}))
+    page = make_page(discover(everything), "A page")
+    assert ">swat 0.8, batch norm int8<" in page and ">11<" in page and ">6<" in page
+
+
+def test_numbers_read_well():
+    assert _tied("at 70 % -1.5 points (p = 0.1), lemma-b1 7e-15") == (
+        "at 70\u00a0% \u22121.5\u00a0points (p\u00a0=\u00a00.1), lemma-b1 7e-15"
+    )
 
 
 def test_words_of_others_are_text(page):
@@ -88,6 +160,7 @@ def test_drawings_are_only_looked_at():
     )
     clean = themed(svg)
     assert "x()" not in clean and "there" not in clean and "import" not in clean
+    assert 'role="img" aria-label="A drawing"' in themed(svg, "A drawing")
     assert 'href="#here"' in clean and "url(#c)" in clean and "max-width: 150px" in clean
     with pytest.raises(InvalidData, match="not SVG"):
         themed("<svg")

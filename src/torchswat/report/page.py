@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from importlib import resources
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from torchswat.report.discover import Found, Result, Row, Run
-from torchswat.report.drawings import inline, layers_over_time, learning_curves, speed_over_sparsity, themed
+from torchswat.report.drawings import (
+    inline,
+    layers_over_time,
+    learning_curves,
+    memory_bars,
+    speed_over_sparsity,
+    themed,
+)
 
 VERDICTS = ("reproduced", "reproduced at reduced scale", "not reproduced", "not run")
 _SHOWN_ROWS = 60  # of a table that can be opened; the file beside the figure has them all
+_SAVED = ("macs", "weights", "activations")
 _SHOWN_LAYERS = 4  # runs of a place whose layers are drawn
 
 
@@ -31,6 +41,7 @@ def make_page(found: Found, title: str) -> str:
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["slug"] = lambda text: text.replace(" ", "-")
+    environment.filters |= {"tied": _tied, "parts": lambda text: re.sub(r"(\),|;) ", r"\1\n", text)}
     folder = resources.files("torchswat.report")
     template = environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8"))
     claims = _claims(found)
@@ -40,11 +51,19 @@ def make_page(found: Found, title: str) -> str:
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         claims=claims,
         verdicts=[(verdict, count) for verdict, count in _counted(claims) if count],
-        figures=[_figure(result) for result in found.results.values()],
+        figures=_figures(found),
         places=_places(list(found.runs.values())),
-        benchmarks=[_benchmark(path, record) for path, record in found.benchmarks],
+        benchmarks=_benchmarks(found),
         known_runs=set(found.runs),
     )
+
+
+def _tied(text: str) -> str:
+    """`text` with units that stay with their numbers, and with real minus signs."""
+    text = re.sub(
+        r"(?<=\d) (?=%|points|degrees|seeds)|(?<=limit) (?=\d)|(?<=p) (?==)|(?<==) (?=\d)", "\u00a0", text
+    )
+    return re.sub(r"(?<![\w.])-(?=\d)", "\u2212", text)
 
 
 # ---- claims and figures ------------------------------------------------------------------------------------
@@ -71,12 +90,32 @@ def _counted(claims: list[Row]) -> list[tuple[str, int]]:
     return [(verdict, counts[verdict]) for verdict in VERDICTS]
 
 
+def _figures(found: Found) -> list[Row]:
+    """The figures in the order of the paper; what is there beside a figure follows it."""
+    order = {claim["figure"]: place for place, claim in enumerate(found.claims.values())}
+
+    def place(figure: str) -> tuple[float, str]:
+        near = [at for known, at in order.items() if figure == known or figure.startswith(f"{known}-")]
+        return max(near, default=len(order) + len(found.claims)), figure
+
+    return [_figure(found.results[figure]) for figure in sorted(found.results, key=place)]
+
+
+def _worst(claims: list[Row]) -> str:
+    """Of several verdicts on a figure the one to know first: what was not reproduced."""
+    verdicts = {claim["verdict"] for claim in claims}
+    by_weight = ("not reproduced", "reproduced at reduced scale", "reproduced", "not run")
+    return next((verdict for verdict in by_weight if verdict in verdicts), "")
+
+
 def _figure(result: Result) -> Row:
     facts = result.facts
     versions = facts["circumstances"]
     return {
         **facts,
-        "svg": Markup(themed(result.svg)),
+        "svg": Markup(themed(result.svg, f"Figure {facts['figure']}: {facts['title']}")),
+        "verdict": _worst(facts["claims"]),
+        "folder": result.path.name,
         "table": _table(result.rows),
         "hidden_rows": max(0, len(result.rows) - _SHOWN_ROWS),
         "made": _made(versions),
@@ -87,17 +126,35 @@ def _made(versions: Row) -> str:
     commit = str(versions.get("git_commit") or "unknown")
     changed = " (changed since)" if commit.endswith("-dirty") else ""
     gpu = versions.get("gpu")
+    isa = (versions.get("engine") or {}).get("isa")
     parts = [
         f"commit {commit.removesuffix('-dirty')}{changed}",
         f"torch {versions.get('torch')}",
         f"{versions.get('processor')}, threads: {versions.get('threads')}",
+        *([gpu] if gpu else []),
+        *([isa] if isa else []),
+        *([f"{versions['started'][:10]}"] if versions.get("started") else []),
     ]
-    return ", ".join([*parts, *([gpu] if gpu else [])])
+    return ", ".join(parts)
 
 
 def _table(rows: list[dict[str, str]]) -> Row:
     columns = list(rows[0]) if rows else []
-    return {"columns": columns, "rows": [[row[c] for c in columns] for row in rows[:_SHOWN_ROWS]]}
+    return _grid(columns, [[row[c] for c in columns] for row in rows[:_SHOWN_ROWS]])
+
+
+def _grid(columns: list[str], rows: list[list[str]]) -> Row:
+    """A table for the page, which sets columns of numbers to the right."""
+    numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
+    return {"columns": columns, "rows": rows, "numeric": numeric}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
 
 
 # ---- runs --------------------------------------------------------------------------------------------------
@@ -112,7 +169,8 @@ def _places(runs: list[Run]) -> list[Row]:
             key=lambda r: (r.algorithm != "dense", r.algorithm, r.sparsity, r.recipe["seed"]),
         )
         trained = [run for run in mine if run.epochs]
-        curves = inline(learning_curves(trained), f"curves {place}") if trained else ""
+        label = f"Learning curves of {place}, sparse against dense"
+        curves = inline(learning_curves(trained), f"curves {place}", label) if trained else ""
         seen = [run for run in mine if run.sights]
         once = list({(run.algorithm, run.sparsity): run for run in reversed(seen)}.values())[::-1]
         # what the paper proposes comes first, where there is more than can be shown
@@ -121,12 +179,20 @@ def _places(runs: list[Run]) -> list[Row]:
             {
                 "name": place,
                 "curves": Markup(curves),
+                "kinds": _kinds(mine),
                 "runs": [_run(run) for run in mine],
+                "made": sorted({_made(run.versions[-1]) for run in mine if run.versions}),
                 "layers": [
                     {
                         "title": f"{run.algorithm} {run.sparsity}, seed {run.recipe['seed']}",
                         "run": run.name,
-                        "svg": Markup(inline(layers_over_time(run), f"layers {run.name}")),
+                        "svg": Markup(
+                            inline(
+                                layers_over_time(run),
+                                f"layers {run.name}",
+                                f"Threshold, angle and density of each layer over the steps, {run.name}",
+                            )
+                        ),
                         "densities": _densities(run),
                     }
                     for run in once[:_SHOWN_LAYERS]
@@ -137,11 +203,39 @@ def _places(runs: list[Run]) -> list[Row]:
     return places
 
 
+def _kinds(runs: list[Run]) -> list[Row]:
+    """What the finished runs of a place found, seeds taken together, and how far it is from dense."""
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for run in runs:
+        if run.summary:
+            kinds.setdefault((run.algorithm, run.sparsity), []).append(
+                {**_run(run), "is": run.summary["last"]}
+            )
+    base = [row["is"]["sparse"] for row in kinds.get(("dense", ""), [])]
+    rows = []
+    for (algorithm, sparsity), mine in kinds.items():
+        reached = [row["is"]["sparse"] for row in mine]
+        spread = f" ± {stdev(reached):.2f}" if len(reached) > 1 else ""
+        sparse = algorithm != "dense"
+        rows.append(
+            {
+                **{name: mine[0].get(name, "") if sparse else "" for name in _SAVED},
+                "algorithm": algorithm,
+                "sparsity": sparsity,
+                "runs": len(mine),
+                "accuracy": f"{fmean(reached):.2f}{spread}",
+                "against": f"{fmean(reached) - fmean(base):+.2f}" if base and sparse else "",
+                "pruned": f"{fmean(row['is']['pruned'] for row in mine):.2f}" if sparse else "",
+            }
+        )
+    return rows
+
+
 def _run(run: Run) -> Row:
     last = run.summary["last"] if run.summary else {}
     totals = run.summary["cost"] if run.summary else {}
     state = "" if run.summary else f"broke off: {run.problem}" if run.problem else "not finished"
-    savings = {name: _saving(totals[name]) for name in ("macs", "weights", "activations") if name in totals}
+    savings = {name: _saving(totals[name]) for name in _SAVED if name in totals}
     return {
         "name": run.name,
         "algorithm": run.algorithm,
@@ -179,7 +273,7 @@ def _densities(run: Run) -> Row:
         for sight in run.sights
         if int(sight["step"]) == last
     ]
-    return {"step": last, "columns": ["layer", "operand", "threshold", "angle", "density"], "rows": rows}
+    return {"step": last, **_grid(["layer", "operand", "threshold", "angle", "density"], rows)}
 
 
 def _short(text: str) -> str:
@@ -188,27 +282,57 @@ def _short(text: str) -> str:
 
 # ---- speed and memory --------------------------------------------------------------------------------------
 
-_DRAWN = {"step": ("network", "how"), "products": ("product", "shape")}
+_KINDS = {
+    "step": (
+        "Training steps",
+        "Against dense torch in its faster layout. METHOD:PERIOD says how thresholds are found and after how "
+        "many steps again; the dotted line is 1 / (1 - S), which no sparse product can pass.",
+    ),
+    "memory": ("Memory of a training step", "Bytes of every storage that waits for the backward pass."),
+    "inference": ("Inference", "Of a pruned network, against the fastest of the other runtimes."),
+    "products": (
+        "The three products of a layer",
+        "Packing and compressing included, against dense torch in its faster layout.",
+    ),
+    "selection": ("Finding the k-th largest", "Of the magnitudes of a tensor."),
+}
+_DRAWN = {"step": ("network", "how"), "products": ("product", "shape"), "inference": ("place", "how")}
+
+
+def _benchmarks(found: Found) -> list[Row]:
+    """The records, one kind after the other."""
+    kinds = dict.fromkeys([*_KINDS, *(record["benchmark"] for _, record in found.benchmarks)])
+    groups = []
+    for kind in kinds:
+        records = [
+            _benchmark(path, record) for path, record in found.benchmarks if record["benchmark"] == kind
+        ]
+        title, note = _KINDS.get(kind, (kind, ""))
+        records.sort(key=lambda record: not record["is_wide"])
+        groups += [{"kind": kind, "title": title, "note": note, "records": records}] if records else []
+    return groups
 
 
 def _benchmark(path: Path, record: Row) -> Row:
-    """One record: a drawing where it goes over sparsity, and its rows without the raw samples."""
+    """One record: a drawing, and its rows without the raw samples."""
     rows = [
         {key: value for key, value in row.items() if not isinstance(value, dict | list)}
         for row in record["rows"]
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    facts, name = record.get("circumstances", {}), record["benchmark"]
     figure = None
-    if record["benchmark"] in _DRAWN:
-        across, line = _DRAWN[record["benchmark"]]
-        figure = speed_over_sparsity(record["rows"], across, line)
-    facts = record.get("circumstances", {})
+    if name in _DRAWN:
+        placed = [{**row, "place": f"{row.get('network')}, batch {row.get('batch_size')}"} for row in rows]
+        figure = speed_over_sparsity(placed, *_DRAWN[name])
+    elif name == "memory":
+        figure = memory_bars(rows)
     return {
-        "name": record["benchmark"],
         "file": path.name,
+        "is_wide": figure is not None and len(figure.axes) > 1,
         "made": f"{_made(facts)}, {facts.get('repeats')} repeats",
-        "svg": Markup(inline(figure, f"bench {path.name}")) if figure else "",
-        "table": {"columns": columns, "rows": [[_cell(row.get(c)) for c in columns] for row in rows]},
+        "svg": Markup(inline(figure, f"bench {path.name}", f"{name}: {path.name}")) if figure else "",
+        "table": _grid(columns, [[_cell(row.get(c)) for c in columns] for row in rows]),
         "remarks": record.get("remarks", []),
     }
 
