@@ -309,7 +309,7 @@ def _benchmarks(found: Found) -> list[Row]:
         ]
         title, note = _KINDS.get(kind, (kind, ""))
         records.sort(key=lambda record: not record["is_wide"])
-        groups += [{"kind": kind, "title": title, "note": note, "records": records}] if records else []
+        groups += [{"title": title, "note": note, "records": records}] if records else []
     return groups
 
 
