@@ -30,7 +30,8 @@ def export(
         Path | None, typer.Option("--data-root", help="Folder with the data sets (default: $TORCHSWAT_DATA).")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Compare predictions with the trained network's on all test images.")
+        bool,
+        typer.Option(help="Compare predictions of every file with the trained network's on all test images."),
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -47,14 +48,14 @@ def export(
         print(json.dumps(vars(exported), indent=2))
         return
     for name, file in exported.files.items():
-        console.print(
-            f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense",
-            highlight=False,
-        )
+        line = f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense"
+        if exported.images:
+            line += f"; {file['differing']} predictions differ, scores by {file['largest_gap']:.1e} at most"
+        console.print(line, markup=False, highlight=False)
     if exported.images:
         console.print(
-            f"Predictions of {exported.images} test images: {exported.differing} differ from the trained "
-            f"network's; accuracy {exported.accuracy:.2f}%.",
+            f"Compared with the trained network, accuracy {exported.accuracy:.2f}%, on all "
+            f"{exported.images} test images.",
             highlight=False,
         )
 
