@@ -101,7 +101,7 @@ class Package:
         InvalidData
             It is truncated, damaged, or no network of torchswat; the message says what is wrong.
         """
-        arrays, metadata = container.read(path)
+        arrays, metadata = container.read(path, _description)
         try:
             return cls._checked(arrays, metadata)
         except InvalidData as error:
@@ -109,11 +109,7 @@ class Package:
 
     @classmethod
     def _checked(cls, arrays: Arrays, metadata: dict[str, str]) -> Package:
-        if KEY not in metadata:
-            raise InvalidData("this is a safetensors file but no network of torchswat")
-        header = container.parse_json(metadata[KEY], "the description of the network")
-        if header.get("format") != FORMAT:
-            raise InvalidData(f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r}")
+        header = _description(metadata)
         missing = sorted(_FIELDS - set(header))
         if missing:
             raise InvalidData(f"the description of the network lacks {', '.join(missing)}")
@@ -132,6 +128,21 @@ class Package:
             parts = {part: arrays[f"{name}/{part}"] for part in sparse.FORMS[form]}
             tensors[name] = sparse.unpack(form, shape, parts, f"tensor {name!r:.80}")
         return cls(graph, tensors, about)
+
+
+def _description(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the description of a network, of this format, from the metadata of its file."""
+    if KEY not in metadata:
+        raise InvalidData(
+            "this is a safetensors file but no network of torchswat; `torchswat export` makes them"
+        )
+    header = container.parse_json(metadata[KEY], "the description of the network")
+    if header.get("format") != FORMAT:
+        raise InvalidData(
+            f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r}, which "
+            "`torchswat export` makes of a run or a checkpoint"
+        )
+    return header
 
 
 _FIELDS = {"network", "tensors", "classes", "mean", "std", "resize", "provenance", "crc32"}
