@@ -48,4 +48,8 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (name === "drop" && event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
   });
 }
+picture.addEventListener("error", () => {
+  picture.hidden = true; // what the browser cannot show leaves room for the next
+  words.hidden = false;
+});
 file.addEventListener("change", () => file.files.length && show(file.files[0]));
