@@ -2,9 +2,9 @@
 
     python benchmarks/exported.py
 
-Each network is trained for a moment on a part of CIFAR-10, or the finished run is taken; then each file that
-``torchswat export`` writes is read again and its predictions are compared with those of the trained network, as
-``torchswat evaluate`` runs it, on all 10,000 test images. Or name finished runs of yours:
+Each network is trained for a moment on a part of CIFAR-10, or the finished run is taken; then each file
+that ``torchswat export`` writes is read again and its predictions are compared with those of the trained
+network, as ``torchswat evaluate`` runs it, on all 10,000 test images. Or name finished runs of yours:
 
     python benchmarks/exported.py runs/... --output mine.json
 """
@@ -76,10 +76,10 @@ def main() -> None:
     remarks = [] if options.run else [f"each trained by: torchswat train {TRAIN}"]
     Record("exported", situation, rows, [], remarks).write(options.output)
     for row in rows:
-        print(
-            f"{row['network']} {row['format']}: {row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense; "
-            f"{row['differing']} of {row['images']} predictions differ, scores by {row['largest_gap']:.1e} at most"
-        )
+        size = f"{row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense"
+        differing = f"{row['differing']} of {row['images']} predictions differ"
+        gap = f"scores by {row['largest_gap']:.1e} at most"
+        print(f"{row['network']} {row['format']}: {size}; {differing}, {gap}")
     print(f"Written: {options.output}")
 
 

@@ -333,5 +333,8 @@ def test_a_picture_dropped_on_the_page(address: str, model: Path, pictures: list
         browser.evaluate("document.getElementById('state').textContent = ''")
         state, kind, _, hidden = browser.evaluate(DROP % base64.b64encode(b"hello").decode())
         assert "not a readable picture" in state and kind == "wrong" and hidden
+        assert browser.evaluate("!words.hidden && picture.hidden")  # room for the next
+        beside = "new DragEvent('drop', { cancelable: true, bubbles: true })"
+        assert browser.evaluate(f"document.body.dispatchEvent({beside})") is False  # opens nothing
     finally:
         browser.close()

@@ -225,9 +225,11 @@ def save(
     Parameters
     ----------
     model : Module
-        A sparse network, or one that was pruned before. It is read by `torch.fx`, so its flow may not depend
-        on data, and must be made of convolutions without groups and dilation, batch norm, ReLU, sums,
-        concatenations, pooling and linear layers, as the networks of `torchswat.models` are.
+        A sparse network, or one that was pruned before. It is saved as it answers: weights that its forward
+        pass leaves out become zeros, others stay (SAW, whose forward pass is dense, keeps all); activations
+        are never left out, as DSG's are. It is read by `torch.fx`, so its flow may not depend on data, and
+        must be made of convolutions without groups and dilation, batch norm, ReLU, sums, concatenations,
+        pooling and linear layers, as the networks of `torchswat.models` are.
     path : path
         Of the file, by custom ``.safetensors``.
     input_shape : (C, H, W), default (3, 32, 32)
