@@ -4,7 +4,8 @@
 
 Each network is trained for a moment on a part of CIFAR-10, or the finished run is taken; then each file
 that ``torchswat export`` writes is read again and its predictions are compared with those of the trained
-network, as ``torchswat evaluate`` runs it, on all 10,000 test images. Or name finished runs of yours:
+network, as ``torchswat evaluate`` runs it, on all 10,000 test images. Sizes are noted of the paper's networks
+too, untrained: they do not depend on the weights. Or name finished runs of yours:
 
     python benchmarks/exported.py runs/... --output mine.json
 """
@@ -20,12 +21,16 @@ from pathlib import Path
 
 import torch
 
+import torchswat
+from torchswat import models
 from torchswat.bench.record import Record, Row, circumstances
 from torchswat.deploy.export import FORMATS, export_run
 from torchswat.training.checkpoint import Checkpoint
 
 TRAIN = "--recipe cifar-small --algorithm swat --sparsity 0.8 --epochs 1 --set data.train_limit=4000"
-NETWORKS = ("resnet20", "resnet18")
+TRAINED = ("resnet20",)
+SIZED = ("resnet18", "vgg16", "wrn-28-10", "densenet121", "resnet50")
+SPARSITY = 0.8
 
 
 def trained(network: str, folder: Path) -> Path:
@@ -59,6 +64,20 @@ def rows_of(run: Path) -> list[Row]:
     ]
 
 
+def size_of(network: str) -> Row:
+    """Return the size of a network's file at `SPARSITY`, the first convolution dense."""
+    form = "imagenet" if network == "resnet50" else "cifar"
+    model = torchswat.sparsify_(models.create(network, form=form), sparsity=SPARSITY, skip=("first",))
+    about = models.info(network, form)
+    dense = sum(tensor.nbytes for tensor in model.state_dict().values())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FORMATS["sparse"]
+        torchswat.save(model, path, input_shape=(about.in_channels, about.image_size, about.image_size))
+        size = path.stat().st_size
+    row = {"network": network, "form": form, "sparsity": SPARSITY, "bytes_dense": dense, "bytes": size}
+    return {**row, "smaller": dense / size}
+
+
 def main() -> None:
     """Export, compare, write, and print a line for each file."""
     parser = argparse.ArgumentParser(
@@ -71,15 +90,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     situation = circumstances(seed=0, repeats=1)
-    runs = options.run or [trained(network, options.runs / network) for network in NETWORKS]
+    runs = options.run or [trained(network, options.runs / network) for network in TRAINED]
     rows = [row for run in runs for row in rows_of(run)]
     remarks = [] if options.run else [f"each trained by: torchswat train {TRAIN}"]
-    Record("exported", situation, rows, [], remarks).write(options.output)
+    sizes = [] if options.run else [size_of(network) for network in SIZED]
+    Record("exported", situation, rows, sizes, remarks).write(options.output)
     for row in rows:
         size = f"{row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense"
         differing = f"{row['differing']} of {row['images']} predictions differ"
         gap = f"scores by {row['largest_gap']:.1e} at most"
         print(f"{row['network']} {row['format']}: {size}; {differing}, {gap}")
+    for row in sizes:
+        print(
+            f"{row['network']} at {SPARSITY}: {row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense"
+        )
     print(f"Written: {options.output}")
 
 
