@@ -29,7 +29,7 @@ from torchswat.training.checkpoint import Checkpoint
 
 TRAIN = "--recipe cifar-small --algorithm swat --sparsity 0.8 --epochs 1 --set data.train_limit=4000"
 TRAINED = ("resnet20",)
-SIZED = ("resnet18", "vgg16", "wrn-28-10", "densenet121", "resnet50")
+SIZED = ("resnet18", "vgg16", "wrn28-10", "densenet121", "resnet50")
 SPARSITY = 0.8
 
 
@@ -101,9 +101,8 @@ def main() -> None:
         gap = f"scores by {row['largest_gap']:.1e} at most"
         print(f"{row['network']} {row['format']}: {size}; {differing}, {gap}")
     for row in sizes:
-        print(
-            f"{row['network']} at {SPARSITY}: {row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense"
-        )
+        size = f"{row['bytes'] / 1e6:.2f} MB, {row['smaller']:.2f}x less than dense"
+        print(f"{row['network']} at {SPARSITY}: {size}")
     print(f"Written: {options.output}")
 
 
