@@ -146,6 +146,48 @@ def test_what_was_saved_is_freed_by_the_backward_pass():
         output.sum().backward()
 
 
+@pytest.mark.parametrize("which", ["auto", "reference"])
+def test_the_backward_pass_frees_the_memory_of_what_was_saved(which):
+    """Not only what depends on the graph: a step's peak is in its backward pass, whose graph is alive."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    torchswat.sparsify_(model, sparsity=0.5)
+    saved, alive = [], []
+    with engine(which):
+        loss = model(torch.randn(16, 3, 8, 8)).sum()
+        nodes = [loss.grad_fn]
+        while nodes:  # each node's own references are looked at, as autograd holds them
+            node = nodes.pop()
+            tensors = getattr(node, "saved_tensors", ())
+            saved += [t.untyped_storage()._weak_ref() for t in tensors if t is not None]
+            nodes += [before for before, _ in node.next_functions if before is not None]
+        del node, tensors
+        loss.backward()
+    owned = {parameter.data_ptr() for parameter in model.parameters()}
+    alive = [ref for ref in saved if not torch.UntypedStorage._expired(ref)]
+    alive = [ref for ref in alive if torch.UntypedStorage._new_with_weak_ptr(ref).data_ptr() not in owned]
+    assert len(saved) > 6 and not alive
+
+
+def test_what_is_made_again_is_what_was_kept():
+    """A tensor that was changed in place is no longer what batch norm says that it is, so it is kept."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    torchswat.sparsify_(model, sparsity=0.5)
+    input, found = torch.randn(16, 3, 8, 8), []
+
+    def touch(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        inputs[0].detach().add_(0)
+
+    for hooks in ([], [touch]):
+        handles = [model[3].register_forward_pre_hook(hook) for hook in hooks]
+        model.zero_grad()
+        model(input).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+        for handle in handles:
+            handle.remove()
+    for again, kept in zip(*found, strict=True):
+        assert torch.equal(again, kept)
+
+
 def test_the_dense_activation_is_not_kept_alive():
     layer = sparse(nn.Conv2d(3, 4, 3))
     input = torch.randn(1, 3, 5, 5)

@@ -57,10 +57,6 @@ class Saved:
         dense = _like(tensor)
         return cls(kept.keep(tensor, selection), lambda form: (kept.restore((form[0], form[1]), dense()),))
 
-    def form(self, tensors: Form) -> Form:
-        """Return the form that `tensors`, which are those saved, stand for."""
-        return tensors if self.make is None else self.make(tensors)
-
 
 @dataclass(frozen=True)
 class Operands:
@@ -112,7 +108,8 @@ class SparseProducts(torch.autograd.Function):
         ctx.like = _like(activation), _like(weight)
         weight_saved, activation_saved = operands.grad_input_weight, operands.grad_weight_activation
         ctx.weight_tensors = len(weight_saved.tensors)
-        ctx.forms = weight_saved.form, activation_saved.form
+        # what the node itself holds would live as long as the graph; autograd frees what it was given to save
+        ctx.makes = weight_saved.make, activation_saved.make
         ctx.packs = products.packs_weights and weight_saved.make is not None
         ctx.save_for_backward(operands.output_mask, *weight_saved.tensors, *activation_saved.tensors)
         if operands.forward_activation is not None:
@@ -125,21 +122,23 @@ class SparseProducts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         output_mask, *tensors = ctx.saved_tensors
         products: Products = ctx.products
-        weight_form, activation_form = ctx.forms
+        make_weight, make_activation = ctx.makes
         if output_mask is not None:
             gradient = Selection(output_mask).kept(gradient)
         for_input, for_weight = ctx.gradient_selections(gradient) if ctx.gradient_selections else (None, None)
         like_activation, like_weight = ctx.like
         grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:  # first: what it needs beside the gradient is gone when grad_input comes
+            activation = tuple(tensors[ctx.weight_tensors :])
+            activation = make_activation(activation) if make_activation else activation
+            grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
+            del activation
         if ctx.needs_input_grad[0]:
-            weight = weight_form(tuple(tensors[: ctx.weight_tensors]))
+            weight = tuple(tensors[: ctx.weight_tensors])
+            weight = make_weight(weight) if make_weight else weight
             if ctx.packs:
                 weight = products.grad_input_weight(weight[0], NOT_ZERO)
             grad_input = products.grad_input(_kept(gradient, for_input), weight, like_activation())
-            del weight
-        if ctx.needs_input_grad[1]:
-            activation = activation_form(tuple(tensors[ctx.weight_tensors :]))
-            grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
         if ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(products.bias_dims)
         return grad_input, grad_weight, grad_bias, None, None, None
@@ -158,10 +157,8 @@ def _saved_activation(products: Products, input: Tensor, selection: Selection | 
         if selection.marks is not None and selection.count is None:
             found = count_kept(input, selection.limit)
             assert found is not None, "what has an origin is of the compiled kernels"
-            selection.marks.count, selection.marks.not_a_number = (
-                found.greater + found.equal,
-                found.not_a_number,
-            )
+            selection.marks.count = found.greater + found.equal
+            selection.marks.not_a_number = found.not_a_number
 
         def compressed(tensors: Form) -> Form:
             x, scale, shift = tensors

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -58,6 +59,28 @@ def test_the_box_is_cut_out_and_mirrored(tmp_path):
     )
 
 
+@pytest.mark.parametrize("extension", ["png", "webp"])
+def test_a_picture_is_seen_as_the_camera_was_held(tmp_path, extension):
+    note = Image.Exif()
+    note[0x0112] = 6  # to be turned clockwise by a quarter
+    options = {"lossless": True} if extension == "webp" else {}
+    path = tmp_path / f"picture.{extension}"
+    Image.fromarray(gradient(40, 20)).save(path, exif=note, **options)
+
+    def choose(width, height):
+        assert (width, height) == (20, 40)
+        return (0, 0, 20, 20), False
+
+    np.testing.assert_array_equal(decode(path, 20, choose), np.rot90(gradient(40, 20), -1)[:20])
+
+
+@pytest.mark.parametrize("note", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0" + bytes(40)])
+def test_a_damaged_note_counts_for_nothing(tmp_path, note):
+    Image.fromarray(gradient(40, 20)).save(tmp_path / "picture.png", exif=note)
+    pixels = decode(tmp_path / "picture.png", 20, lambda width, height: ((0, 0, 20, 20), False))
+    np.testing.assert_array_equal(pixels, gradient(40, 20)[:, :20])
+
+
 def png(width: int, height: int) -> bytes:
     """Write the head of a grey PNG of any claimed size, with next to no pixels behind it."""
 
@@ -83,6 +106,11 @@ def test_what_is_no_sound_picture(tmp_path, content):
     with pytest.raises(InvalidData, match="is not a readable picture") as caught:
         decode(path, 8, whole)
     assert str(path) in str(caught.value)
+
+
+def test_bytes_have_no_name_and_no_address():
+    with pytest.raises(InvalidData, match=r"^this is not a readable picture \(it is none of JPEG, PNG, "):
+        decode(io.BytesIO(b"a text"), 8, whole)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "webp"])

@@ -56,6 +56,12 @@ def test_those_who_wait_run_together_and_each_gets_his_own():
     assert done.seen == [1, 4, 2] and done.sizes == {1: 1, 4: 1, 2: 1}
 
 
+def test_batches_are_of_few_sizes():
+    done = run(most=20, room=40, asked=list(range(1, 32)))
+    assert done.results == list(range(32))
+    assert done.seen == [1, 16, 8, 4, 2, 1]
+
+
 def test_there_is_room_for_so_many():
     done = run(most=4, room=2, asked=[1, 2, 3])
     assert done.results[:3] == [0, 1, 2] and isinstance(done.results[3], Full)

@@ -14,6 +14,7 @@ from PIL import Image
 
 import torchswat
 from torchswat import data
+from torchswat.deploy.export import export_run
 from torchswat.deploy.predict import Reader, find_pictures, predict
 from torchswat.errors import InvalidData, InvalidValue, MissingData
 from torchswat.runtime.package import About, Package
@@ -87,7 +88,38 @@ def test_the_command(model: Path, pictures: list[Path], tmp_path: Path):
 
     (tmp_path / "no.png").write_text("hello")
     done = torchswat_("predict", model, pictures[0], tmp_path / "no.png")
-    assert done.returncode == 1 and "%" in done.stdout and "unreadable" in done.stdout
+    assert done.returncode == 1 and "%" in done.stdout and str(tmp_path / "no.png") not in done.stdout
+    assert f"torchswat: {tmp_path / 'no.png'} is not a readable picture" in done.stderr
+    done = torchswat_("predict", model, tmp_path / "no.png", "--json")
+    assert done.returncode == 1 and "not a readable" in json.loads(done.stdout)[0]["error"]
 
     done = torchswat_("predict", tmp_path / "no.png", pictures[0])
     assert done.returncode == 2 and "Traceback" not in done.stderr and "safetensors" in done.stderr
+
+
+def test_names_are_shown_as_they_are_and_whole(model: Path, pictures: list[Path], tmp_path: Path):
+    strange = tmp_path / ("[red]" + "a long name " * 15 + "[bold].png")
+    strange.write_bytes(pictures[0].read_bytes())
+    assert str(strange) in torchswat_("predict", model, strange).stdout
+
+
+def test_pictures_too_large_are_refused_in_one_voice(model: Path, tmp_path: Path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    done = torchswat_("predict", model, tmp_path / "large.png")
+    assert done.returncode == 1 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and "more than the 67108864 allowed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("dense", "no network of torchswat"),
+        ("checkpoint", "'torchswat checkpoint 1'; this version reads 'torchswat network 1'"),
+        ("folder", "is a folder"),
+    ],
+)
+def test_other_files_of_a_run_are_told_from_a_network(run: Path, tmp_path: Path, kind: str, words: str):
+    exported = export_run(run, tmp_path, ["dense"], check=False)
+    files = {"dense": exported.files["dense"]["path"], "checkpoint": exported.checkpoint, "folder": run}
+    with pytest.raises((InvalidData, MissingData), match=words):
+        torchswat.load(files[kind])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -30,6 +31,11 @@ from torchswat.deploy.predict import predict
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from torchswat.deploy.service import Limits, _Service
 
 
 @contextmanager
@@ -125,6 +131,9 @@ def test_what_is_refused(address: str, pictures: list[Path]):
     refused(address, 400, "empty")
     refused(address, 415, "not a readable picture", b"hello")
     refused(address, 415, "not a readable picture", picture[: len(picture) // 2])
+    refused(
+        address, 415, "curl --data-binary", picture, **{"Content-Type": "multipart/form-data; boundary=x"}
+    )
     refused(address, 400, "top is", picture, "/predict?top=0")
     refused(address, 400, "top is", picture, "/predict?top=many")
     large = io.BytesIO()
@@ -158,6 +167,69 @@ def test_more_than_there_is_room_for_are_refused(model: Path):
         statuses = Counter(one.result()[0] for one in asked)
         assert set(statuses) == {200, 503}
         assert ask(address, "POST", "/predict", picture.getvalue())[0] == 200
+
+
+def test_what_was_taken_is_answered_when_a_signal_ends_it(model: Path, pictures: list[Path]):
+    """Eight clients do not cease to ask; every request that the service took is answered, then it ends."""
+    answers = Counter[int]()
+    with ThreadPoolExecutor(8) as pool, serving(model) as address:
+
+        def client(number: int) -> None:
+            host, port = address.split(":")
+            while True:
+                connection = http.client.HTTPConnection(host, int(port), timeout=30)
+                try:
+                    connection.connect()
+                except OSError:
+                    return  # it takes no more
+                try:
+                    connection.request("POST", "/predict", pictures[number].read_bytes())
+                    answers[connection.getresponse().status] += 1
+                except http.client.RemoteDisconnected:
+                    raise
+                except (BrokenPipeError, ConnectionResetError):
+                    return  # the system took the connection, the service never did
+                finally:
+                    connection.close()
+
+        clients = [pool.submit(client, number) for number in range(8)]
+        time.sleep(1)
+    for each in clients:
+        each.result(timeout=20)
+    assert set(answers) == {200} and answers[200] > 8
+
+
+def test_a_network_that_fails_is_answered_for(
+    model: Path, pictures: list[Path], caplog: pytest.LogCaptureFixture
+):
+    network = torchswat.load(model)
+    network.probabilities = lambda pictures: 1 / 0  # type: ignore[method-assign]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": pictures[0].read_bytes(), "more_body": False}
+
+    async def main() -> tuple[Response, str]:
+        service = _Service(network, Limits())
+        scope = {"type": "http", "method": "POST", "headers": [], "query_string": b""}
+        async with service.batcher.running():
+            answer = await service.predict(Request(scope, receive))
+        return answer, bytes((await service.metrics(Request(scope, receive))).body).decode()
+
+    answer, metrics = asyncio.run(main())
+    assert answer.status_code == 500 and "failed" in json.loads(bytes(answer.body))["error"]
+    assert 'requests_total{status="500"} 1' in metrics
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_address_that_is_taken(model: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "torchswat", "serve", str(model), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"cannot listen on 127.0.0.1, port {port}" in done.stderr and "--port" in done.stderr
 
 
 def test_the_page_is_plain(address: str):
@@ -261,5 +333,8 @@ def test_a_picture_dropped_on_the_page(address: str, model: Path, pictures: list
         browser.evaluate("document.getElementById('state').textContent = ''")
         state, kind, _, hidden = browser.evaluate(DROP % base64.b64encode(b"hello").decode())
         assert "not a readable picture" in state and kind == "wrong" and hidden
+        assert browser.evaluate("!words.hidden && picture.hidden")  # room for the next
+        beside = "new DragEvent('drop', { cancelable: true, bubbles: true })"
+        assert browser.evaluate(f"document.body.dispatchEvent({beside})") is False  # opens nothing
     finally:
         browser.close()

@@ -49,7 +49,7 @@ def convolve(
     """Run one of the two kernels of inference."""
     sizes = native.ConvShape(*astuple(shape), *shape.output)
     make = lists.for_rows if kernel == "conv_rows" else lists.for_samples
-    starts, values, offsets = make(native, sizes, weight)
+    packed = make(native, sizes, weight)
     floats = (native.rows_workspace if kernel == "conv_rows" else native.conv_workspace)(sizes, threads)
     workspace = torch.full((floats,), float("nan"))
     y = empty_inner((shape.n, shape.k, *shape.output))
@@ -58,7 +58,8 @@ def convolve(
     getattr(native, kernel)(
         sizes,
         source.data_ptr(),
-        *(tensor.data_ptr() for tensor in (starts, values, offsets, bias)),
+        *packed.addresses(),
+        bias.data_ptr(),
         0 if added is None else added.data_ptr(),
         relu,
         y.data_ptr(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +123,51 @@ def test_few_sizes_stay_prepared(saved: Callable[..., Path]):
     for pictures in range(1, 3 * session.MOST_SIZES):
         network(torch.zeros(pictures, 1, 8, 8))
     assert len(network._sessions._idle) <= session.MOST_SIZES
+
+
+def test_weights_are_packed_once_for_all_who_ask_at_once(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    packings = []
+    for_rows = session.lists.for_rows
+    monkeypatch.setattr(
+        session.lists, "for_rows", lambda *arguments: packings.append(1) or for_rows(*arguments)
+    )
+    network = torchswat.load(saved())
+    layers = sum(node.operation in ("conv2d", "linear") for node in network.package.graph.nodes)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(network, [torch.zeros(1, 1, 8, 8)] * 16))
+    assert len(packings) in (0, layers)  # none in plain torch
+
+
+def test_lists_go_with_the_last_session_that_uses_them(saved: Callable[..., Path]):
+    network = torchswat.load(saved())
+    network(torch.zeros(1, 1, 8, 8))
+    kept = dict(network._sessions._lists)
+    for pictures in range(20, 20 + session.MOST_SIZES):
+        network(torch.zeros(pictures, 1, 8, 8))
+    names = set(kept)
+    del kept
+    gc.collect()
+    assert not names & set(network._sessions._lists)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet121"])
+def test_memory_made_in_inference_mode_serves_everybody(name: str, tmp_path: Path):
+    torchswat.save(settle_(torchswat.models.create(name)), tmp_path / "it")
+    x = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        network = torchswat.load(tmp_path / "it")
+        first = network(x)
+    assert torch.equal(network(x), first)
+
+
+def test_copies_and_pickles(saved: Callable[..., Path]):
+    network, x = torchswat.load(saved(mean=(0.5,), std=(0.25,))), torch.randn(3, 1, 8, 8)
+    expected = network(x)
+    for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(again(x), expected) and not again.training
+        assert again.package.about == network.package.about
 
 
 def test_results_outlive_the_next_call(saved: Callable[..., Path]):

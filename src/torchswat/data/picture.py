@@ -22,8 +22,8 @@ LARGEST = 2**26  # pixels; a few kilobytes of PNG can claim gigabytes
 def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tuple[Box, bool]]) -> np.ndarray:
     """Decode a picture, take a box of it, scale that to a square.
 
-    Grey, palette and CMYK pictures become RGB; transparency is dropped. Scaling is bilinear with
-    antialiasing.
+    A picture is turned upright as its EXIF data say. Grey, palette and CMYK pictures become RGB; transparency
+    is dropped. Scaling is bilinear with antialiasing.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
     size : int
         Height and width of the result, in pixels.
     choose : callable
-        From the picture's width and height to the box and whether to mirror.
+        From the upright picture's width and height to the box and whether to mirror.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
         Pillow is not installed.
     """
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise MissingDependency(
             'reading pictures needs Pillow: install it by `pip install "torchswat[train]"`.'
@@ -56,17 +56,29 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
             width, height = image.size
             if width * height > LARGEST:
                 raise ValueError(f"{width} x {height} pixels are more than the {LARGEST} allowed")
-            box, mirror = choose(width, height)
-            scaled = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+            upright = _upright(image)
+            box, mirror = choose(*upright.size)
+            scaled = _to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR, box=box)
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error...
     except Exception as error:
         name = source if isinstance(source, Path) else "this"
+        why = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
         raise InvalidData(
-            f"{name} is not a readable picture ({error}). Replace it by an intact copy or remove it."
+            f"{name} is not a readable picture ({why}). Replace it by an intact copy or remove it."
         ) from error
     if mirror:
         scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(scaled)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as the camera noted that it was held; a note that cannot be read counts for nothing."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the decoders of notes raise as much as those of pictures
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -21,14 +21,15 @@ class Batcher:
     """Collects pictures, runs the network on them in a thread, and gives each its row of the result.
 
     A picture that finds the network idle runs at once, alone; those that come while it is at work wait, and
-    run together next.
+    run together next, by 1, 2, 4, 8, ...: the network is prepared for each size of batch when it meets it
+    first, and of few sizes all stay prepared.
 
     Parameters
     ----------
     network : Network
         Of `torchswat.load`.
     most : int
-        Pictures in a batch.
+        Pictures in a batch, at most.
     room : int
         Pictures that may wait.
     """
@@ -73,8 +74,9 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             batch = [await self._waiting.get()]
-            while len(batch) < self._most and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
+            together = min(self._most, 1 + self._waiting.qsize())
+            while 2 * len(batch) <= together:
+                batch += [self._waiting.get_nowait() for _ in batch]
             self.sizes[len(batch)] += 1
             pixels = torch.stack([pixels for pixels, _ in batch])
             try:

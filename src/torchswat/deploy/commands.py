@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.table import Table
 from torchswat.errors import InvalidData, MissingDependency
 
 console = Console(soft_wrap=True)
+_WIDEST = 10_000  # characters of a line
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that `torchswat export` wrote.")]
 
@@ -30,7 +33,8 @@ def export(
         Path | None, typer.Option("--data-root", help="Folder with the data sets (default: $TORCHSWAT_DATA).")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Compare predictions with the trained network's on all test images.")
+        bool,
+        typer.Option(help="Compare predictions of every file with the trained network's on all test images."),
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -47,14 +51,14 @@ def export(
         print(json.dumps(vars(exported), indent=2))
         return
     for name, file in exported.files.items():
-        console.print(
-            f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense",
-            highlight=False,
-        )
+        line = f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense"
+        if exported.images:
+            line += f"; {file['differing']} predictions differ, scores by {file['largest_gap']:.1e} at most"
+        console.print(line, markup=False, highlight=False)
     if exported.images:
         console.print(
-            f"Predictions of {exported.images} test images: {exported.differing} differ from the trained "
-            f"network's; accuracy {exported.accuracy:.2f}%.",
+            f"Compared with the trained network, accuracy {exported.accuracy:.2f}%, on all "
+            f"{exported.images} test images.",
             highlight=False,
         )
 
@@ -75,25 +79,30 @@ def predict(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    wrong, rows = 0, []
+    _expect_large_pictures()
+    rows: list[dict[str, Any]] = []
     table = Table(box=None, pad_edge=False)
     for name in ("picture", "class", "probability"):
         table.add_column(name, justify="right" if name == "probability" else "left")
     for file, found in guess(load(model), find_pictures(pictures), top):
         if isinstance(found, InvalidData):
-            wrong += 1
             rows.append({"picture": str(file), "error": str(found)})
-            table.add_row(str(file), f"unreadable: {found}", "")
+            print(f"torchswat: {found}", file=sys.stderr)
             continue
         rows.append({"picture": str(file), "guesses": [each.to_json() for each in found]})
         for place, each in enumerate(found):
             table.add_row("" if place else str(file), each.name, f"{100 * each.probability:.1f}%")
     if as_json:
         print(json.dumps(rows, indent=2))
-    else:
-        console.print(table, markup=False)
-    if wrong:
+    elif table.row_count:
+        Console(width=_WIDEST).print(table, markup=False, highlight=False)  # no name is cut
+    if any("error" in row for row in rows):
         raise typer.Exit(1)
+
+
+def _expect_large_pictures() -> None:
+    """Let Pillow not warn of pictures that are refused anyway, in words of ours."""
+    warnings.filterwarnings("ignore", message="Image size", module="PIL")
 
 
 def serve(
@@ -121,5 +130,6 @@ def serve(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    _expect_large_pictures()
     limits = Limits(bytes=max_bytes, batch=max_batch, room=max_waiting)
     run(load(model), host, port, limits, lambda address: print(f"Listening on {address}", flush=True))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torchswat
+from torchswat.algorithms import ALGORITHMS
 from torchswat.data import Dataset
 from torchswat.data.dataset import Pictures
-from torchswat.deploy.onnx import export_onnx, run_onnx
-from torchswat.deploy.program import export_program
-from torchswat.errors import InvalidData, UnknownName
+from torchswat.deploy.onnx import export_onnx, open_onnx
+from torchswat.deploy.program import export_program, open_program
+from torchswat.errors import InvalidData, InvalidValue, UnknownName
 from torchswat.files import write_atomically
-from torchswat.runtime.network import Network, load
+from torchswat.runtime.network import load
 from torchswat.runtime.package import Package, save
 from torchswat.runtime.trace import pruned
 from torchswat.training.build import build_data, load_model, test_batches
@@ -34,29 +38,31 @@ FORMATS = {
 }
 """The file of each format; ``sparse`` is what `torchswat.load` reads."""
 
+ROUNDING = 1e-3  # of the largest score: what the order of additions may change
+
 
 @dataclass
 class Exported:
-    """What was written, and how its predictions compare with those of the pruned network.
+    """What was written, and how it compares with the trained network as `evaluate` runs it.
 
     Attributes
     ----------
     checkpoint : str
         What was exported.
     files : dict of str to dict
-        By format: ``path``, ``bytes``, and ``smaller``, how many times than the dense state_dict.
+        By format: ``path``, ``bytes``, and ``smaller``, how many times than the dense state_dict. Where
+        predictions were compared also ``accuracy`` in per cent, ``differing``, how many predictions are
+        others than the trained network's, which rounding allows for ties only, and ``largest_gap``, the
+        largest difference between two scores.
     images : int
         Test images on which predictions were compared; 0 where that was not asked for.
-    differing : int
-        Predictions that differ, which rounding allows for ties only.
     accuracy : float or None
-        Of the exported network, in per cent.
+        Of the trained network, in per cent.
     """
 
     checkpoint: str
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: int = 0
-    differing: int = 0
     accuracy: float | None = None
 
 
@@ -81,12 +87,16 @@ def export_run(
     root : Path, optional
         Folder of the data sets, whose classes and colours go into the file; by default that of the training.
     check : bool, default True
-        Compare predictions on all test images.
+        Compare predictions of every file with the trained network's on all test images.
 
     Raises
     ------
-    UnknownName, MissingData, InvalidData, MissingDependency
+    UnknownName, MissingData, MissingDependency
         For an unknown format, a run or data that are not there, or packages that are not installed.
+    InvalidValue
+        With `check`, for an algorithm whose forward pass does more than leave the same weights out each time.
+    InvalidData
+        A file that was written predicts something else than the trained network.
     """
     for name in formats:
         if name not in FORMATS:
@@ -95,10 +105,39 @@ def export_run(
     checkpoint = Checkpoint.load(file)
     changes = {} if root is None else {"root": str(root)}
     recipe = make_recipe({**checkpoint.recipe, "data": {**checkpoint.recipe["data"], **changes}})
+    if check:
+        _refuse_others(recipe.sparse.algorithm)
     dataset = build_data(recipe)
-    model = pruned(load_model(recipe, dataset, checkpoint))
+    trained = load_model(recipe, dataset, checkpoint).eval()
+    model = pruned(trained)
     folder = output or (run if run.is_dir() else run.parent) / "export"
-    path = folder / FORMATS["sparse"]
+    with tempfile.TemporaryDirectory() as aside:
+        path = (folder if "sparse" in formats else Path(aside)) / FORMATS["sparse"]
+        _save(model, path, recipe, checkpoint, dataset)
+        package = Package.read(path)
+    _write_others(model, package, folder, formats)
+    exported = Exported(str(file))
+    dense = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    for name in formats:
+        size = (folder / FORMATS[name]).stat().st_size
+        exported.files[name] = {"path": str(folder / FORMATS[name]), "bytes": size, "smaller": dense / size}
+    if check:
+        readers = {name: _READERS[name](folder / FORMATS[name], model) for name in formats}
+        _compare(trained, readers, test_batches(recipe, dataset), exported)
+    return exported
+
+
+def _refuse_others(name: str) -> None:
+    """Refuse algorithms whose forward pass no file can hold."""
+    row = ALGORITHMS[name]
+    if row.forward_activation or row.projected_output or row.forward_weight == "random":
+        raise InvalidValue(
+            f"a network trained with {name!r} ({row.summary}) does so when it answers, too, and an exported "
+            "file does not: it would predict something else. --no-check writes it all the same."
+        )
+
+
+def _save(model: nn.Module, path: Path, recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> None:
     save(
         model,
         path,
@@ -109,18 +148,6 @@ def export_run(
         resize=dataset.test.view.resize if isinstance(dataset.test, Pictures) else 0,
         provenance=_provenance(recipe, checkpoint),
     )
-    network = load(path)
-    _write_others(model, network.package, folder, formats)
-    if "sparse" not in formats:
-        path.unlink()
-    dense = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    exported = Exported(str(file))
-    for name in formats:
-        size = (folder / FORMATS[name]).stat().st_size
-        exported.files[name] = {"path": str(folder / FORMATS[name]), "bytes": size, "smaller": dense / size}
-    if check:
-        _compare(model, network, recipe, dataset, exported)
-    return exported
 
 
 def _provenance(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -147,22 +174,61 @@ def _write_others(model: nn.Module, package: Package, folder: Path, formats: Seq
         pictures = torch.randn(3, *package.graph.input_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = model(pictures)
-        if not torch.allclose(
-            run_onnx(file, pictures), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
-        ):
+        gap = float((open_onnx(file)(pictures) - expected).abs().max())
+        if not gap <= ROUNDING * float(expected.abs().max()):
             raise InvalidData(f"ONNX Runtime computes something else from {file} than torch does")
     if "program" in formats:
         export_program(package, folder / FORMATS["program"])
 
 
+# ---- the proof ---------------------------------------------------------------------------------------------
+
+Run = Callable[[Tensor], Tensor]
+"""From pictures, normalised, to scores."""
+
+
+def _read_dense(path: Path, model: nn.Module) -> Run:
+    again = copy.deepcopy(model)
+    again.load_state_dict(safetensors.torch.load_file(path))
+    return again
+
+
+_READERS: dict[str, Callable[[Path, nn.Module], Run]] = {
+    "sparse": lambda path, model: load(path),
+    "dense": _read_dense,
+    "onnx": lambda path, model: open_onnx(path),
+    "program": lambda path, model: open_program(path),
+}
+"""Each format read again from its file, as its users do."""
+
+
 @torch.no_grad()
 def _compare(
-    model: nn.Module, network: Network, recipe: Recipe, dataset: Dataset, exported: Exported
+    trained: nn.Module, readers: dict[str, Run], batches: Iterable[tuple[Tensor, Tensor]], exported: Exported
 ) -> None:
-    right = 0
-    for images, labels in test_batches(recipe, dataset):
-        found = network(images).argmax(1)
-        exported.differing += int((found != model(images).argmax(1)).sum())
+    """Compare the predictions of all files with the trained network's."""
+    right, differing, gaps = Counter[str](), Counter[str](), dict.fromkeys(readers, 0.0)
+    evaluated, largest = 0, 0.0
+    for images, labels in batches:
+        expected = trained(images)
+        evaluated += int((expected.argmax(1) == labels).sum())
+        largest = max(largest, float(expected.abs().max()))
         exported.images += len(labels)
-        right += int((found == labels).sum())
-    exported.accuracy = 100 * right / max(1, exported.images)
+        for name, run in readers.items():
+            scores = run(images)
+            right[name] += int((scores.argmax(1) == labels).sum())
+            differing[name] += int((scores.argmax(1) != expected.argmax(1)).sum())
+            gaps[name] = max(gaps[name], float((scores - expected).abs().max()))
+    exported.accuracy = 100 * evaluated / exported.images
+    for name in readers:
+        exported.files[name] |= {
+            "accuracy": 100 * right[name] / exported.images,
+            "differing": differing[name],
+            "largest_gap": gaps[name],
+        }
+        if not gaps[name] <= ROUNDING * largest:
+            raise InvalidData(
+                f"{exported.files[name]['path']} predicts something else than the trained network: "
+                f"{differing[name]} of {exported.images} predictions differ, and scores of up to "
+                f"{largest:.3g} by up to {gaps[name]:.3g}. Do not use it, and please report this."
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -64,12 +64,16 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
     write_atomically(path, content)
 
 
-def run_onnx(path: Path, pictures: Tensor) -> Tensor:
-    """Return what ONNX Runtime makes of `pictures`, float32 (N, C, H, W)."""
+def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function from pictures, float32 (N, C, H, W), to what ONNX Runtime makes of them.
+
+    It runs on as many threads as torch does.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependency(f"checking an ONNX file needs onnxruntime: {INSTALL}") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (scores,) = session.run(None, {"pictures": pictures.numpy()})
-    return torch.from_numpy(scores)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchswat.files import write_atomically
 from torchswat.runtime.operators import Program
@@ -31,3 +33,10 @@ def export_program(package: Package, path: Path) -> None:
         content = io.BytesIO()
         torch.export.save(exported, content)
     write_atomically(path, content.getvalue())
+
+
+def open_program(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return the program in a file that `export_program` wrote; only for files that you trust."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(path).module()

@@ -14,8 +14,8 @@ towards a network that is not trusted belongs a proxy that does.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections import Counter
@@ -25,6 +25,8 @@ from importlib import resources
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import torch
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -34,7 +36,7 @@ from torchswat import __version__
 from torchswat.deploy.batching import Batcher, Full
 from torchswat.deploy.predict import Reader, best
 from torchswat.engine import info
-from torchswat.errors import InvalidData, TorchswatError
+from torchswat.errors import InvalidData, InvalidValue, TorchswatError
 from torchswat.runtime.network import Network
 
 _HEADERS = {
@@ -99,6 +101,8 @@ class _Service:
         self.answers: Counter[int] = Counter()  # by status
         self.seconds = 0.0
         self.reading = 0  # requests whose body or picture is being read
+        # A decoded picture may take hundreds of megabytes: no more at once than there are threads for.
+        self.decoders = anyio.CapacityLimiter(torch.get_num_threads())
         self.started = time.time()
 
     @contextlib.asynccontextmanager
@@ -122,6 +126,10 @@ class _Service:
         except ClientDisconnect:
             self.answers[499] += 1
             return Response(status_code=400)
+        except Exception:  # the client hears that it failed, the log how
+            logging.getLogger(__name__).exception("A request failed.")
+            self.answers[500] += 1
+            return JSONResponse({"error": "this failed here; the log of the service says how"}, 500, _HEADERS)
         seconds = time.perf_counter() - begun
         self.answers[200] += 1
         self.seconds += seconds
@@ -131,12 +139,16 @@ class _Service:
         top = request.query_params.get("top", "5")
         if not (top.isascii() and top.isdecimal()) or not 0 < int(top[:9]) <= 1000:
             raise Refused(400, f"top is {top!r:.40}; allowed is a whole number from 1 to 1000")
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise Refused(
+                415, "the body must be the picture file itself, not a form: curl --data-binary @FILE"
+            )
         if self.reading + self.batcher.waiting >= self.limits.room:
             raise Refused(503, "too many pictures wait already; try again in a second")
         self.reading += 1
         try:
             content = await self._body(request)
-            pixels = await asyncio.to_thread(self.reader.read, content)
+            pixels = await anyio.to_thread.run_sync(self.reader.read, content, limiter=self.decoders)
         except InvalidData as error:
             raise Refused(415, str(error)) from None
         except TorchswatError as error:
@@ -228,8 +240,14 @@ def serve(network: Network, host: str, port: int, limits: Limits, ready: Callabl
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((host, port))
-        taken.listen(512)
+        try:
+            taken.bind((host, port))
+            taken.listen(512)
+        except OSError as error:
+            raise InvalidValue(
+                f"cannot listen on {host}, port {port}: {error.strerror or error}. Name others by --host and "
+                "--port; port 0 takes any that is free."
+            ) from None
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{taken.getsockname()[1]}/")
         server.run(sockets=[taken])

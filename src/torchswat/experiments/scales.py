@@ -103,7 +103,7 @@ SCALES: dict[str, Scale] = {
             "cpu",
             "hours on two cores: narrow networks, a part of CIFAR-10, few epochs",
             seeds=(0, 1, 2),
-            sparsities=(0.5, 0.8, 0.9),
+            sparsities=(0.5, 0.8),
             networks={
                 **dict.fromkeys(_NETWORKS, ("resnet18", 16)),
                 "resnet101": ("resnet50", 8),

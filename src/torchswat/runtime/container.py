@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ LONGEST_HEADER = 16 * 2**20  # bytes
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 Arrays = dict[str, np.ndarray]
+Check = Callable[[dict[str, str]], object]
 
 
 def to_bytes(arrays: Arrays, metadata: dict[str, str]) -> bytes:
@@ -51,8 +53,11 @@ def to_bytes(arrays: Arrays, metadata: dict[str, str]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def read(path: Path) -> tuple[Arrays, dict[str, str]]:
+def read(path: Path, check: Check = lambda metadata: None) -> tuple[Arrays, dict[str, str]]:
     """Return the tensors and the metadata of the safetensors file at `path`.
+
+    `check` sees the metadata before the tensors are looked at, and raises `InvalidData` where they belong to
+    another kind of file.
 
     Raises
     ------
@@ -61,12 +66,18 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     InvalidData
         The file is damaged, truncated or not what a safetensors file may be.
     """
+    if path.is_dir():
+        raise MissingData(
+            f"{path} is a folder; wanted is a safetensors file, as `torchswat export` writes it"
+        )
     if not path.is_file():
         raise MissingData(f"there is no file {path}")
-    return from_bytes(path.read_bytes(), str(path))
+    return from_bytes(path.read_bytes(), str(path), check)
 
 
-def from_bytes(content: bytes, origin: str) -> tuple[Arrays, dict[str, str]]:
+def from_bytes(
+    content: bytes, origin: str, check: Check = lambda metadata: None
+) -> tuple[Arrays, dict[str, str]]:
     """Return the tensors (read-only) and the metadata in `content`; `origin` names it in errors."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 2 <= length <= min(LONGEST_HEADER, len(content) - 8):
@@ -78,6 +89,10 @@ def from_bytes(content: bytes, origin: str) -> tuple[Arrays, dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise InvalidData(f"{origin}: the metadata must map names to text")
+    try:
+        check(metadata)
+    except InvalidData as error:
+        raise InvalidData(f"{origin}: {error}") from None
     data = memoryview(content)[8 + length :]
     arrays, spans = {}, []
     for name, entry in header.items():

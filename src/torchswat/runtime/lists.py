@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Lists = tuple[Tensor, Tensor, Tensor]
-"""Starts (int32), values (float32) and offsets (int16) of the lists."""
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """Where each list starts (int32), and the values (float32) and offsets (int16) of all of them."""
+
+    starts: Tensor
+    values: Tensor
+    offsets: Tensor
+
+    def addresses(self) -> tuple[int, int, int]:
+        """Return where the three lie, as kernels take them."""
+        return self.starts.data_ptr(), self.values.data_ptr(), self.offsets.data_ptr()
+
 
 FORWARD = 0
 
@@ -23,7 +35,7 @@ def for_samples(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
     lists = native.PackedWeights(*(tensor.data_ptr() for tensor in (starts, values, offsets)))
     nowhere = native.PackedWeights()
     native.pack_weights(shape, weight.data_ptr(), 0, 0.0, lists, nowhere, 0, torch.get_num_threads())
-    return starts, values, offsets
+    return Lists(starts, values, offsets)
 
 
 def for_rows(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
@@ -41,7 +53,7 @@ def for_rows(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
     order = np.argsort(of_list, kind="stable")
     offsets = channels % block * channel_vectors + taps[rows * s + columns]
     starts = np.concatenate([[0], np.bincount(of_list, minlength=blocks * k).cumsum()])
-    return (
+    return Lists(
         torch.from_numpy(starts.astype(np.int32)),
         torch.from_numpy(dense[filters, channels, rows, columns][order]),
         torch.from_numpy(offsets[order].astype(np.uint16).view(np.int16)),

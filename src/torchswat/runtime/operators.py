@@ -60,7 +60,7 @@ def sparse_conv2d(
     native.conv_forward_fused(
         shape,
         x.data_ptr(),
-        *(tensor.data_ptr() for tensor in known[key]),
+        *known[key].addresses(),
         bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         relu,

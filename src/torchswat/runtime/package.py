@@ -101,7 +101,7 @@ class Package:
         InvalidData
             It is truncated, damaged, or no network of torchswat; the message says what is wrong.
         """
-        arrays, metadata = container.read(path)
+        arrays, metadata = container.read(path, _description)
         try:
             return cls._checked(arrays, metadata)
         except InvalidData as error:
@@ -109,11 +109,7 @@ class Package:
 
     @classmethod
     def _checked(cls, arrays: Arrays, metadata: dict[str, str]) -> Package:
-        if KEY not in metadata:
-            raise InvalidData("this is a safetensors file but no network of torchswat")
-        header = container.parse_json(metadata[KEY], "the description of the network")
-        if header.get("format") != FORMAT:
-            raise InvalidData(f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r}")
+        header = _description(metadata)
         missing = sorted(_FIELDS - set(header))
         if missing:
             raise InvalidData(f"the description of the network lacks {', '.join(missing)}")
@@ -132,6 +128,21 @@ class Package:
             parts = {part: arrays[f"{name}/{part}"] for part in sparse.FORMS[form]}
             tensors[name] = sparse.unpack(form, shape, parts, f"tensor {name!r:.80}")
         return cls(graph, tensors, about)
+
+
+def _description(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the description of a network, of this format, from the metadata of its file."""
+    if KEY not in metadata:
+        raise InvalidData(
+            "this is a safetensors file but no network of torchswat; `torchswat export` makes them"
+        )
+    header = container.parse_json(metadata[KEY], "the description of the network")
+    if header.get("format") != FORMAT:
+        raise InvalidData(
+            f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r}, which "
+            "`torchswat export` makes of a run or a checkpoint"
+        )
+    return header
 
 
 _FIELDS = {"network", "tensors", "classes", "mean", "std", "resize", "provenance", "crc32"}
@@ -214,9 +225,11 @@ def save(
     Parameters
     ----------
     model : Module
-        A sparse network, or one that was pruned before. It is read by `torch.fx`, so its flow may not depend
-        on data, and must be made of convolutions without groups and dilation, batch norm, ReLU, sums,
-        concatenations, pooling and linear layers, as the networks of `torchswat.models` are.
+        A sparse network, or one that was pruned before. It is saved as it answers: weights that its forward
+        pass leaves out become zeros, others stay (SAW, whose forward pass is dense, keeps all); activations
+        are never left out, as DSG's are. It is read by `torch.fx`, so its flow may not depend on data, and
+        must be made of convolutions without groups and dilation, batch norm, ReLU, sums, concatenations,
+        pooling and linear layers, as the networks of `torchswat.models` are.
     path : path
         Of the file, by custom ``.safetensors``.
     input_shape : (C, H, W), default (3, 32, 32)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +41,14 @@ class Sessions:
         shapes = graph.shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         self._shapes = shapes
         self._most = max(1, min(MOST_PICTURES, MOST_FLOATS // max(map(_floats, shapes.values()))))
-        self._lock = threading.Lock()
+        self._lock, self._packing = threading.Lock(), threading.Lock()
         self._idle: OrderedDict[tuple, list[_Session]] = OrderedDict()
-        self._lists: dict[tuple, lists.Lists] = {}
+        self._lists: WeakValueDictionary[tuple, lists.Lists] = WeakValueDictionary()  # sessions hold them
         self._pools: dict[int, ThreadPoolExecutor] = {}
+
+    def __reduce__(self) -> tuple[type[Sessions], tuple]:
+        """A copy, or a pickle, is of the network alone and prepares its own sessions."""
+        return Sessions, (self._graph, self._tensors)
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs for pictures `x`, float32 (N, C, H, W) with N of at least 1."""
@@ -72,25 +77,23 @@ class Sessions:
             pool = self._idle.setdefault(key, [])
             session = pool.pop() if pool else None
         if session is None:
-            session = _Session(
-                self._graph, self._shapes, self._tensors, len(x), threads, module, self._lists_of
-            )
+            with torch.inference_mode(False):  # its memory serves callers in that mode and others
+                session = _Session(
+                    self._graph, self._shapes, self._tensors, len(x), threads, module, self._lists_of
+                )
         result = session.run(x)
         with self._lock:
             self._idle.setdefault(key, []).append(session)
             self._idle.move_to_end(key)
             while len(self._idle) > MOST_SIZES:
                 self._idle.popitem(last=False)
-                self._lists = {}  # those in use are held by their sessions
         return result
 
     def _lists_of(self, key: tuple, make: Callable[[], lists.Lists]) -> lists.Lists:
-        with self._lock:
+        with self._packing:  # threads that start together share one packing
             found = self._lists.get(key)
-        if found is None:
-            found = make()
-            with self._lock:
-                found = self._lists.setdefault(key, found)
+            if found is None:
+                found = self._lists[key] = make()
         return found
 
 
@@ -208,12 +211,13 @@ def _convolve(
     kernel = module.conv_rows if by_rows else module.conv_forward_fused
     make = partial(lists.for_rows if by_rows else lists.for_samples, module, shape, weight)
     packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
+    session.held.append(packed)
     session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
     read, *added = (session.views[name].data_ptr() for name in node.inputs)
     relu = bool(node.settings["relu"])
     arguments = (
         read,
-        *(session.hold(tensor) for tensor in packed),
+        *packed.addresses(),
         session.hold(bias),
         added[0] if added else 0,
         relu,

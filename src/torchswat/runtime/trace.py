@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from torchswat.convert import desparsify_, prune_
+from torchswat.convert import desparsify_, prune_, sparse_layers
 from torchswat.errors import InvalidValue
 from torchswat.models.resnet import PaddingShortcut
 from torchswat.runtime.graph import INPUT, Graph, Node, Shape
@@ -26,15 +26,23 @@ Tensors = dict[str, np.ndarray]
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    """Return a copy of `model`, pruned, of plain torch modules, in evaluation mode, on the CPU in float32."""
-    return desparsify_(prune_(copy.deepcopy(model))).eval().cpu().float()
+    """Return a copy of `model` as it answers: plain torch modules in evaluation mode, on the CPU in float32.
+
+    Layers whose forward pass leaves weights out are pruned. Where only the backward pass does (SAW), all
+    weights stay: without them the network would be another.
+    """
+    model = copy.deepcopy(model)
+    for _, layer in sparse_layers(model):
+        if layer.sparse.algorithm.forward_weight:
+            prune_(layer)
+    return desparsify_(model).eval().cpu().float()
 
 
 @torch.no_grad()
 def trace(model: nn.Module, input_shape: Shape) -> tuple[Graph, Tensors]:
     """Return the graph of `model` for pictures of `input_shape`, (C, H, W), and its float32 tensors.
 
-    Sparse layers are pruned first; `model` itself is left alone.
+    It is taken as `pruned` makes it; `model` itself is left alone.
 
     Raises
     ------

@@ -15,7 +15,10 @@ function row(guess) {
   return line;
 }
 
+let shown = 0; // pictures so far: an answer that comes late is not taken for that of the next one
+
 async function show(chosen) {
+  const number = ++shown;
   guesses.hidden = true;
   state.className = "";
   state.textContent = "Looking …";
@@ -26,21 +29,27 @@ async function show(chosen) {
   try {
     const answer = await fetch("predict", { method: "POST", body: chosen });
     const found = await answer.json();
+    if (number !== shown) return;
     if (!answer.ok) throw new Error(found.error);
     guesses.tBodies[0].replaceChildren(...found.guesses.map(row));
     guesses.hidden = false;
     state.textContent = "It took " + found.milliseconds.toFixed(1) + " ms.";
   } catch (problem) {
+    if (number !== shown) return;
     state.className = "wrong";
     state.textContent = problem.message;
   }
 }
 
 for (const name of ["dragover", "dragleave", "drop"]) {
+  window.addEventListener(name, (event) => event.preventDefault()); // beside it the browser would open the file
   place.addEventListener(name, (event) => {
-    event.preventDefault();
     place.classList.toggle("over", name === "dragover");
     if (name === "drop" && event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
   });
 }
+picture.addEventListener("error", () => {
+  picture.hidden = true; // what the browser cannot show leaves room for the next
+  words.hidden = false;
+});
 file.addEventListener("change", () => file.files.length && show(file.files[0]));
