@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchswat.errors import InvalidValue
-from torchswat.experiments.paired import sign_flip_test
+from torchswat.experiments.paired import sign_flip_test, t_test
 
 differences = st.lists(st.integers(-20, 20).map(float), min_size=1, max_size=8)
 
@@ -36,3 +36,21 @@ def test_many_pairs_are_drawn_and_repeatable():
 def test_no_pair_is_an_error():
     with pytest.raises(InvalidValue, match="without any pair"):
         sign_flip_test([])
+
+
+@pytest.mark.parametrize("differences", [[2.0, 3.0], [1.0, 2.0, 0.5], [-1.0, 0.2, 0.3], [1.0, 2.0, 3.0, 1.5]])
+def test_students_test_is_that_of_the_density(differences):
+    count = len(differences)
+    t = np.mean(differences) / (np.std(differences, ddof=1) / np.sqrt(count))
+    # the tail above t of (1 + u^2 / f) ** (-(f + 1) / 2), with u = tan(a) over a: summed, not in closed form
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 400_001)[1:-1]
+    u, f = np.tan(angles), count - 1
+    weight = (1 + u**2 / f) ** (-(f + 1) / 2) / np.cos(angles) ** 2
+    assert t_test(differences) == pytest.approx(weight[u >= t].sum() / weight.sum(), abs=1e-4)
+
+
+def test_students_test_of_equal_differences_and_of_other_counts():
+    assert (t_test([1.0, 1.0, 1.0]), t_test([-1.0, -1.0]), t_test([0.0, 0.0])) == (0.0, 1.0, 0.5)
+    for count in (1, 5):
+        with pytest.raises(InvalidValue, match="two to four pairs"):
+            t_test([1.0] * count)

@@ -43,3 +43,13 @@ def test_scopes(judge):
     assert judge("3", lambda t: 60 - order[t.scope]) == {"3.random": False, "3.scope": False}
     low_only = judge("3", lambda t: found(t) - 60 * (t.algorithm == "saw" and t.sparsity >= 0.8))
     assert low_only["3.random"] is False
+
+
+def test_three_pairs_are_enough_for_what_is_far_apart_and_too_few_for_noise(judge):
+    def found(t: Training, gap: float) -> float:
+        return (
+            60 - gap * (t.algorithm == "saw-random") + {0: 2.0, 1: -1.5, 2: 0.0}[t.seed] * (t.scope != "nchw")
+        )
+
+    assert judge("3", lambda t: found(t, 20), "cpu")["3.random"] is True
+    assert judge("3", lambda t: found(t, 1), "cpu")["3.random"] is False

@@ -14,11 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from torchswat.drawing import COLOURS, FAINT, INK, MARKERS, legend
 from torchswat.experiments.claims import Finding
 from torchswat.experiments.outcome import Trained, Work
-from torchswat.experiments.paired import sign_flip_test
+from torchswat.experiments.paired import sign_flip_test, t_test
 from torchswat.experiments.scales import Scale, Training, reductions
 
 LIKELY = 0.05
 """An order is taken for real where chance alone would show it less often."""
+
+_FLIPPED = 5
+"""Of fewer pairs, flipping signs never finds anything as rare as that; Student's test is asked instead."""
 
 
 def grid(
@@ -148,8 +151,12 @@ def is_above(
         same = {name: getattr(asked, name) for name in ("network", "data", "sparsity", "seed")}
         if at is None or asked.sparsity in at:
             differences += [better.accuracy - worse.accuracy for worse in pick(trained, **{**same, **lower})]
-    likelihood = sign_flip_test(differences)
-    found = f"{np.mean(differences):+.2f} points over {len(differences)} pairs (p = {likelihood:.2g})"
+    count = len(differences)
+    is_few = 2 <= count < _FLIPPED
+    likelihood = t_test(differences) if is_few else sign_flip_test(differences)
+    pairs = f"{count} pair" + "s" * (count > 1)
+    test = ", Student's t" if is_few else ""
+    found = f"{np.mean(differences):+.2f} points over {pairs} (p = {likelihood:.2g}{test})"
     return bool(np.mean(differences) > 0 and likelihood < LIKELY), found
 
 
