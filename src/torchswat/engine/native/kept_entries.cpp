@@ -57,9 +57,25 @@ inline vf spread(const float* from, unsigned kept) {
 #endif
 }
 
+// Where the values of each part begin, by the bits alone; returns how many there are.
+int64_t starts_of(const uint64_t* bits, int64_t n, int64_t* starts) {
+    const int64_t parts = parts_of(n), words = (n + word - 1) / word;
+    starts[0] = 0;
+    for (int64_t p = 0; p < parts; ++p) {
+        int64_t count = 0;
+        for (int64_t w = p * part_words; w < least(words, (p + 1) * part_words); ++w)
+            count += __builtin_popcountll(bits[w]);
+        starts[p + 1] = starts[p] + count;
+    }
+    return starts[parts];
+}
+
 }  // namespace
 
 int64_t kept_parts(int64_t n) { return parts_of(n); }
+
+// What mark_kept returns and writes to `starts`, where the bits are there already.
+int64_t count_marked(const uint64_t* bits, int64_t n, int64_t* starts) { return starts_of(bits, n, starts); }
 
 // Marks what is kept of x [n]: what `mask` says or, without one, all of at least `limit` > 0; zeros never are. Returns
 // how many; starts is [kept_parts(n) + 1].
@@ -99,15 +115,9 @@ void gather_kept(const float* x, const uint64_t* bits, const int64_t* starts, in
 
 // The inverse of both: x [n] with zeros where nothing was kept.
 void scatter_kept(const float* values, const uint64_t* bits, int64_t n, float* x, int threads) {
-    const int64_t parts = parts_of(n), words = (n + word - 1) / word;
+    const int64_t parts = parts_of(n);
     Buffer<int64_t> starts(parts + 1);
-    starts[0] = 0;
-    for (int64_t p = 0; p < parts; ++p) {
-        int64_t count = 0;
-        for (int64_t w = p * part_words; w < least(words, (p + 1) * part_words); ++w)
-            count += __builtin_popcountll(bits[w]);
-        starts[p + 1] = starts[p] + count;
-    }
+    starts_of(bits, n, starts.data);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t p = 0; p < parts; ++p) {
         const float* from = values + starts.data[p];
