@@ -98,10 +98,10 @@ def keep(tensor: Tensor, selection: Selection) -> Kept:
 def _bits_of(selection: Selection, tensor: Tensor) -> Tensor | None:
     """Return the bits that packing left in the marks of a contiguous weight, where they are in this form."""
     bits = selection.marks.bits if selection.marks else None
-    gapless = tensor.dim() > 1 and tensor[0].numel() % 16 == 0 and tensor.numel() % WORD == 0
-    return (
-        bits.view(-1).view(torch.int64) if bits is not None and gapless and tensor.is_contiguous() else None
-    )
+    if bits is None or not tensor.is_contiguous():
+        return None
+    gapless = tensor[0].numel() % 16 == 0 and tensor.numel() % WORD == 0
+    return bits.view(-1).view(torch.int64) if gapless else None
 
 
 def restore(kept: Kept, like: Tensor) -> Tensor:
