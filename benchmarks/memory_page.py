@@ -28,19 +28,43 @@ holds between steps (gradients and temporary tensors included), every larger ten
 NOTES = """
 What the figures say:
 
-- The input of batch norm is most of what is left: it is kept whole by default, as in the paper. VGG-16 gains
-  more than the targets since torch's maximum keeps its whole input and an 8-byte index an output.
-- ResNet-18 with the input whole stays 3 % short of its targets. They count two tensors a convolution; a
-  projection shortcut has a batch norm of its own but no ReLU, and its convolution keeps a second
-  compressed copy of what the block's first convolution keeps.
-- The narrower the batch norm's input, the more of the peak are gradients of the backward pass itself, which
-  nothing here makes smaller; so the peak falls by less than what is kept.
+- The input of batch norm is most of what is left: it is kept whole by default, as in the paper. Where nothing
+  is added between it and its ReLU, the layer behind keeps nothing of its own: its compressed input is made
+  from that again. Only layers behind a sum, a pool or the pictures keep one, so bytes fall by more than the
+  targets, and by less from one S to the next.
+- With a narrower input of batch norm every layer keeps its compressed input, which is exact then as well.
+- VGG-16 gains more than ResNet-18 since torch's maximum keeps its whole input and an 8-byte index an output.
+- The narrower the batch norm's input, the more of the peak are gradients: at the largest maps two or three
+  dense ones are alive beside what is kept, which nothing here makes smaller.
+- What little memory costs in time: `python benchmarks/memory_step.py`, [memory-step.json](memory-step.json),
+  a step against the same one that keeps packed weights and compressed activations from the forward pass on.
 - Accuracy with the narrower inputs: [norm-input.csv](norm-input.csv), ResNet-20 on 20,000 images of
   CIFAR-10, four epochs of SWAT at 80 %, one seed each (`torchswat train --recipe cifar-small --epochs 4
   --method sample --set data.train_limit=20000 --set optimizer.milestones=[3] --set sparse.norm_input=int8`).
   One seed at this scale cannot tell such differences from those of seeds.
 - Algorithms that leave activations dense keep what torch keeps, or their masks beside it (dsg).
 """
+
+
+def step_lines() -> list[str]:
+    """Return the table of what little memory costs in time, where that was measured."""
+    found = record("memory-step")
+    if found is None:
+        return []
+    facts = found["circumstances"]
+    lines = [
+        "",
+        f"## What it costs in time: {facts['threads']} threads, commit {facts['git_commit']}, "
+        f"medians of {facts['repeats']}",
+        "",
+        "| network | S | step ms | ms with all kept at hand | slower by |",
+        "| --- " * 5 + "|",
+    ]
+    return lines + [
+        f"| {row['network']} | {row['sparsity']} | {row['kept_small_ms']:.0f} | {row['kept_at_hand_ms']:.0f} "
+        f"| {100 * row['slower']:+.1f} % |"
+        for row in found["rows"]
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -89,6 +113,7 @@ def main() -> None:
     for network in dict.fromkeys(row["network"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["network"] == network]
         lines += ["", f"## {network}, batch {rows[0]['batch_size']}", "", *table(rows)]
+    lines += step_lines()
     (FOLDER / "memory.md").write_text("\n".join(lines) + "\n" + NOTES)
 
 
