@@ -250,8 +250,8 @@ def _unpack(positions: Tensor, values: Tensor, offsets: Tensor, size: list[int])
 def _check_packed(fits: bool) -> None:
     if not fits:
         raise InvalidValue(
-            "these packed weights are of another engine, shape or product; pack them again for this one "
-            "(a backward pass must run on the engine that its forward pass ran on)."
+            "these operands were packed by another engine, or for another shape or product; pack them again "
+            "for this one (a backward pass must run on the engine that its forward pass ran on)."
         )
 
 
@@ -364,7 +364,9 @@ def compressed(
 
 def compressed_again(x: Tensor, scale: Tensor, shift: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Compress ``relu(x * scale + shift)``, each a number a channel, without ever storing it."""
-    return _compressed(native_for(x), x, (scale, shift), None, limit, None)
+    native = native_for(x)
+    _check_packed(native is not None)
+    return _compressed(native, x, (scale, shift), None, limit, None)
 
 
 def _compressed(
