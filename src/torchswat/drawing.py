@@ -58,6 +58,20 @@ def legend(panel: Axes, **options: Any) -> None:
     panel.legend(**{"frameon": False, "fontsize": 8, "labelcolor": INK, **options})
 
 
+def name_line(panel: Axes, name: str, end: tuple[float, float], colour: Any) -> None:
+    """Write a line's name behind its end, where it hides no other line as a legend might."""
+    panel.annotate(
+        name,
+        end,
+        (4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=colour,
+        annotation_clip=False,
+    )
+
+
 def caption(figure: Figure, text: str) -> None:
     """Write below a figure what a reader must know about it, in lines as long as it is wide."""
     letters = int(_LETTERS_AN_INCH * figure.get_figwidth())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchswat.drawing import INK, caption, legend, panels, shades
+from torchswat.drawing import INK, caption, name_line, panels, shades
 from torchswat.errors import InvalidData
 from torchswat.experiments.accuracies import grid, said
 from torchswat.experiments.claims import Finding, claims
@@ -58,18 +58,13 @@ def _draw(rows: Sequence[Row], quantity: str, unit: str) -> Figure:
     for panel, operand in zip(axes, ("weight", "activation"), strict=True):
         for layer, shade in zip(layers, shades(len(layers)), strict=True):
             line = [r for r in rows if (r["seed"], r["layer"], r["operand"]) == (first, layer, operand)]
-            label = layer if layer in (layers[0], layers[-1]) else None
-            panel.plot(
-                [r["step"] for r in line],
-                [r[quantity] for r in line],
-                color=shade,
-                linewidth=1.2,
-                label=label,
-            )
+            steps, values = [r["step"] for r in line], [r[quantity] for r in line]
+            panel.plot(steps, values, color=shade, linewidth=1.2)
+            if layer in (layers[0], layers[-1]):
+                name_line(panel, layer, (steps[-1], values[-1]), shade)
         panel.set(
             title=operand, xlabel="step", ylabel=f"{quantity} ({unit})" if unit else quantity, ylim=(0, None)
         )
-        legend(panel)
     return figure
 
 
