@@ -56,6 +56,22 @@ def test_other_files_are_ignored(tmp_path):
     assert dataset.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    "name, text, classes",
+    [
+        ("classes.txt", "0 n2 great white shark\n1 n1 tench\n", ("tench", "great white shark", "n3")),
+        ("LOC_synset_mapping.txt", "n1 crane\nn2 drake\nn3 crane\n", ("crane (n1)", "drake", "crane (n3)")),
+        ("classes.txt", "cat\ndog\n\n7\nn1\nn4 of another set\n", ("n1", "n2", "n3")),
+    ],
+)
+def test_a_file_may_say_how_the_classes_are_called(tmp_path, name, text, classes):
+    folder = write_pictures(tmp_path / "pets", classes=("n1", "n2", "n3"))
+    (folder / name).write_text(text)
+    dataset = load(str(folder))
+    assert dataset.classes == classes == dataset.test.classes
+    assert [path.parent.name for path in dataset.train.paths[::3]] == ["n1", "n2", "n3"]
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_part_that_is_not_there(tmp_path, part):
     folder = write_pictures(tmp_path / "pets")

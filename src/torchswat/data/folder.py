@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -24,7 +25,10 @@ def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
     ----------
     folder : Path
         Holds ``train`` and ``val``, each with one folder a class, the same ones, each with pictures
-        (.jpg, .jpeg, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp); other files and hidden ones are ignored.
+        (.jpg, .jpeg, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp); hidden files and others are ignored.
+        Classes are called by their folders or, where ``classes.txt`` or ImageNet's
+        ``LOC_synset_mapping.txt`` lies beside ``train``, as a line of it says: ``n01440764 tench``, with or
+        without a number in front.
     size, resize : int, default 224 and 256
         See `CentreCrop`.
 
@@ -44,7 +48,10 @@ def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
             f"{folder}: train and val must have the same class folders, but {len(alone)} are in one of them"
             f" only: {shown}."
         )
-    return Dataset(folder.name, _split(train, view), _split(val, view), augmentation=RandomResizedCrop())
+    names = _names(folder, list(train))
+    return Dataset(
+        folder.name, _split(train, names, view), _split(val, names, view), augmentation=RandomResizedCrop()
+    )
 
 
 def _list_classes(part: Path) -> dict[str, list[Path]]:
@@ -73,11 +80,32 @@ def _list_pictures(folder: Path) -> list[Path]:
     return [folder / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
 
 
-def _split(classes: dict[str, list[Path]], view: CentreCrop) -> Pictures:
+_NAMES = ("classes.txt", "LOC_synset_mapping.txt")
+
+
+def _names(folder: Path, classes: list[str]) -> tuple[str, ...]:
+    """Say how the classes are called: as a file says, with the folder where two are called the same."""
+    said: dict[str, str] = {}
+    for path in (folder / name for name in _NAMES):
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                words = line.split()
+                if words and words[0] not in classes and words[0].isdecimal():
+                    words = words[1:]
+                if len(words) > 1 and words[0] in classes:
+                    said[words[0]] = " ".join(words[1:])
+    often = Counter(said.values())
+    return tuple(
+        f"{said[name]} ({name})" if often[said.get(name, "")] > 1 else said.get(name, name)
+        for name in classes
+    )
+
+
+def _split(classes: dict[str, list[Path]], names: tuple[str, ...], view: CentreCrop) -> Pictures:
     paths = tuple(path for members in classes.values() for path in members)
     sizes = torch.tensor([len(members) for members in classes.values()])
     labels = torch.repeat_interleave(torch.arange(len(classes)), sizes)
-    return Pictures(labels=labels, classes=tuple(classes), mean=MEAN, std=STD, paths=paths, view=view)
+    return Pictures(labels=labels, classes=names, mean=MEAN, std=STD, paths=paths, view=view)
 
 
 def _read_imagenet(root: Path, *, size: int = 224, resize: int = 256) -> Dataset:
