@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from speed_page import FOLDER, record
+from speed_page import FOLDER, record, threads
 
 HEAD = """# Memory
 
-Made by `python benchmarks/memory_page.py` from [memory.json](memory.json), which `torchswat bench memory -o
-docs/results/memory.json` writes.
+Made by `python benchmarks/memory_page.py` from [memory.json](memory.json), which `torchswat bench memory
+--threads 1 -o docs/results/memory.json` writes.
 
 Bytes are those of the storages that one training step saves for its backward pass, each storage once:
 values, positions, masks, statistics, and whatever is allocated and not used. Parameters and the batch are
@@ -36,13 +36,15 @@ What the figures say:
 - VGG-16 gains more than ResNet-18 since torch's maximum keeps its whole input and an 8-byte index an output.
 - The narrower the batch norm's input, the more of the peak are gradients: at the largest maps two or three
   dense ones are alive beside what is kept, which nothing here makes smaller.
-- What little memory costs in time: `python benchmarks/memory_step.py`, [memory-step.json](memory-step.json),
-  a step against the same one that keeps packed weights and compressed activations from the forward pass on.
+- What little memory costs in time: `python benchmarks/memory_step.py 7`,
+  [memory-step.json](memory-step.json), a step against the same one that keeps packed weights and compressed
+  activations from the forward pass on.
 - Accuracy with the narrower inputs: [norm-input.csv](norm-input.csv), ResNet-20 on 20,000 images of
   CIFAR-10, four epochs of SWAT at 80 %, one seed each (`torchswat train --recipe cifar-small --epochs 4
   --method sample --set data.train_limit=20000 --set optimizer.milestones=[3] --set sparse.norm_input=int8`).
   One seed at this scale cannot tell such differences from those of seeds.
 - Algorithms that leave activations dense keep what torch keeps, or their masks beside it (dsg).
+  forward-weight runs in the engine's layout: it keeps less behind pooling and a little more elsewhere.
 """
 
 
@@ -54,7 +56,7 @@ def step_lines() -> list[str]:
     facts = found["circumstances"]
     lines = [
         "",
-        f"## What it costs in time: {facts['threads']} threads, commit {facts['git_commit']}, "
+        f"## What it costs in time: {threads(facts)}, commit {facts['git_commit']}, "
         f"medians of {facts['repeats']}",
         "",
         "| network | S | step ms | ms with all kept at hand | slower by |",
@@ -107,7 +109,7 @@ def main() -> None:
     facts = found["circumstances"]
     lines = [HEAD]
     lines.append(
-        f"{facts['processor']}, {facts['threads']} threads, {facts['engine']['isa']}, "
+        f"{facts['processor']}, {threads(facts)}, {facts['engine']['isa']}, "
         f"torch {facts['torch']}, commit {facts['git_commit']}."
     )
     for network in dict.fromkeys(row["network"] for row in found["rows"]):

@@ -19,6 +19,11 @@ def record(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def threads(facts: dict[str, Any]) -> str:
+    """Return how many threads there were, in words."""
+    return "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+
+
 def heading(title: str, name: str, found: dict[str, Any]) -> list[str]:
     """Return a section's title and the circumstances of its figures."""
     facts = found["circumstances"]
@@ -26,7 +31,7 @@ def heading(title: str, name: str, found: dict[str, Any]) -> list[str]:
         "",
         f"## {title}",
         "",
-        f"[{name}.json]({name}.json): {facts['processor']}, {facts['threads']} threads, "
+        f"[{name}.json]({name}.json): {facts['processor']}, {threads(facts)}, "
         f"{facts['engine']['isa']}, torch {facts['torch']}, commit {facts['git_commit']}, "
         f"medians of {facts['repeats']}.",
         "",

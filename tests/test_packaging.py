@@ -70,6 +70,8 @@ def test_importing_the_package_needs_torch_and_numpy_alone():
 
 def test_versions_agree(project):
     assert torchswat.__version__ == project["version"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {project['version']}" in citation.splitlines()
 
 
 def test_python_versions_agree(project):

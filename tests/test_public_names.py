@@ -10,6 +10,7 @@ import torchswat
 PUBLIC = [
     "BatchNormReLU2d",
     "Sparsity",
+    "algorithms",
     "angle",
     "cost",
     "desparsify_",
@@ -17,6 +18,7 @@ PUBLIC = [
     "models",
     "prune_",
     "save",
+    "schedules",
     "select",
     "sparsify_",
     "tune_allocator",

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchswat import models
+    from torchswat import algorithms, models, schedules
     from torchswat.accounting import cost
     from torchswat.analysis import angle
     from torchswat.batch_norm import BatchNormReLU2d
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchNormReLU2d",
     "Sparsity",
+    "algorithms",
     "angle",
     "cost",
     "desparsify_",
@@ -33,12 +34,14 @@ __all__ = [
     "models",
     "prune_",
     "save",
+    "schedules",
     "select",
     "sparsify_",
     "tune_allocator",
 ]
 __version__ = "0.1.0.dev0"
 
+_MODULES = ("algorithms", "models", "schedules")
 # Imported when they are first used, so that the command line can answer before torch is there.
 _HOMES = {
     "BatchNormReLU2d": "torchswat.batch_norm",
@@ -56,8 +59,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("torchswat.models")
+    if name in _MODULES:
+        return import_module(f"torchswat.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'torchswat' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -8,6 +8,10 @@ where ``w`` is its weight, ``a`` its input activation and ``g`` the gradient of 
 is a row of a table over their operands: each slot names how that operand is selected, or nothing. Layers,
 cost model, figures and documentation all read this table; trying a variant of the paper's idea is a new
 row and nothing else.
+
+>>> import torchswat
+>>> [name for name, row in torchswat.algorithms.ALGORITHMS.items() if row.forward_weight == "top-k"]
+['swat', 'forward-weight']
 """
 
 from __future__ import annotations

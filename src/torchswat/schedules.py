@@ -1,4 +1,9 @@
-"""Sparsity as a function of the iteration: small callables that `torchswat.sparsify_` takes for a number."""
+"""Sparsity as a function of the iteration: small callables that `torchswat.sparsify_` takes for a number.
+
+>>> import torch, torchswat
+>>> ramp = torchswat.schedules.Cubic(final=0.8, steps=2000)
+>>> model = torchswat.sparsify_(torch.nn.Linear(100, 10), sparsity=ramp)
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from torchswat.runtime.network import load
 from torchswat.runtime.package import save
 from torchswat.runtime.trace import pruned
 from torchswat.selection import check_sparsity
+from torchswat.training.run_folder import version_of
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -106,7 +107,8 @@ def bench_inference(
     check_names(cases, peers)
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    situation = circumstances(seed, repeats)
+    installed = {name for packages in _PACKAGES.values() for name in packages}
+    situation = circumstances(seed, repeats) | {"peers": {n: version_of(n) for n in sorted(installed)}}
     absent = {peer: missing for peer in peers if (missing := _missing(peer))}
     rows = []
     for name in cases:

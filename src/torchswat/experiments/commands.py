@@ -22,7 +22,7 @@ def reproduce(
         list[str], typer.Argument(metavar="FIGURE...", help="Such as 9a, 7, lemma-b1, or all.")
     ],
     scale: Annotated[
-        str, typer.Option(help="smoke (seconds), cpu (hours on two cores) or paper (days on a GPU).")
+        str, typer.Option(help="smoke (seconds), cpu (hours on two cores) or paper (months on a GPU).")
     ] = "cpu",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Trainings of each kind (default: the scale's).")

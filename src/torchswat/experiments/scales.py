@@ -115,7 +115,7 @@ SCALES: dict[str, Scale] = {
         ),
         Scale(
             "paper",
-            "days on a GPU: the paper's networks, data and schedules",
+            "months on a GPU: the paper's networks, data and schedules",
             seeds=(0, 1, 2),
             sparsities=(0.5, 0.6, 0.7, 0.8, 0.9),
             settings=("analysis.every_steps=500",),

@@ -190,7 +190,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{package: _version(package) for package in packages},
+        **{package: version_of(package) for package in packages},
         "git_commit": _git_commit(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -200,7 +200,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package, or None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
