@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torchswat import BatchNormReLU2d, sparsify_
 from torchswat.engine import ops
-from torchswat.engine.batch_norm import NORM_INPUTS
+from torchswat.engine.batch_norm import NORM_INPUTS, origin_of
 from torchswat.engine.loader import engine
 from torchswat.errors import InvalidValue, UnknownName
 
@@ -57,6 +58,10 @@ def pair(channels: int, **settings) -> tuple[BatchNormReLU2d, nn.BatchNorm2d]:
     fused = BatchNormReLU2d(channels, **settings, norm_input=norm_input)
     fused.load_state_dict(plain.state_dict())  # the same names
     return fused, plain
+
+
+def inner(*size: int) -> Tensor:
+    return ops.to_inner(torch.randn(size))
 
 
 # ---- the same numbers --------------------------------------------------------------------------------------
@@ -282,3 +287,137 @@ def test_names_are_checked():
 
 def test_it_says_what_it_is():
     assert repr(BatchNormReLU2d(4, norm_input="int8")).endswith("norm_input='int8')")
+
+
+# ---- whatever the parameters, torch's defaults and hooks are -----------------------------------------------
+
+
+def test_another_number_of_channels_is_refused_as_by_torch():
+    with pytest.raises(RuntimeError, match="running_mean should contain 6 elements not 4"):
+        BatchNormReLU2d(4)(inner(8, 6, 6, 6))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    with pytest.raises(RuntimeError, match="running_mean should contain 4 elements not 6"):
+        sparsify_(model, sparsity=0.5)(torch.randn(8, 3, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("odd", ["strided", "expanded", "float64"])
+def test_parameters_of_other_strides_and_dtypes(name, odd):
+    if odd == "expanded" and name.startswith("running"):
+        pytest.skip("nobody can write to it")
+    fused, plain = pair(4)
+    x, gradient = inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    expanded = torch.ones(1).expand(4)
+    changed = {"strided": torch.rand(8)[::2], "expanded": expanded, "float64": torch.ones(4).double()}[odd]
+    for layer in (fused, plain):
+        value = changed if odd == "expanded" else changed.clone(memory_format=torch.preserve_format)
+        if odd == "strided":
+            value = torch.stack([changed, changed], 1)[:, 0]
+        setattr(layer, name, nn.Parameter(value) if name in ("weight", "bias") else value)
+    outcomes = []
+    for layer in (fused, plain):
+        try:
+            outcomes.append(passes(layer, x, None, gradient))
+        except (RuntimeError, ValueError) as error:  # torch refuses some, and then so do we
+            outcomes.append(str(error))
+    if isinstance(outcomes[1], str):
+        assert isinstance(outcomes[0], str)
+        return
+    for key, value in outcomes[1].items():
+        torch.testing.assert_close(outcomes[0][key], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm_input", NORM_INPUTS)
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+def test_the_default_dtype_and_device_change_nothing(norm_input, default):
+    """A float32 model computes the same: forward, backward, with residual, and between sparse layers."""
+    x, other, gradient = inner(8, 4, 6, 6), inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    fused, _ = pair(4, norm_input=norm_input)
+    model = sparsify_(sparse_body(), sparsity=0.6, norm_input=norm_input, method="sample")
+    twins = copy.deepcopy((fused, model))
+    expected = [passes(fused, x, None, gradient), passes(fused, x, other, gradient), training(model, x)]
+    if default == "meta":
+        with torch.device("meta"):
+            actual = [passes(twins[0], x, None, gradient), passes(twins[0], x, other, gradient)]
+            actual.append(training(twins[1], x))
+    else:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            actual = [passes(twins[0], x, None, gradient), passes(twins[0], x, other, gradient)]
+            actual.append(training(twins[1], x))
+        finally:
+            torch.set_default_dtype(before)
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name, value in theirs.items():
+            assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), name
+
+
+def sparse_body() -> nn.Sequential:
+    first, last = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+    behind = nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)
+    return nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU(), last, *behind)
+
+
+def training(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return the output and all gradients of two passes."""
+    for _ in range(2):
+        model.zero_grad()
+        y = model(x)
+        y.backward(x[:, 0].flatten(1)[:, : y.shape[1]].contiguous())
+    return {"output": y.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("norm_input", NORM_INPUTS)
+def test_what_is_saved_may_come_back_in_another_layout(norm_input):
+    """Hooks on saved tensors promise their values, not their strides."""
+    fused, _ = pair(4, norm_input=norm_input)
+    model = sparsify_(sparse_body(), sparsity=0.6, norm_input=norm_input)
+    x, gradient = inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    twins = copy.deepcopy((fused, model))
+    expected = passes(fused, x, None, gradient), training(model, x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone().contiguous(), lambda t: t):
+        actual = passes(twins[0], x, None, gradient), training(twins[1], x)
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name, value in theirs.items():
+            assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_recalibration_without_gradients(mode):
+    fused, plain = pair(4)
+    x = inner(8, 4, 6, 6)
+    with mode():
+        ours, theirs = fused(x), plain(x).relu()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused.running_var, plain.running_var)
+    assert origin_of(ours) is None  # or its input would live as long as it
+
+
+def test_an_output_is_told_from_its_input_only_while_neither_is_changed():
+    x = inner(8, 4, 6, 6).requires_grad_()
+    fused, _ = pair(4)
+    y = fused(x)
+    assert origin_of(y) is not None
+    torch.save(y, file := io.BytesIO())
+    file.seek(0)
+    assert torch.equal(torch.load(file), y)  # a plain tensor, which a load of weights alone takes
+    y.data_ptr(), x.detach().mul_(-3)
+    assert origin_of(y) is None
+    z = fused(inner(8, 4, 6, 6).requires_grad_())
+    z.mul_(2)
+    assert origin_of(z) is None
+
+
+def test_a_changed_input_spoils_no_gradient_of_a_layer_behind():
+    conv = sparsify_(nn.Sequential(nn.Conv2d(4, 8, 3, padding=1)), sparsity=0.5)
+    fused, _ = pair(4)
+    x = inner(8, 4, 6, 6)
+
+    def gradient(y: Tensor) -> Tensor:
+        return torch.autograd.grad(conv(y).square().sum(), conv[0].weight)[0]
+
+    expected = gradient(fused(x.clone()))
+    y = fused(x)
+    x.mul_(-3)
+    assert torch.equal(gradient(y), expected)

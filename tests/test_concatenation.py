@@ -62,6 +62,12 @@ def test_all_names_and_ways_to_call_it(function):
         assert ops.is_inner(result) and torch.equal(result, expected)
 
 
+def test_the_dimension_may_be_called_axis():
+    parts = part(4, 2, 3, 3), part(4, 1, 3, 3)
+    joined = torch.cat(parts, axis=1)
+    assert torch.equal(joined, torch.cat([p.as_subclass(Tensor) for p in parts], 1)) and ops.is_inner(joined)
+
+
 def test_any_other_concatenation_is_torchs():
     a = part(4, 2, 3, 3)
     plain = a.as_subclass(Tensor)

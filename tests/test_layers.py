@@ -446,3 +446,24 @@ def test_the_mask_of_a_weight_that_is_mostly_zero_keeps_exactly_k():
         model[0].weight[1:] = 0
     model(torch.randn(2, 4, 5, 5)).sum().backward()
     reference.check_mask(model[0].sparse.weight_mask, reference.top_k(model[0].weight, 0.5))
+
+
+def test_every_pass_selects_from_the_weights_as_they_are():
+    """Averaged weights are swapped in through ``.data``, which leaves no sign of it."""
+    layer = sparse(nn.Linear(64, 64, bias=False), sparsity=0.8, period=4)
+    x, weight = torch.randn(8, 64), layer.weight
+
+    def expected(values: Tensor) -> Tensor:
+        return x @ torch.where(torchswat.select(values, 0.8), values, 0).T
+
+    layer(x)
+    before = weight.data.clone()
+    threshold = layer.sparse.selectors["weight"].threshold.clone()
+    for _ in range(2):
+        weight.data.copy_(torch.randn(64, 64))
+        layer.sparse.selectors["weight"].period = 1
+        reference.check_close(layer.eval()(x), expected(weight.data), 1e-5)
+        layer.sparse.selectors["weight"].period = 4
+    assert torch.equal(layer.sparse.selectors["weight"].threshold, threshold)  # an evaluation moves none
+    weight.data.copy_(before)
+    reference.check_close(layer.train()(x), expected(before), 1e-5)

@@ -186,6 +186,10 @@ def test_padding_shortcut(size, stride, new_channels):
     check_same(nn.Sequential(Inner(), shortcut), shifted(*size))
 
 
+def test_a_maximum_over_a_window_larger_than_the_kernels():
+    check_same(nn.Sequential(Inner(), nn.MaxPool2d(20)), shifted(8, 4, 20, 20))
+
+
 def test_max_pool_returns_indices_where_asked():
     pool = nn.MaxPool2d(2, return_indices=True)
     x = shifted(5, 3, 8, 8)

@@ -21,7 +21,11 @@ def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
         return False
     if norm.momentum is None or input.dim() != 4 or not input.is_floating_point():
         return False
-    return input.numel() > input.shape[1]  # torch refuses one value a channel
+    channels = input.shape[1]
+    given = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if any(tensor is not None and tensor.shape != (channels,) for tensor in given):
+        return False
+    return input.numel() > channels  # torch refuses one value a channel
 
 
 def normalised(
@@ -32,7 +36,7 @@ def normalised(
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     statistics = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, norm.momentum
-    output = BatchNorm.apply(input, residual, *statistics, relu, norm_input)
+    output = BatchNorm.apply(input, residual, *statistics, relu, norm_input, torch.is_grad_enabled())
     assert isinstance(output, Tensor)
     return output
 

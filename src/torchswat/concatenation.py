@@ -31,9 +31,11 @@ class Part(Tensor):
             return func(*args, **(kwargs or {}))
 
 
-def _along_channels(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> list[Tensor]:
+def _along_channels(
+    tensors: Any, dim: int = 0, *, axis: int | None = None, out: Tensor | None = None
+) -> list[Tensor]:
     """Return what these arguments concatenate, if it is the channels of pictures of one size and dtype."""
-    tensors = list(tensors)
+    tensors, dim = list(tensors), dim if axis is None else axis
     same = len({(t.dtype, t.device, t.dim(), len(t), *t.shape[2:]) for t in tensors}) == 1
     return tensors if same and tensors[0].dim() == 4 and dim in (1, -3) and out is None else []
 

@@ -312,7 +312,8 @@ def prune_(model: Model) -> Model:
         assert isinstance(weight, Tensor)
         mask = sparse.weight_mask
         if mask is None:
-            mask = sparse.select_weight(weight, sparsity, max(0, sparse.iteration - 1)).mask_of(weight)
+            last = max(0, sparse.iteration - 1)
+            mask = sparse.select_weight(weight, sparsity, last, training=False).mask_of(weight)
         weight.masked_fill_(~mask, 0)
     return model
 

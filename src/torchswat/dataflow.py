@@ -104,7 +104,7 @@ def _concatenated(node: fx.Node) -> list[fx.Node]:
     if node.op != "call_function" or node.target not in CONCATENATIONS:
         return []
     parts, dimension, *_ = *node.args, *[None] * 2
-    if node.kwargs.get("dim", dimension) not in (1, -3):
+    if node.kwargs.get("dim", node.kwargs.get("axis", dimension)) not in (1, -3):
         return []
     parts = node.kwargs.get("tensors", parts)
     return [part for part in parts if isinstance(part, fx.Node)] if isinstance(parts, (list, tuple)) else []

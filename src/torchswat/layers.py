@@ -29,6 +29,7 @@ from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
 from torchswat.engine.topk import SMALLEST, Marks, Selection, count_kept
 from torchswat.errors import InvalidValue
+from torchswat.pending import settled
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
 
@@ -253,17 +254,19 @@ class LayerSparsity:
         return selector if training else copy.copy(selector)
 
     def select_weight(
-        self, weight: Tensor, sparsity: float, iteration: int, marked: bool = False
+        self, weight: Tensor, sparsity: float, iteration: int, training: bool, marked: bool = False
     ) -> Selection:
-        """Return the selection of the weight: the last one where nothing it depends on has changed.
+        """Return the selection of the weight.
 
-        A weight that was changed through ``.data`` shows no sign of it, so every iteration selects anew.
+        Every pass selects anew, for a weight that was changed through ``.data`` shows no sign of it; but a
+        recomputation inside a backward pass takes the last one. An evaluation moves no threshold.
         Where the weight is to be `marked` by who reads it next, counting, looking for NaN and the mask, which
         is rarely asked for, are left to that; `weight_marked` must follow.
         """
-        selector = self.selectors["weight"]
+        selector = self.selector("weight", training)
         seen = (weight.shape, weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
-        if self._weight_selection is None or selector.random or seen != self._weight_seen:
+        same = _inside_backward() and seen == self._weight_seen
+        if self._weight_selection is None or selector.random or not same:
             self._weight_selection = self._weight_mask = None
             name = f"the weight of layer {self.name!r}"
             selection = selector.select(weight, sparsity, iteration, name, lean=marked)
@@ -272,6 +275,7 @@ class LayerSparsity:
             if not selection.marks:
                 self._weight_mask = selection.mask_of(weight)
             self._weight_selection, self._weight_seen = selection, seen
+            self.selectors["weight"].density = selector.density
         return self._weight_selection
 
     def weight_marked(self, marks: Marks, entries: int) -> None:
@@ -378,7 +382,9 @@ class SparseLayer(nn.Module):
             of_input = selector.select(input, sparsity, iteration, name, lean=products.compresses)
         if row.forward_weight or (row.grad_input_weight and (to_input or to_weight)):
             marked = bool(row.forward_weight) and products.marks_weight
-            of_weight = sparse.select_weight(cast(Tensor, self.weight), sparsity, iteration, marked)
+            of_weight = sparse.select_weight(
+                cast(Tensor, self.weight), sparsity, iteration, self.training, marked
+            )
         return of_input, of_weight
 
     def _gradient_selections(self, sparsity: float, iteration: int) -> GradientSelections:
@@ -450,6 +456,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (N, C, H, W) or (C, H, W)
+        input = settled(input)
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
             raise InvalidValue(
@@ -527,6 +534,7 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
+        input = settled(input)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}; "

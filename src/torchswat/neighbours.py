@@ -2,8 +2,9 @@
 
 Batch norm, ReLU and pooling are bound by memory, so they are worth their own kernels where a sparse layer
 of the compiled engine hands them a batch-innermost tensor; any other input takes torch's own path. A batch
-norm that is only read by a ReLU does both in one pass, and keeps one bit an entry for the backward pass
-instead of the ReLU's output; one whose output is only added to a residual waits for it and does that too.
+norm that is read by a ReLU alone waits for it (`torchswat.pending`), does both in one pass, and keeps one bit
+an entry for the backward pass instead of the ReLU's output; one whose output is only added to a residual
+waits for that and does it too.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch._C import _autograd as autograd  # type: ignore[attr-defined]
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as hooks
 
 from torchswat.batch_norm import fuses, normalised
 from torchswat.concatenation import as_part
 from torchswat.dataflow import readers_of
 from torchswat.engine import kept, ops
 from torchswat.engine.batch_norm import takes
+from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native
 from torchswat.models.resnet import PaddingShortcut
+from torchswat.pending import Pending, settled
 
 
 class _ReLU(torch.autograd.Function):
@@ -50,7 +55,7 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = x.shape
         p, q = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
         y = ops.empty_inner(n, c, p, q, like=x)
-        winner = torch.empty(y.numel(), dtype=torch.uint8)
+        winner = buffer(y.numel(), dtype=torch.uint8)
         native().max_pool_forward(  # type: ignore[union-attr]
             *(x.data_ptr(), c, h, w, n, kernel, stride, padding),
             *(y.data_ptr(), winner.data_ptr(), torch.get_num_threads()),
@@ -141,21 +146,13 @@ class _MaxPoolInTorch(torch.autograd.Function):
         return backward(gradient, x, *ctx.geometry, winner.long()), None
 
 
+_LARGEST_WINDOW = 16
+"""Rows of a maximum's window that the compiled kernel knows: where the largest was found is one byte."""
+
+
 def _differentiates(input: Tensor) -> bool:
     """Tell whether a backward pass is to come, in eager torch."""
     return torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
-
-
-class _Awaiting:
-    """A batch norm's output before it is computed: the addition that reads it brings the residual along."""
-
-    def __init__(self, norm: NeighbourBatchNorm2d, input: Tensor) -> None:
-        self.norm, self.input = norm, input
-
-    def __add__(self, residual: Tensor) -> Tensor:
-        return self.norm.normalise(self.input, residual)
-
-    __radd__ = __iadd__ = __add__
 
 
 @runtime_checkable
@@ -172,18 +169,20 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
 
     Other inputs it brings into that layout where a layer behind it would do so with its output.
 
-    A hook would see something else than the batch norm's own output, so with a hook nothing is fused.
+    Where it waits for what reads it, its output is a `Pending`. With hooks on it, it does not wait: they may
+    keep what they see. Nor does it under gradient checkpointing, whose parts may end between it and its
+    reader.
 
     Attributes
     ----------
     awaits : bool
-        Its output is read by an addition alone, which then does the work.
+        Its output is read by an addition alone, which is done in the same pass.
     rectifies : bool
         It (or that sum) is read by a ReLU alone, which is done as well.
     behind : tuple of Reader
         The layers that read the result of all that.
     norm_input : str
-        How its input is kept for the backward pass (`torchswat.engine.batch_norm.NORM_INPUTS`).
+        How its input is kept (`torchswat.engine.batch_norm.NORM_INPUTS`).
     """
 
     awaits: bool = False
@@ -191,14 +190,15 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
     behind: tuple[Reader, ...] = ()
     norm_input: str = "whole"
 
-    def forward(self, input: Tensor) -> Any:
+    def forward(self, input: Tensor) -> Tensor:
+        input = settled(input)
         if not fuses(self, input):
             return super().forward(input)
         if self._converts(input):
             input = ops.as_inner(input)
-        if self.awaits and not self._forward_hooks:
-            return _Awaiting(self, input)
-        return self.normalise(input)
+        if (self.awaits or self.rectifies) and self._may_wait(input):
+            return Pending.of(self, input, self.norm_input, self.awaits, self.rectifies)
+        return normalised(self, input, None, False, self.norm_input)
 
     def _converts(self, input: Tensor) -> bool:
         """Tell whether a layer behind it would bring its output into the engine's layout."""
@@ -206,22 +206,37 @@ class NeighbourBatchNorm2d(nn.BatchNorm2d):
             return False
         return any(reader.takes_inner(input) for reader in self.behind)
 
-    def normalise(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the normalised `input`, plus `residual`, rectified where a ReLU follows."""
-        if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
-            return normalised(self, input, None, False, self.norm_input) + residual
-        rectifies = self.rectifies and not self._forward_hooks and (residual is not None) == self.awaits
-        output = normalised(self, input, residual, rectifies, self.norm_input)
-        output.torchswat_rectified = rectifies  # type: ignore[attr-defined]
-        return output
+    def _may_wait(self, input: Tensor) -> bool:
+        """Tell whether gradients are wanted, and nobody but who reads the output will look at it."""
+        tensors = input, self.weight, self.bias
+        differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return differentiates and not _is_hooked(self) and not _is_checkpointed()
+
+
+def _is_checkpointed() -> bool:
+    """Tell whether this is a part of a model that gradient checkpointing (not reentrant) computes twice."""
+    # Before torch 2.8 nobody can tell; there a part that ends between the two raises torch's CheckpointError.
+    on_top = getattr(autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)(False)
+    return on_top is not None and on_top[0].__module__ == "torch.utils.checkpoint"
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Tell whether hooks see the output of `module`, its own or those of all modules."""
+    own = module._forward_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or bool(
+        hooks._global_forward_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks
+    )
 
 
 class NeighbourReLU(nn.ReLU):
-    """A ReLU that keeps bits instead of its output, and lets pass what a batch norm has rectified."""
+    """A ReLU that keeps bits instead of its output, and leaves its work to a batch norm that waits for it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if getattr(input, "torchswat_rectified", False):
-            return input
+        if type(input) is Pending:
+            rectified = input.rectified(self.inplace)
+            if rectified is not None:
+                return rectified
+        input = settled(input)
         in_torch = _differentiates(input) and not (self.inplace and input._is_view())
         if not in_torch and not takes(input):
             return super().forward(input)
@@ -234,6 +249,7 @@ class NeighbourMaxPool2d(nn.MaxPool2d):
     """A MaxPool2d that takes batch-innermost inputs as they are, and keeps no input."""
 
     def forward(self, input: Tensor) -> Any:
+        input = settled(input)
         if self._in_engine(input):
             kernel, stride, padding = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
             output = _MaxPool.apply(input, kernel[0], stride[0], padding[0])
@@ -252,6 +268,8 @@ class NeighbourMaxPool2d(nn.MaxPool2d):
         if plain or any(a != b for a, b in sizes) or not takes(input):
             return False
         kernel, stride, padding = (size[0] for size in sizes)
+        if kernel > _LARGEST_WINDOW:
+            return False
         return not self.ceil_mode or not any((s + 2 * padding - kernel) % stride for s in input.shape[2:])
 
 
@@ -265,6 +283,7 @@ class NeighbourAvgPool2d(nn.AvgPool2d):
     """An AvgPool2d that takes batch-innermost inputs as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
+        input = settled(input)
         kernel, stride, padding = _pair(self.kernel_size), _pair(self.stride), _pair(self.padding)
         apart = stride == kernel and padding == (0, 0)
         plain = not apart or self.divisor_override is not None or not takes(input)
@@ -279,6 +298,7 @@ class NeighbourAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """An AdaptiveAvgPool2d that takes batch-innermost inputs as they are, to one value a channel."""
 
     def forward(self, input: Tensor) -> Tensor:
+        input = settled(input)
         if self.output_size not in (1, (1, 1), [1, 1]) or not takes(input):
             return super().forward(input)
         return _averages(input, (input.shape[2], input.shape[3]))
@@ -288,6 +308,7 @@ class NeighbourPaddingShortcut(PaddingShortcut):
     """A PaddingShortcut that takes batch-innermost inputs as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = settled(x)
         if not takes(x):
             return super().forward(x)
         output = _PaddingShortcut.apply(x, self.stride, self.new_channels)

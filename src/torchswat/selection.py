@@ -264,7 +264,7 @@ def keep_largest(
         return threshold, Selection(mask)
     if found.not_a_number:
         raise _not_a_number(tensor.numel(), name)
-    threshold = torch.full([1] * tensor.dim(), found.value)
+    threshold = tensor.new_full([1] * tensor.dim(), found.value)
     if not exact or found.greater + found.equal == k:
         return threshold, Selection(limit=found.value, count=found.greater + found.equal)
     return threshold, _without_ties(tensor, found, k)
@@ -286,7 +286,7 @@ def _without_ties(tensor: Tensor, found: topk.Found, k: int) -> Selection:
     """Return the selection of exactly `k` entries of a whole tensor, given what the kernel found."""
     mask = topk.marked(tensor, found.value, k - found.greater)
     if mask is None:
-        mask = _exactly(tensor, torch.full([1] * tensor.dim(), found.value), k, "nchw")
+        mask = _exactly(tensor, tensor.new_full([1] * tensor.dim(), found.value), k, "nchw")
     return Selection(mask, count=k)
 
 
@@ -477,7 +477,7 @@ class Selector:
             if self.exact and count > k:
                 selection = _without_ties(tensor, found, k)
             self.density = (selection.count or 0) / tensor.numel()
-        self.threshold, self.sparsity = torch.full([1] * tensor.dim(), limit), sparsity
+        self.threshold, self.sparsity = tensor.new_full([1] * tensor.dim(), limit), sparsity
         return selection
 
     def counted(self, marks: topk.Marks, entries: int, name: str) -> None:

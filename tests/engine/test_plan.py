@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import BUILT
+from torch import nn
 
+from torchswat import select, sparsify_
 from torchswat.engine import plan
 from torchswat.engine.loader import engine
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
@@ -178,3 +181,16 @@ def test_a_real_measurement(shape, sparsity):
     timing = plan.measure(shape, sparsity)
     for pair in (timing.forward, timing.grad_input, timing.grad_weight):
         assert all(0 < milliseconds < 1e5 for milliseconds in pair)
+
+
+def test_maps_too_wide_for_the_kernels_offsets_run_dense(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHSWAT_PLAN", str(tmp_path / "plan.json"))
+    layer = sparsify_(nn.Sequential(nn.Conv2d(2, 64, 1, stride=2, bias=False)), sparsity=0.5)
+    x = torch.randn(2, 2, 3, 4300)
+    y = layer(x)
+    mask = select(layer[0].weight, 0.5)
+    expected = F.conv2d(x, torch.where(mask, layer[0].weight, 0), stride=2)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    (timing,) = plan.table(tmp_path / "plan.json")[plan.machine()].values()
+    assert not timing.choice().grad_weight

@@ -14,14 +14,17 @@ reads such an output need not keep what it selected of it either: the output tel
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torchswat.engine import kept, ops
+from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native, native_for
 
 NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
@@ -35,6 +38,11 @@ def takes(x: Tensor, *parameters: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or x.dim() != 4 or len(x) < 2 or not ops.is_inner(x):
         return False
     return native_for(x, *parameters) is not None
+
+
+def _are_plain(*channel: Tensor | None) -> bool:
+    """Tell whether the kernels can read these where they lie, a number a channel each."""
+    return native_for(*channel) is not None and all(t is None or t.is_contiguous() for t in channel)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -51,20 +59,26 @@ class Origin:
         Batch-innermost, of the same shape; batch norm keeps it for its own backward pass.
     scale, shift : Tensor
         A number a channel, (C,).
-    version : int
-        Of the tensor when it was made: what was changed since is not what it was.
+    versions : tuple of int
+        Of the tensor and of `x` when it was made: what was changed since is not what it was.
     """
 
     x: Tensor
     scale: Tensor
     shift: Tensor
-    version: int
+    versions: tuple[int, int]
+
+
+_origins: MutableMapping[Tensor, Origin] = WeakIdKeyDictionary()
 
 
 def origin_of(tensor: Tensor) -> Origin | None:
-    """Return what `tensor` can be computed from again, or None where nobody has said so."""
-    origin = getattr(tensor, "torchswat_origin", None)
-    return origin if origin is not None and origin.version == tensor._version else None
+    """Return what `tensor` can be computed from again, or None where nobody has said so.
+
+    A change through ``.data`` shows no sign of it.
+    """
+    origin = _origins.get(tensor)
+    return origin if origin and origin.versions == (tensor._version, origin.x._version) else None
 
 
 class BatchNorm(torch.autograd.Function):
@@ -83,18 +97,21 @@ class BatchNorm(torch.autograd.Function):
         momentum: float,
         relu: bool,
         norm_input: str,
+        differentiates: bool,
     ) -> Tensor:
-        ctx.compiled, ctx.eps, ctx.norm_input = takes(x, weight, residual), eps, norm_input
+        ctx.compiled = takes(x, residual) and _are_plain(weight, bias, running_mean, running_var)
+        ctx.eps, ctx.norm_input = eps, norm_input
         run = _forward_compiled if ctx.compiled else _forward_in_torch
         statistics = weight, bias, running_mean, running_var, eps, momentum
         again = ctx.compiled and relu and residual is None and norm_input == "whole"
-        factors = torch.empty(2, x.shape[1]).unbind() if again else (None, None)
+        factors = buffer(2, x.shape[1]).unbind() if again else (None, None)
         how = relu, norm_input, *factors
         y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, *how)
         ctx.strides = kept.dense_strides(y)
         ctx.save_for_backward(weight, positive, *factors, mean, inverse_deviation, *(copy or (x,)))
-        if again and any(ctx.needs_input_grad):
-            y.torchswat_origin = Origin(x.detach(), *factors, y._version)  # type: ignore[attr-defined]
+        scale, shift = factors
+        if scale is not None and shift is not None and differentiates and any(ctx.needs_input_grad):
+            _origins[y] = Origin(x.detach(), scale, shift, (y._version, x._version))
         return y
 
     @staticmethod
@@ -102,7 +119,7 @@ class BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         run = _backward_compiled if ctx.compiled else _backward_in_torch
         grads = run(ctx, gradient, *ctx.saved_tensors)
-        return *grads, *[None] * 6
+        return *grads, *[None] * 7
 
 
 Copy = tuple[Tensor, ...]
@@ -130,13 +147,13 @@ def _forward_compiled(
     residual = None if residual is None else ops.as_inner(residual)
     y = torch.empty_like(x)
     told = relu and scale is None  # what the ReLU lets through, which can be told from x otherwise
-    positive = torch.empty(channels, -(-length // kept.WORD), dtype=torch.int64) if told else None
-    mean, inverse_deviation = torch.empty(channels), torch.empty(channels)
+    positive = buffer(channels, -(-length // kept.WORD), dtype=torch.int64) if told else None
+    mean, inverse_deviation = buffer(channels), buffer(channels)
     copy: Copy = ()
     if norm_input == "bfloat16":
         copy = (torch.empty_like(x, dtype=torch.bfloat16),)
     elif norm_input == "int8":
-        copy = torch.empty_like(x, dtype=torch.uint8), torch.empty(channels), torch.empty(channels)
+        copy = torch.empty_like(x, dtype=torch.uint8), buffer(channels), buffer(channels)
     native().batch_norm_forward(  # type: ignore[union-attr]
         *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
         *(_address(residual), relu, y.data_ptr()),
@@ -162,10 +179,10 @@ def _backward_compiled(
     x: Tensor,
     *steps: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    gradient = ops.as_inner(gradient)
+    gradient, x = ops.as_inner(gradient), ops.as_inner(x)  # hooks on what is saved may lay it out anew
     channels, length = x.shape[1], x.numel() // x.shape[1]
     grad_x = torch.empty_like(x, dtype=gradient.dtype)
-    grad_weight, grad_bias = torch.empty(channels), torch.empty(channels)
+    grad_weight, grad_bias = buffer(channels), buffer(channels)
     rectifier = _address(positive), _address(scale), _address(shift)
     grad_residual = None
     if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came

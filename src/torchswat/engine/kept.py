@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native, native_for
 from torchswat.engine.topk import SMALLEST, Selection, memory_order
 
@@ -82,15 +83,15 @@ def keep(tensor: Tensor, selection: Selection) -> Kept:
         marks = (flat.abs() >= selection.limit if mask is None else mask) & (flat != 0)
         return flat[marks], pack_bits(marks)
     n, threads = flat.numel(), torch.get_num_threads()
-    starts = torch.empty(module.kept_parts(n) + 1, dtype=torch.int64)
+    starts = buffer(module.kept_parts(n) + 1, dtype=torch.int64)
     bits = _bits_of(selection, tensor)
     if bits is not None:
         count = module.count_marked(bits.data_ptr(), n, starts.data_ptr())
     else:
-        bits = torch.empty(-(-n // WORD), dtype=torch.int64)
+        bits = buffer(-(-n // WORD), dtype=torch.int64)
         which = flat.data_ptr(), 0 if mask is None else mask.data_ptr(), max(selection.limit, SMALLEST), n
         count = module.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
-    values = torch.empty(count)
+    values = buffer(count)
     module.gather_kept(flat.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, values.data_ptr(), threads)
     return values, bits
 
@@ -134,9 +135,9 @@ def rectify(x: Tensor, inplace: bool) -> Kept:
     module, flat = native_for(x), memory_order(x)
     if module is None or flat is None:
         y = x.relu_() if inplace else x.relu()
-        return y, pack_bits(_flat(~(y <= 0)))
+        return y, pack_bits(_like(y, ~(y <= 0)))
     y = x if inplace else torch.empty_like(x)
-    bits = torch.empty(-(-x.numel() // WORD), dtype=torch.int64)
+    bits = buffer(-(-x.numel() // WORD), dtype=torch.int64)
     threads = torch.get_num_threads()
     module.relu_forward(x.data_ptr(), x.numel(), y.data_ptr(), bits.data_ptr(), threads)
     return y, bits

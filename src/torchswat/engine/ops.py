@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native_for
 from torchswat.engine.products import Conv2dProducts
 from torchswat.engine.topk import Marks
@@ -219,8 +220,8 @@ def packed_weights(
 
 def _empty_packed(native, shape, product: int) -> tuple[Tensor, Tensor, Tensor]:
     buckets, capacity = _native_lengths(native, shape, product)
-    starts = torch.empty(buckets, dtype=torch.int32)
-    return starts, torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
+    starts = buffer(buckets, dtype=torch.int32)
+    return starts, buffer(capacity), buffer(capacity, dtype=torch.int16)
 
 
 def _lengths(starts: Tensor, offsets: Tensor) -> tuple[int, int]:
@@ -276,7 +277,7 @@ def conv2d_packed(
     shape = _shape(native, list(x.shape), weight_size, stride, padding)
     _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, FORWARD))
     threads = torch.get_num_threads()
-    workspace = torch.empty(native.conv_workspace(shape, threads))
+    workspace = buffer(native.conv_workspace(shape, threads))
     native.conv_forward(
         shape,
         x.data_ptr(),
@@ -316,7 +317,7 @@ def conv2d_packed_grad_input(
     shape = _shape(native, input_size, weight_size, stride, padding)
     _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, GRAD_INPUT))
     threads = torch.get_num_threads()
-    workspace = torch.empty(native.conv_workspace(shape, threads))
+    workspace = buffer(native.conv_workspace(shape, threads))
     packed = (t.data_ptr() for t in (starts, values, offsets))
     native.conv_grad_input(
         shape, gradient.data_ptr(), *packed, result.data_ptr(), workspace.data_ptr(), threads
@@ -366,7 +367,7 @@ def compressed_again(x: Tensor, scale: Tensor, shift: Tensor, limit: float) -> t
     """Compress ``relu(x * scale + shift)``, each a number a channel, without ever storing it."""
     native = native_for(x)
     _check_packed(native is not None)
-    return _compressed(native, x, (scale, shift), None, limit, None)
+    return _compressed(native, as_inner(x), (scale, shift), None, limit, None)
 
 
 def _compressed(
@@ -379,15 +380,15 @@ def _compressed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     mask = None if mask is None else as_inner(mask)
-    counts, starts = torch.empty(c, n, dtype=torch.int32), torch.empty(c + 1, dtype=torch.int64)
-    bits = torch.empty(c, -(-h * w // UNIT), n, dtype=torch.int16)
+    counts, starts = buffer(c, n, dtype=torch.int32), buffer(c + 1, dtype=torch.int64)
+    bits = buffer(c, -(-h * w // UNIT), n, dtype=torch.int16)
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
     which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
     threads = torch.get_num_threads()
     found = native.compress_count(*which, counts.data_ptr(), starts.data_ptr(), threads)
     if marks is not None:
         marks.count, marks.not_a_number = found.count, found.not_a_number
-    values = torch.empty(found.count)
+    values = buffer(found.count)
     native.compress_fill(*which, *(t.data_ptr() for t in (counts, starts, values, bits)), threads)
     return values, bits, starts
 
@@ -449,7 +450,7 @@ def conv2d_compressed_grad_weight(
         return products.grad_weight(gradient, (x,), values.new_empty(weight_size))
     gradient = as_inner(gradient)
     shape = _shape(native, input_size, weight_size, stride, padding)
-    result = torch.empty(weight_size)
+    result = buffer(*weight_size)
     native.grad_weight(
         shape,
         *(t.data_ptr() for t in (values, bits, starts, gradient, result)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native_for
 
 SMALLEST = 2.0**-149
@@ -31,13 +32,13 @@ class Marks:
     @staticmethod
     def empty(tensor: Tensor) -> Tensor:
         """Return uninitialised bits for `tensor`."""
-        return torch.empty(len(tensor), -(-tensor[0].numel() // 16), dtype=torch.int16)
+        return buffer(len(tensor), -(-tensor[0].numel() // 16), dtype=torch.int16)
 
     def mask(self, shape: torch.Size) -> Tensor | None:
         """Return the mask (bool, contiguous) of a tensor of that shape, or None where nobody has read it."""
         if self.bits is None:
             return None
-        kept = self.bits.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16) & 1
+        kept = self.bits.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16, device=self.bits.device) & 1
         return kept.flatten(1)[:, : math.prod(shape[1:])].bool().view(shape)
 
 
@@ -172,8 +173,8 @@ def kth_largest_rows(tensor: Tensor, k: int, leading: int) -> FoundRows | None:
     if native is None or rows is None:
         return None
     groups, length, lanes = rows
-    values = torch.empty(groups, lanes)
-    greater, equal = torch.empty(2, groups, lanes, dtype=torch.int64)
+    values = buffer(groups, lanes)
+    greater, equal = buffer(2, groups, lanes, dtype=torch.int64)
     pointers = values.data_ptr(), greater.data_ptr(), equal.data_ptr()
     sizes = groups, length, lanes, k
     nan = native.kth_largest_lanes(tensor.data_ptr(), *sizes, *pointers, torch.get_num_threads())
