@@ -34,6 +34,8 @@ class Scale:
         Changes to the paper's recipe, as ``KEY=VALUE``.
     settings_by_data : dict of str to tuple
         Further changes on some data sets.
+    only_claims : bool
+        Figures of several networks are drawn only where the paper claims something of them.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Scale:
     own_data: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     settings_by_data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_claims: bool = False
 
     def network(self, name: str) -> str:
         """Return what stands for a network of the paper, in words such as ``resnet18 x16``."""
@@ -112,6 +115,7 @@ SCALES: dict[str, Scale] = {
             data={"imagenet": "cifar10", "cifar100": "cifar10"},
             settings=_CPU,
             settings_by_data={"cifar100": _CPU_CIFAR100},
+            only_claims=True,
         ),
         Scale(
             "paper",
