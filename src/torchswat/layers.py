@@ -238,8 +238,12 @@ class LayerSparsity:
         return self.sparsity
 
     def this_iteration(self, training: bool) -> int:
-        """Return the number of the pass that is due; a recomputation for a backward pass is the last one."""
-        return max(0, self.iteration - 1) if training and _inside_backward() else self.iteration
+        """Return the number of the pass that is due.
+
+        A recomputation for a backward pass belongs to the last one of training, and so does an evaluation: it
+        then selects as `prune_` does.
+        """
+        return self.iteration if training and not _inside_backward() else max(0, self.iteration - 1)
 
     def next_iteration(self, training: bool) -> int:
         """Return the number of the pass that is due, and count it where it is a new one of training."""
