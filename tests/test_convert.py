@@ -422,3 +422,38 @@ def test_batch_norm_hooks_of_dsg_do_not_pile_up():
     assert len(model.norm._forward_hooks) == 1
     sparsify_(model, "swat")
     assert not model.norm._forward_hooks
+
+
+def test_weights_computed_from_others_are_neither_pruned_nor_undone_in_silence():
+    for reparametrize in (nn.utils.parametrizations.orthogonal, nn.utils.spectral_norm):
+        model = sparsify_(nn.Sequential(nn.Linear(16, 16)), sparsity=0.75)
+        reparametrize(model[0])
+        model(torch.randn(2, 16))
+        with pytest.raises(InvalidValue, match="the weight of layer '0' is computed from others"):
+            prune_(model)
+    model = sparsify_(nn.Sequential(nn.Linear(16, 16)), sparsity=0.75)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(InvalidValue, match="remove_parametrizations"):
+        desparsify_(model)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(desparsify_(model)[0]) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor", "ignore:2 layers are of subclasses")
+@pytest.mark.parametrize("masked", [False, True])
+def test_torchs_fast_path_of_a_transformer_does_not_go_around_sparse_layers(masked):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    model = sparsify_(nn.TransformerEncoder(layer, 2), sparsity=0.9).eval()
+    x = torch.randn(2, 5, 16)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if masked else None
+    expected = model(x, src_key_padding_mask=mask).detach()
+    with torch.no_grad():
+        actual = model(x, src_key_padding_mask=mask)
+    keep = slice(None) if mask is None else ~mask
+    torch.testing.assert_close(actual[keep], expected[keep], rtol=1e-4, atol=1e-5)
+    desparsify_(prune_(model))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(x, src_key_padding_mask=mask)[keep], expected[keep], rtol=1e-4, atol=1e-5
+        )
+    assert all(m.activation_relu_or_gelu == 1 for m in model.layers)

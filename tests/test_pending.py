@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from torchswat.concatenation import Part
 from torchswat.engine import ops
 from torchswat.neighbours import NeighbourBatchNorm2d, join_
 from torchswat.pending import Pending, settled
@@ -116,6 +117,28 @@ def rectified_without_gradient(m: Block, x: Tensor) -> Tensor:
     return z + y
 
 
+def read_by_two_functions(m: Block, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    return Threefold.apply(y) + m.relu(y) + y * 2
+
+
+def first_read_in_inference_mode(m: Block, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    with torch.inference_mode():
+        y.mean()
+    return m.relu(y) + x
+
+
+def added_to_a_part(m: Block, x: Tensor) -> Tensor:
+    return ops.to_inner(x * 1.0).as_subclass(Part) + m.norm(x)
+
+
+def sum_read_by_a_function(m: Block, x: Tensor) -> Tensor:
+    y = m.norm(x)
+    y += x
+    return Threefold.apply(y) + m.relu(y + x)
+
+
 DETOURS = {
     "no relu": lambda m, x: m.norm(x),
     "another function": lambda m, x: torch.tanh(m.norm(x)),
@@ -141,6 +164,10 @@ DETOURS = {
     "without gradient": without_gradient,
     "summed without gradient": summed_without_gradient,
     "rectified without gradient": rectified_without_gradient,
+    "read by two functions": read_by_two_functions,
+    "first read in inference mode": first_read_in_inference_mode,
+    "added to a part": added_to_a_part,
+    "sum read by a function": sum_read_by_a_function,
 }
 
 
@@ -326,10 +353,69 @@ def test_nothing_is_held_by_a_cycle():
     del norm
 
 
+def test_gradients_of_what_an_autograd_function_was_given():
+    """By every way there is to ask for them, twice where the graph is kept."""
+    for retain in (False, True):
+        model = Block(False)
+        plain = copy.deepcopy(model)
+        join_(model)
+        x, found = pictures(), []
+        for one in (model, plain):
+            leaf, parameters = x.clone().requires_grad_(), list(one.parameters())
+            y = Threefold.apply(one.norm(ops.to_inner(leaf)))
+            loss = (y * torch.linspace(0, 1, y.numel()).view(y.shape)).sum()
+            if retain:
+                loss.backward(inputs=parameters, retain_graph=True)
+                found.append([p.grad.clone() for p in parameters])
+            else:
+                found.append([])
+            found[-1] += torch.autograd.grad(loss, [leaf, *parameters])
+        for ours, theirs in zip(*found, strict=True):
+            reference.check_close(ours, theirs, 1e-4)
+
+
+def test_a_backward_hook_on_a_part_that_ends_in_a_batch_norm():
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.relu = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = ops.to_inner(x)
+            return self.relu(self.main(x) + x)
+
+    model = Skip()
+    plain = copy.deepcopy(model).double()
+    join_(model)
+    for one in (model, plain):
+        one.main.register_full_backward_hook(lambda *_: None)
+    check(model, plain, pictures())
+
+
+def test_the_parameters_are_those_of_the_moment_it_was_made():
+    norm, x, y = made()
+    with torch.no_grad():
+        norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="the input or a parameter of a batch norm was changed"):
+        y.relu()
+    model = Block(False)
+    plain = copy.deepcopy(model)
+    join_(model)
+    x, outputs, kept = ops.to_inner(pictures()), [], []
+    for one in (model, plain):
+        other = {name: t.detach().clone() + 1 for name, t in one.norm.state_dict().items()}
+        other |= {name: t.requires_grad_() for name, t in other.items() if name in ("weight", "bias")}
+        outputs.append(one.relu(torch.func.functional_call(one.norm, other, (x,))))
+        kept.append((other["running_mean"], one.norm.running_mean, one.norm.num_batches_tracked))
+    reference.check_close(*outputs, 1e-5)
+    for ours, theirs in zip(*kept, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_an_operand_that_was_changed_before_it_was_read_is_told():
     _, x, y = made(requires_grad=False)
     x.mul_(2)
-    with pytest.raises(RuntimeError, match="the input of a batch norm was changed"):
+    with pytest.raises(RuntimeError, match="the input or a parameter of a batch norm"):
         y.relu()
     model = Block(True)
     join_(model)

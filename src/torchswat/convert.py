@@ -10,7 +10,7 @@ import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,11 @@ def sparsify_(
         }
         layer.__class__ = SPARSE_CLASSES[type(layer)]
         layer.sparse = LayerSparsity(row, layer_sparsity, selectors, name)  # type: ignore[assignment]
+    for module in model.modules():
+        for kind, (switch, off) in _FAST_PATHS.items():
+            if isinstance(module, kind):
+                module._torchswat_fast_path = getattr(module, switch)
+                setattr(module, switch, off)
     if row.is_packable:
         neighbours.join_(model, settings.norm_input)
     if row.projected_output:
@@ -271,6 +276,11 @@ def desparsify_(model: Model) -> Model:
 
     Call `prune_` first to keep the sparse network that was trained.
 
+    Raises
+    ------
+    InvalidValue
+        Where a sparse layer was parametrized (`torch.nn.utils.parametrize`) meanwhile.
+
     Examples
     --------
     >>> model = sparsify_(nn.Sequential(nn.Linear(4, 2)))
@@ -279,6 +289,9 @@ def desparsify_(model: Model) -> Model:
       (0): Linear(in_features=4, out_features=2, bias=True)
     )
     """
+    for name, layer in sparse_layers(model):
+        if type(layer) not in _DENSE_CLASSES:
+            raise _parametrized(name)
     for _, layer in sparse_layers(model):
         layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
         del layer.sparse
@@ -287,7 +300,24 @@ def desparsify_(model: Model) -> Model:
         hook = module.__dict__.pop("_torchswat_hook", None)
         if hook is not None:
             hook.remove()
+        for kind, (switch, _) in _FAST_PATHS.items():
+            if isinstance(module, kind) and "_torchswat_fast_path" in vars(module):
+                setattr(module, switch, vars(module).pop("_torchswat_fast_path"))
     return model
+
+
+_FAST_PATHS: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+"""What makes torch go around the layers in these modules, and read their dense weights by itself."""
+
+
+def _parametrized(name: str) -> InvalidValue:
+    return InvalidValue(
+        f"the weight of layer {name!r} is computed from others (a parametrization, weight or spectral norm) "
+        "in each pass; take that off first, as torch.nn.utils.parametrize.remove_parametrizations does."
+    )
 
 
 @torch.no_grad()
@@ -297,12 +327,20 @@ def prune_(model: Model) -> Model:
     The paper's claim is that a network trained at sparsity S can be pruned to S at no loss (section 1). A
     weight that has no mask yet is selected now. Algorithms that leave weights dense have nothing to prune.
 
+    Raises
+    ------
+    InvalidValue
+        Where the weight of a sparse layer is no parameter but computed from others.
+
     Examples
     --------
     >>> model = prune_(sparsify_(nn.Sequential(nn.Linear(10, 10)), sparsity=0.8))
     >>> int((model[0].weight != 0).sum())
     20
     """
+    for name, layer in sparse_layers(model):
+        if "weight" not in layer._parameters:
+            raise _parametrized(name)
     for _, layer in sparse_layers(model):
         sparse = layer.sparse
         sparsity = sparse.sparsity_now(max(0, sparse.iteration - 1))

@@ -59,7 +59,12 @@ def readers_of(model: nn.Module) -> Readers:
         reader = _only_reader(node)
         if module in once and reader is not None and _adds(reader, node):
             summed.setdefault(reader, module)
-    pairs = [(module, called(_only_reader(node))) for node, module in calls if module not in summed.values()]
+    # of one that is used several times, the ReLUs may run in another order than it
+    pairs = [
+        (module, called(_only_reader(node)) if module in once else None)
+        for node, module in calls
+        if module not in summed.values()
+    ]
     pairs += [(module, called(_only_reader(addition))) for addition, module in summed.items()]
     additions = {module: addition for addition, module in summed.items()}
     behind: dict[nn.Module, set[nn.Module]] = {}

@@ -267,20 +267,20 @@ class LayerSparsity:
         Where the weight is to be `marked` by who reads it next, counting, looking for NaN and the mask, which
         is rarely asked for, are left to that; `weight_marked` must follow.
         """
-        selector = self.selector("weight", training)
+        selector, selection, mask = self.selector("weight", training), self._weight_selection, None
         seen = (weight.shape, weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
         same = _inside_backward() and seen == self._weight_seen
-        if self._weight_selection is None or selector.random or not same:
-            self._weight_selection = self._weight_mask = None
+        if selection is None or selector.random or not same:
             name = f"the weight of layer {self.name!r}"
             selection = selector.select(weight, sparsity, iteration, name, lean=marked)
             if selection.marks and selection.limit <= SMALLEST:  # zeros may be among the k largest
                 selection = selector.select(weight, sparsity, iteration, name)
             if not selection.marks:
-                self._weight_mask = selection.mask_of(weight)
-            self._weight_selection, self._weight_seen = selection, seen
+                mask = selection.mask_of(weight)
+            # published at once: another thread may be in the same layer
+            self._weight_selection, self._weight_mask, self._weight_seen = selection, mask, seen
             self.selectors["weight"].density = selector.density
-        return self._weight_selection
+        return selection
 
     def weight_marked(self, marks: Marks, entries: int) -> None:
         """Finish a selection of the weight that was to be marked."""

@@ -7,13 +7,12 @@ addition brings its other operand along, and whatever else reads it gets the pla
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
@@ -27,32 +26,78 @@ _SIZES: tuple[Callable, ...] = (
 """What can be asked of a tensor that is not there yet."""
 
 
-@dataclass
 class _Pass:
     """One pass of a batch norm: what it was given, and whether its statistics have been counted."""
 
-    norm: nn.BatchNorm2d
-    input: Tensor
-    norm_input: str
-    sums_rectified: bool
-    version: int
-    counted: bool = False
+    def __init__(self, norm: nn.BatchNorm2d, input: Tensor, norm_input: str, sums_rectified: bool) -> None:
+        self.norm, self.input = norm, input
+        self.norm_input, self.sums_rectified = norm_input, sums_rectified
+        self.weight, self.bias = norm.weight, norm.bias
+        self.statistics = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        self.momentum, self.eps = norm.momentum, norm.eps
+        self.counted = False
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [t._version for t in (self.input, self.weight, self.bias) if t is not None]
 
     def output(self, residual: Tensor | None, relu: bool) -> Tensor:
         """Return the output, plus `residual`, rectified if `relu`."""
-        if self.input._version != self.version:
+        if self._versions() != self.versions:
             raise RuntimeError(
-                "the input of a batch norm was changed in place before its output was read; autograd needs "
-                "it as it was. Change a copy of it."
+                "the input or a parameter of a batch norm was changed in place before its output was read; "
+                "autograd needs it as it was. Read the output before, or change a copy."
             )
-        norm = self.norm
-        if not self.counted:
-            self.counted = True
+        norm, counted = self.norm, self.counted
+        self.counted = True
+        now = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if not counted and all(a is b for a, b in zip(now, (self.weight, self.bias, *self.statistics))):  # noqa: B905
             return normalised(norm, self.input, residual, relu, self.norm_input)
-        # Somebody reads the output again in another way: statistics have been counted.
-        output = F.batch_norm(self.input, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        # Read again in another way, or by now the module has other parameters (`torch.func.functional_call`).
+        output = self.plain(self.input, self.weight, self.bias, () if counted else self.statistics)
         output = output if residual is None else output + residual
         return output.relu() if relu else output
+
+    def plain(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: tuple = ()
+    ) -> Tensor:
+        """Return the output by torch's own operation; counted only where `statistics` are given."""
+        mean, var, batches = statistics or (None, None, None)
+        if batches is not None:
+            batches.add_(1)
+        momentum = self.momentum if statistics and self.momentum is not None else 0.0
+        return F.batch_norm(input, mean, var, weight, bias, True, momentum, self.eps)
+
+
+class _Promise(torch.autograd.Function):
+    """Stands in autograd's graph for the batch norm, for who was given a `Pending` below Python."""
+
+    @staticmethod
+    def forward(ctx: Any, a_pass: _Pass, residual: Tensor | None, *operands: Tensor | None) -> Tensor:
+        ctx.a_pass = (
+            a_pass  # no tensors are saved: they are the pass's, which only this node and Pending hold
+        )
+        ctx.has_residual = residual is not None
+        like = a_pass.input
+        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            Pending, like.shape, dtype=like.dtype, device=like.device
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Do it again apart from the rest of the graph, parts of which may have been freed."""
+        a_pass: _Pass = ctx.a_pass
+        operands = [
+            None if t is None else t.detach().requires_grad_()
+            for t in (a_pass.input, a_pass.weight, a_pass.bias)
+        ]
+        given = [t for t in operands if t is not None]
+        with torch.enable_grad():
+            output = a_pass.plain(*operands)  # type: ignore[arg-type]
+        grads = iter(torch.autograd.grad(output, given, gradient))
+        of_residual = gradient if ctx.has_residual else None
+        return None, of_residual, *(None if t is None else next(grads) for t in operands)
 
 
 class Pending(Tensor):
@@ -64,6 +109,7 @@ class Pending(Tensor):
     _pass: _Pass
     _residual: tuple[Tensor, int] | None
     _value: Tensor | None
+    _sums: bool
 
     @staticmethod
     def of(norm: nn.BatchNorm2d, input: Tensor, norm_input: str, sums: bool, sums_rectified: bool) -> Pending:
@@ -82,25 +128,21 @@ class Pending(Tensor):
         sums_rectified : bool
             The sum waits for a ReLU.
         """
-        a_pass = _Pass(norm, input, norm_input, sums_rectified, input._version)
-        return Pending._make(a_pass, None, sums)
+        return Pending._make(_Pass(norm, input, norm_input, sums_rectified), None, sums)
 
     @staticmethod
     def _make(a_pass: _Pass, residual: Tensor | None, sums: bool) -> Pending:
-        like = a_pass.input
-        pending = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            Pending, like.shape, dtype=like.dtype, device=like.device, requires_grad=True
-        )
+        pending = _Promise.apply(a_pass, residual, a_pass.input, a_pass.weight, a_pass.bias)
+        assert isinstance(pending, Pending)
         pending._pass, pending._value, pending._sums = a_pass, None, sums
         pending._residual = None if residual is None else (residual, residual._version)
-        _lead_gradients(pending)
         return pending
 
     def settled(self) -> Tensor:
         """Return the plain tensor."""
         if self._value is None:
             self._value = self._output(False)
-        return self._value
+        return settled(self._value)  # which is pending itself where a residual was added in place
 
     def rectified(self, inplace: bool) -> Tensor | None:
         """Return the tensor with a ReLU in the same pass, or None where that would be something else."""
@@ -118,7 +160,7 @@ class Pending(Tensor):
                 "what was added to the output of a batch norm was changed in place before the sum was read. "
                 "Change a copy of it."
             )
-        with torch.enable_grad():  # as it was where this was made
+        with torch.inference_mode(False), torch.enable_grad():  # as it was where this was made
             return self._pass.output(residual, relu)
 
     def _plus(self, residual: Any, in_place: bool) -> Tensor | None:
@@ -130,15 +172,13 @@ class Pending(Tensor):
         like = self._pass.input
         if (residual.shape, residual.dtype, residual.device) != (like.shape, like.dtype, like.device):
             return None
-        if in_place:
-            self._residual, self._sums = (residual, residual._version), False
-            if not self._pass.sums_rectified:
-                self.settled()
-            return self
-        if self._pass.sums_rectified:
-            return Pending._make(self._pass, residual, False)
-        with torch.enable_grad():
-            return self._pass.output(residual, False)
+        total = Pending._make(self._pass, residual, False) if self._pass.sums_rectified else None
+        if in_place:  # this is the sum from now on, by whatever name it is known
+            self._value = self._pass.output(residual, False) if total is None else total
+            return self._value
+        if total is not None:
+            return total
+        return self._pass.output(residual, False)
 
     @classmethod
     def __torch_function__(
@@ -164,23 +204,10 @@ class Pending(Tensor):
     def __torch_dispatch__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Serve who reads a tensor below Python: gradients find their way by `_lead_gradients`."""
+        """Serve who reads a tensor below Python: gradients find their way by `_Promise`."""
         with torch.overrides.enable_reentrant_dispatch():
             plain: Any = tree_map_only(Pending, lambda p: p.settled().detach(), (args, kwargs or {}))
         return func(*plain[0], **plain[1])
-
-
-def _lead_gradients(pending: Pending) -> None:
-    """Lead on a gradient that reaches `pending` itself: an autograd function may have been given it."""
-    myself = weakref.ref(pending)  # a hook that held the tensor would be held by it
-
-    def lead(gradient: Tensor) -> None:
-        reached = myself()
-        if reached is not None:
-            torch.autograd.backward(reached.settled(), gradient)
-
-    with torch._C.DisableTorchFunctionSubclass():
-        pending.register_hook(lead)
 
 
 def settled(tensor: Tensor) -> Tensor:

@@ -447,7 +447,7 @@ class Selector:
             magnitudes = tensor.detach().abs()
             if magnitudes.amax().isnan():
                 raise _not_a_number(tensor.numel(), name)
-            return Selection(magnitudes >= self.threshold)
+            return Selection(magnitudes >= self.threshold.to(tensor.device))
         if found.not_a_number:
             raise _not_a_number(tensor.numel(), name)
         return Selection(limit=found.value, count=found.greater + found.equal)

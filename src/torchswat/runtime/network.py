@@ -50,7 +50,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Return the probability of each class, (N, classes), for pixels, uint8 (N, C, H, W)."""
-        x = pictures.float().div_(255)
+        x = pictures.to(torch.float32, copy=True).div_(255)
         about = self.package.about
         if about.mean:
             mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))

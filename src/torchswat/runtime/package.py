@@ -201,7 +201,9 @@ def _checksum(header: dict[str, Any], arrays: Arrays) -> int:
     checksum = zlib.crc32(json.dumps(header, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
-        checksum = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(
+            f"{name} {array.dtype.name} {array.shape}".encode("utf-8", "surrogatepass"), checksum
+        )
         checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
     return checksum
 

@@ -314,7 +314,7 @@ def _concatenate(builder: _Builder, call: fx.Node) -> str:
     if _argument(call, 1, "dim", 0) != 1:
         raise InvalidValue(f"{call.name!r}: only channels can be put together (dim=1)")
     name = builder.name_of(call)
-    sources: Any = call.args[0]
+    sources: Any = _argument(call, 0, "tensors", ())
     builder.nodes[name] = Node(name, "concatenate", tuple(builder.made_by[each] for each in sources))
     return name
 
