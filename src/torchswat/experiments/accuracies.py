@@ -176,7 +176,10 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
         level, spread = mean(base), _deviation([each.accuracy for each in base])
         panel.axhline(level, color=INK, linestyle="--", linewidth=1, label=f"dense {level:.1f} %")
         panel.axhspan(level - spread, level + spread, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
-    panel.set_xticks(sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"}))
+    ticks = sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"})
+    panel.set_xticks(ticks)
+    if len(ticks) == 1:  # or the shifts would fill the panel
+        panel.set_xlim(ticks[0] - 0.05, ticks[0] + 0.05)
     panel.set(xlabel="sparsity", ylabel="test accuracy (%)")
     legend(panel)
 
