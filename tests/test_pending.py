@@ -233,15 +233,21 @@ def test_hooks_see_what_they_would_see_of_plain_modules(kind, where, sums):
         reference.check_close(ours, theirs, 1e-5)
 
 
-def test_hooks_of_all_modules_see_tensors():
-    model, seen = Block(True), []
+@pytest.mark.parametrize("kind", ["forward", "full_backward"])
+def test_hooks_of_all_modules(kind):
+    model = Block(True)
+    plain = copy.deepcopy(model).double()
     join_(model)
-    handle = nn.modules.module.register_module_forward_hook(lambda m, i, output: seen.append(type(output)))
+    seen = []
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(
+        lambda module, inputs, outputs: seen.extend(outputs if kind != "forward" else [outputs])
+    )
     try:
-        model(pictures())
+        check(model, plain, pictures())
     finally:
         handle.remove()
-    assert set(seen) == {Tensor}
+    assert seen and all(isinstance(tensor, Tensor) for tensor in seen)
 
 
 def test_flows_that_depend_on_the_mode():

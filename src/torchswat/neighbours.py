@@ -221,11 +221,12 @@ def _is_checkpointed() -> bool:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Tell whether hooks see the output of `module`, its own or those of all modules."""
+    """Tell whether hooks see the output of `module`: its own, or backward hooks on all modules.
+
+    Forward hooks on all modules are those of profilers, which read names and not numbers.
+    """
     own = module._forward_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or bool(
-        hooks._global_forward_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks
-    )
+    return any(own) or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
 
 
 class NeighbourReLU(nn.ReLU):
