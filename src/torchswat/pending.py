@@ -50,8 +50,9 @@ class _Pass:
             )
         norm, counted = self.norm, self.counted
         self.counted = True
+        mine = self.weight, self.bias, *self.statistics
         now = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
-        if not counted and all(a is b for a, b in zip(now, (self.weight, self.bias, *self.statistics))):  # noqa: B905
+        if not counted and all(a is b for a, b in zip(now, mine, strict=True)):
             return normalised(norm, self.input, residual, relu, self.norm_input)
         # Read again in another way, or by now the module has other parameters (`torch.func.functional_call`).
         output = self.plain(self.input, self.weight, self.bias, () if counted else self.statistics)
