@@ -48,6 +48,7 @@ NETWORKS: dict[str, Network] = {
         Network("resnet50", "imagenet", 16, dict.fromkeys(SPARSITIES, 1.0)),
         Network("densenet121", "cifar", 64, dict.fromkeys(SPARSITIES, 1.0)),
         Network("wrn28-10", "cifar", 128, dict.fromkeys(SPARSITIES, 1.0)),
+        Network("resnet20", "cifar", 16, dict.fromkeys(SPARSITIES, 1.0)),
     )
 }
 STANDARD = ("resnet18", "vgg16")
