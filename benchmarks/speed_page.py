@@ -110,6 +110,7 @@ def main() -> None:
     lines += steps("Whole training steps, ResNet-50 at 224x224, batch 16", "step-resnet50")
     lines += steps("Whole training steps, DenseNet-BC-121, CIFAR size, batch 64", "step-densenet121")
     lines += steps("Whole training steps, WRN-28-10, CIFAR size, batch 128", "step-other", "wrn28-10")
+    lines += steps("Whole training steps of a small network, ResNet-20, batch 16", "step-resnet20")
     lines += steps("Whole training steps, both sides held to AVX2", "step-avx2")
     lines += products("Single products, everything included", "products")
     lines += others("Forward products beside others, milliseconds", "products")
