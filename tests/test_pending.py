@@ -380,6 +380,25 @@ def test_gradients_of_what_an_autograd_function_was_given():
             reference.check_close(ours, theirs, 1e-4)
 
 
+@pytest.mark.parametrize("change", ["mul", "add", "relu"])
+def test_a_function_that_was_given_what_was_changed_in_place_is_told(change):
+    """Its gradient would be that of the unchanged output."""
+    model = Block(True)
+    join_(model)
+    x = ops.to_inner(pictures())
+    y = model.norm(x)
+    if change == "mul":
+        y.mul_(2)
+    elif change == "add":
+        z = y
+        z += x
+    else:
+        model.relu.inplace = True
+        model.relu(y)
+    with pytest.raises(RuntimeError, match="was changed in place, and an autograd function read it"):
+        Threefold.apply(y).sum().backward()
+
+
 def test_a_backward_hook_on_a_part_that_ends_in_a_batch_norm():
     class Skip(nn.Module):
         def __init__(self) -> None:

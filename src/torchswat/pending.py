@@ -74,10 +74,11 @@ class _Promise(torch.autograd.Function):
     """Stands in autograd's graph for the batch norm, for who was given a `Pending` below Python."""
 
     @staticmethod
-    def forward(ctx: Any, a_pass: _Pass, residual: Tensor | None, *operands: Tensor | None) -> Tensor:
-        ctx.a_pass = (
-            a_pass  # no tensors are saved: they are the pass's, which only this node and Pending hold
-        )
+    def forward(
+        ctx: Any, a_pass: _Pass, changes: list[bool], residual: Tensor | None, *operands: Tensor | None
+    ) -> Tensor:
+        # No tensors are saved: they are those of the pass, which this node and its Pending hold alone.
+        ctx.a_pass, ctx.changes = a_pass, changes
         ctx.has_residual = residual is not None
         like = a_pass.input
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
@@ -88,6 +89,11 @@ class _Promise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Do it again apart from the rest of the graph, parts of which may have been freed."""
+        if ctx.changes:
+            raise RuntimeError(
+                "the output of a batch norm was changed in place, and an autograd function read it as well; "
+                "its gradient cannot find its way. Change a copy of it."
+            )
         a_pass: _Pass = ctx.a_pass
         operands = [
             None if t is None else t.detach().requires_grad_()
@@ -98,7 +104,7 @@ class _Promise(torch.autograd.Function):
             output = a_pass.plain(*operands)  # type: ignore[arg-type]
         grads = iter(torch.autograd.grad(output, given, gradient))
         of_residual = gradient if ctx.has_residual else None
-        return None, of_residual, *(None if t is None else next(grads) for t in operands)
+        return None, None, of_residual, *(None if t is None else next(grads) for t in operands)
 
 
 class Pending(Tensor):
@@ -110,6 +116,8 @@ class Pending(Tensor):
     _pass: _Pass
     _residual: tuple[Tensor, int] | None
     _value: Tensor | None
+    _made: tuple[Tensor, int] | None  # the value as it was made, and its version then
+    _changes: list[bool]  # not empty where it was read after it was changed in place
     _sums: bool
 
     @staticmethod
@@ -133,9 +141,11 @@ class Pending(Tensor):
 
     @staticmethod
     def _make(a_pass: _Pass, residual: Tensor | None, sums: bool) -> Pending:
-        pending = _Promise.apply(a_pass, residual, a_pass.input, a_pass.weight, a_pass.bias)
+        changes: list[bool] = []
+        pending = _Promise.apply(a_pass, changes, residual, a_pass.input, a_pass.weight, a_pass.bias)
         assert isinstance(pending, Pending)
-        pending._pass, pending._value, pending._sums = a_pass, None, sums
+        pending._pass, pending._changes, pending._sums = a_pass, changes, sums
+        pending._value = pending._made = None
         pending._residual = None if residual is None else (residual, residual._version)
         return pending
 
@@ -143,7 +153,11 @@ class Pending(Tensor):
         """Return the plain tensor."""
         if self._value is None:
             self._value = self._output(False)
-        return settled(self._value)  # which is pending itself where a residual was added in place
+            self._made = self._value, self._value._version
+        value = settled(self._value)  # which is pending itself where a residual was added in place
+        if self._made is None or self._made[0] is not value or self._made[1] != value._version:
+            self._changes.append(True)
+        return value
 
     def rectified(self, inplace: bool) -> Tensor | None:
         """Return the tensor with a ReLU in the same pass, or None where that would be something else."""
