@@ -262,11 +262,11 @@ def _layer_cost(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> L
 
 def _densities(sparse: LayerSparsity | None) -> tuple[dict[str, float], dict[str, float]]:
     """Return the density of each selected operand: as asked for, and as the last pass measured it."""
-    sparsity = sparse.sparsity_now(max(0, sparse.iteration - 1)) if sparse else 0.0
+    sparsity = sparse.sparsity_now(sparse.last_iteration()) if sparse else 0.0
     if sparse is None or sparsity == 0:
         return {}, {}
     real = {operand: float(selector.density) for operand, selector in sparse.selectors.items()}
-    if sparse.output_density is not None:
+    if sparse.algorithm.projected_output:
         real["output"] = float(sparse.output_density)
     return dict.fromkeys(real, 1 - sparsity), real
 

@@ -10,19 +10,21 @@ import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.hooks import RemovableHandle
 
 from torchswat import neighbours
 from torchswat.algorithms import Algorithm, algorithm
 from torchswat.batch_norm import check_norm_input
-from torchswat.engine.topk import Selection
+from torchswat.engine.state import ITERATION, new_state
 from torchswat.errors import InvalidValue, UnknownName
 from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer
+from torchswat.masked import zeroed
 from torchswat.selection import METHODS, SCOPES, Selector, check_sparsity
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -135,6 +137,7 @@ def sparsify_(
     exact: bool = True,
     warmup: int = 0,
     norm_input: str = "whole",
+    save_state: bool = False,
 ) -> Model:
     """Make the Conv2d and Linear layers of `model` train sparsely, in place.
 
@@ -150,6 +153,10 @@ def sparsify_(
         A name, a row of one's own, or all the settings in one object (then the rest must be left out).
     sparsity, scope, period, skip, method, exact, warmup, norm_input
         See `Sparsity`.
+    save_state : bool, default False
+        Whether what layers remember (iterations, thresholds) is in the state_dict, as one tensor
+        ``<layer>.sparse_state`` each, and so in the checkpoints of any library. Without it the keys are those of the
+        plain model, and `torchswat.sparse_state` returns the same.
 
     Returns
     -------
@@ -198,6 +205,7 @@ def sparsify_(
     row = _row(settings)
     if row.is_dense:
         return model
+    seed, tables = torch.initial_seed(), {}
     for name, layer in chosen.items():
         layer_sparsity = settings.of_layer(name)
         if layer_sparsity is None:
@@ -207,8 +215,7 @@ def sparsify_(
             for operand in ("weight", "activation", "gradient")
             if row.selects(operand)
         }
-        layer.__class__ = SPARSE_CLASSES[type(layer)]
-        layer.sparse = LayerSparsity(row, layer_sparsity, selectors, name)  # type: ignore[assignment]
+        _make_sparse(layer, LayerSparsity(row, layer_sparsity, selectors, new_state(seed), name), save_state, tables)
     for module in model.modules():
         for kind, (switch, off) in _FAST_PATHS.items():
             if isinstance(module, kind):
@@ -221,6 +228,28 @@ def sparsify_(
             if isinstance(module, _BatchNorm):
                 module._torchswat_hook = module.register_forward_hook(_mask_again)  # type: ignore[assignment]
     return model
+
+
+def _make_sparse(
+    layer: nn.Module, sparse: LayerSparsity, save_state: bool, tables: dict[Schedule, Tensor]
+) -> None:
+    """Switch the class of a layer and give it what a sparse one has beside."""
+    layer.__class__ = SPARSE_CLASSES[type(layer)]
+    layer.sparse = sparse  # type: ignore[assignment]
+    device = cast(Tensor, layer.weight).device
+    layer.register_buffer("sparse_state", sparse.state.to(device), persistent=save_state)
+    sparse.use_state(cast(Tensor, layer.sparse_state))
+    schedule = sparse.sparsity
+    if callable(schedule):
+        if schedule not in tables:
+            last = getattr(schedule, "last", None)
+            ends = isinstance(last, int) and 0 <= last < _LONGEST_SCHEDULE
+            values = [sparse.sparsity_now(i) for i in range(last + 1)] if ends else []  # type: ignore[operator]
+            tables[schedule] = torch.tensor(values, dtype=torch.float64, device="cpu") if ends else None
+        layer.sparse_schedule = tables[schedule]  # type: ignore[assignment]
+
+
+_LONGEST_SCHEDULE = 2**22
 
 
 def _row(settings: Sparsity) -> Algorithm:
@@ -268,7 +297,7 @@ def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]
 def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Apply DSG's mask a second time, behind the batch norm that follows its layer."""
     mask = getattr(inputs[0], "torchswat_mask", None)
-    return output if mask is None else Selection(mask).kept(output)
+    return zeroed(output, mask)
 
 
 def desparsify_(model: Model) -> Model:
@@ -294,7 +323,8 @@ def desparsify_(model: Model) -> Model:
             raise _parametrized(name)
     for _, layer in sparse_layers(model):
         layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
-        del layer.sparse
+        del layer.sparse, layer.sparse_state
+        vars(layer).pop("sparse_schedule", None)
     neighbours.separate_(model)
     for module in model.modules():
         hook = module.__dict__.pop("_torchswat_hook", None)
@@ -321,16 +351,34 @@ def _parametrized(name: str) -> InvalidValue:
 
 
 @torch.no_grad()
-def prune_(model: Model) -> Model:
-    """Set the weights of `model` to exact zeros where their last mask is zero, in place.
+def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) -> Model:
+    """Set the weights of `model` to exact zeros that its sparse layers do not select, in place.
 
-    The paper's claim is that a network trained at sparsity S can be pruned to S at no loss (section 1). A
-    weight that has no mask yet is selected now. Algorithms that leave weights dense have nothing to prune.
+    The paper's claim is that a network trained at sparsity S can be pruned to S at no loss (section 1). What is
+    selected is what an evaluation would select now. Algorithms that leave weights dense have nothing to prune.
+
+    Parameters
+    ----------
+    model : Module
+        With sparse layers.
+    sparsity : float or mapping, optional
+        The sparsity to prune to, or one by name pattern, in [0, 1); by default that of the last iteration of
+        training, which may be zero at the beginning of a schedule.
+
+    Returns
+    -------
+    Module
+        `model` itself.
 
     Raises
     ------
     InvalidValue
-        Where the weight of a sparse layer is no parameter but computed from others.
+        Where the weight of a sparse layer is no parameter but computed from others, or is sharded.
+
+    Warns
+    -----
+    UserWarning
+        Where no weight was set to zero.
 
     Examples
     --------
@@ -338,22 +386,44 @@ def prune_(model: Model) -> Model:
     >>> int((model[0].weight != 0).sum())
     20
     """
-    for name, layer in sparse_layers(model):
-        if "weight" not in layer._parameters:
-            raise _parametrized(name)
-    for _, layer in sparse_layers(model):
+    layers = list(sparse_layers(model))
+    for name, layer in layers:
+        _check_prunable(name, layer)
+    pruned = selecting = 0
+    wanted = Sparsity(sparsity=sparsity) if sparsity is not None else None
+    for name, layer in layers:
         sparse = layer.sparse
-        sparsity = sparse.sparsity_now(max(0, sparse.iteration - 1))
-        if "weight" not in sparse.selectors or sparsity == 0:
+        share = sparse.sparsity_now(sparse.last_iteration()) if wanted is None else wanted.of_layer(name)
+        selecting += "weight" in sparse.selectors
+        if "weight" not in sparse.selectors or not share:
             continue
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        mask = sparse.weight_mask
-        if mask is None:
-            last = max(0, sparse.iteration - 1)
-            mask = sparse.select_weight(weight, sparsity, last, training=False).mask_of(weight)
-        weight.masked_fill_(~mask, 0)
+        mask = layer.weight_mask(float(cast(float, share)))
+        cast(Tensor, layer.weight).masked_fill_(~mask, 0)
+        pruned += 1
+    if not pruned:
+        why = "it has no sparse layers"
+        if selecting:
+            why = "its sparsity is 0 at the iteration where it stands (a schedule that has not begun, or a state that was not loaded)"
+        elif layers:
+            why = f"its algorithm, {layers[0][1].sparse.algorithm.name!r}, leaves weights dense"
+        warnings.warn(
+            f"prune_ set nothing to zero: {why}. Call sparsify_ before training, load the sparse state, or name the "
+            "sparsity: prune_(model, sparsity=0.8).",
+            stacklevel=3,
+        )
     return model
+
+
+def _check_prunable(name: str, layer: SparseLayer) -> None:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise _parametrized(name)
+    if type(weight.data) is not Tensor:
+        raise InvalidValue(
+            f"the weight of layer {name!r} is a {type(weight.data).__name__}, of which this process holds a part at "
+            "most. Gather the whole state_dict, load it into a plain model, call sparsify_ with the same settings, and "
+            "prune that."
+        )
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
@@ -364,29 +434,49 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
 
 
 def sparse_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return iteration counters and thresholds of all sparse layers, for a checkpoint.
+    """Return what all sparse layers remember (iterations, sparsity, thresholds, densities), for a checkpoint.
 
-    They are not in the state_dict, whose keys stay those of the plain model.
+    Returns
+    -------
+    dict of str to Tensor
+        ``<layer>.state``, int64 of shape (16,), and ``<layer>.<operand>`` for thresholds by row (scopes ``chw`` and
+        ``hw``). Copies on the CPU.
+
+    Examples
+    --------
+    >>> model = sparsify_(nn.Sequential(nn.Linear(4, 2)))
+    >>> list(sparse_state(model))
+    ['0.state']
     """
-    return {
-        f"{name}.{key}": value
-        for name, layer in sparse_layers(model)
-        for key, value in layer.sparse.state().items()
-    }
+    state = {}
+    for name, layer in sparse_layers(model):
+        state[f"{name}.state"] = layer.sparse_state.detach().to("cpu", copy=True)
+        for operand, selector in layer.sparse.selectors.items():
+            if selector.rows is not None:
+                state[f"{name}.{operand}"] = selector.rows.detach().to("cpu", copy=True)
+    return state
 
 
 def load_sparse_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take back what `sparse_state` returned, into a model made sparse with the same settings.
+    """Load what `sparse_state` returned into a model made sparse with the same settings.
 
     Load the state_dict first: a layer that gets other weights forgets its thresholds.
 
     Raises
     ------
     InvalidValue
-        Where the state is of other layers.
+        Where the state is of other layers, or has another form.
+
+    Examples
+    --------
+    >>> model, other = (sparsify_(nn.Sequential(nn.Linear(4, 2))) for _ in range(2))
+    >>> model(torch.randn(3, 4)).sum().backward()
+    >>> load_sparse_state_(other, sparse_state(model))
+    >>> other[0].sparse.iteration
+    1
     """
     layers = dict(sparse_layers(model))
-    theirs = {key.removesuffix(".iteration") for key in state if key.endswith(".iteration")}
+    theirs = {key.removesuffix(".state") for key in state if key.endswith(".state")}
     if theirs != set(layers):
         odd = sorted(theirs ^ set(layers))
         raise InvalidValue(
@@ -394,8 +484,78 @@ def load_sparse_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             "Call sparsify_ with the settings the state was saved under."
         )
     for name, layer in layers.items():
-        prefix = f"{name}."
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        layer.sparse.load_state(
-            {k: v for k, v in own.items() if k == "iteration" or k.split(".")[0] in layer.sparse.selectors}
-        )
+        words = state[f"{name}.state"]
+        if words.shape != layer.sparse_state.shape or words.dtype != layer.sparse_state.dtype:
+            raise InvalidValue(
+                f"the state of layer {name!r} has shape {tuple(words.shape)} and dtype {words.dtype}; allowed is "
+                f"{tuple(layer.sparse_state.shape)} and {layer.sparse_state.dtype}, as sparse_state returns it."
+            )
+        layer.sparse_state.copy_(words)
+        for operand, selector in layer.sparse.selectors.items():
+            rows = state.get(f"{name}.{operand}")
+            selector.rows = None if rows is None else rows.clone()
+
+
+def count_steps_(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+    """Count iterations of `model`'s sparse layers by the optimizer's steps instead of by passes.
+
+    A schedule of sparsity, and the period of thresholds, then follow the steps, however many passes one takes:
+    gradient accumulation, SAM, passes that adapt batch statistics. A step that a GradScaler skips does not count.
+
+    Parameters
+    ----------
+    model : Module
+        With sparse layers.
+    optimizer : Optimizer
+        Whose ``step`` counts; a post-step hook is registered on it.
+
+    Returns
+    -------
+    RemovableHandle
+        ``remove()`` on it takes the hook off again; passes then count, from where the steps stood.
+
+    Raises
+    ------
+    InvalidValue
+        Where the model has no sparse layers.
+
+    Examples
+    --------
+    >>> model = sparsify_(nn.Linear(4, 2), sparsity=lambda step: 0.5 if step >= 1 else 0.0)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> handle = count_steps_(model, optimizer)
+    >>> for _ in range(3):  # three passes, one step
+    ...     model(torch.randn(3, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> model.sparse.iteration
+    1
+    """
+    layers = [layer for _, layer in sparse_layers(model)]
+    if not layers:
+        raise InvalidValue("the model has no sparse layers whose iterations could be counted; call sparsify_ first.")
+
+    def count(*_: Any) -> None:
+        for layer in layers:
+            if isinstance(layer, SparseLayer):
+                layer.sparse_state[ITERATION] += 1
+
+    handle = _CountedSteps(layers, optimizer.register_step_post_hook(count))
+    return cast(RemovableHandle, handle)
+
+
+class _CountedSteps:
+    """A handle on the hook that counts, which lets passes count again when it is removed."""
+
+    def __init__(self, layers: list[SparseLayer], handle: RemovableHandle) -> None:
+        self._layers, self._handle = layers, handle
+        self._count_by_optimizer(True)
+
+    def _count_by_optimizer(self, yes: bool) -> None:
+        for layer in self._layers:
+            if isinstance(layer, SparseLayer):
+                layer.sparse.by_optimizer = yes
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._handle.remove()
+        self._count_by_optimizer(False)

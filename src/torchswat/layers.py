@@ -1,200 +1,58 @@
-"""Sparse Conv2d and Linear: one autograd function with slots for the operands of the three products.
+"""Sparse Conv2d and Linear: what `torchswat.sparsify_` makes of the layers of a model.
 
-A sparse layer is its dense class with one more attribute, `sparse`, that says which operands are selected
-and how. Its gradients are deliberately not derivatives of its output: they are the straight-through
-estimate of the paper, with the operands of each product selected as the row of `torchswat.algorithms`
-says. The optimizer updates the dense weight with a dense gradient; bias and its gradient stay dense.
+A sparse layer is its dense class with two attributes more: `sparse`, its settings, and the buffer `sparse_state`, what it
+remembers from pass to pass. A pass is one operation (`torchswat.engine.ops`); its gradients are the straight-through
+estimate of the paper. The optimizer updates the dense weight with a dense gradient; bias and its gradient stay dense.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine import kept, plan
-from torchswat.engine.batch_norm import origin_of
+from torchswat.engine import layout, plan
+from torchswat.engine import state as state_words
+from torchswat.engine.arguments import (
+    COUNTED,
+    COUNTS,
+    EVALUATION,
+    EXACT,
+    FORWARD_WEIGHT,
+    GRAD_INPUT_WEIGHT,
+    GRAD_WEIGHT_ACTIVATION,
+    SAMPLED,
+    TUNED,
+    Arguments,
+    kept_count,
+    moment_of,
+    share_of,
+)
+from torchswat.engine.batch_norm import RecomputeInfo
+from torchswat.engine.function import SparseFunction, pass_forward
 from torchswat.engine.loader import native_for
-from torchswat.engine.ops import is_inner
-from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
-from torchswat.engine.packed_linear import PackedLinearProducts
-from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
-from torchswat.engine.topk import SMALLEST, Marks, Selection, count_kept
+from torchswat.engine.packed import Choice, Shape
+from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue
-from torchswat.pending import settled
+from torchswat.masked import MaskedProducts
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
 
 Schedule = Callable[[int], float]
-"""Sparsity as a function of the iteration (the number of training forwards so far)."""
+"""Sparsity as a function of the iteration (the number of training passes, or of optimizer steps, so far)."""
 
-
-@dataclass(frozen=True)
-class Saved:
-    """An operand as it waits for the backward pass.
-
-    Attributes
-    ----------
-    tensors : tuple of Tensor
-        A form that a product takes, or what that is made from where it takes less memory.
-    make : callable or None
-        Makes the form from the tensors; None where they are it.
-    """
-
-    tensors: Form = ()
-    make: Callable[[Form], Form] | None = None
-
-    @classmethod
-    def of(cls, tensor: Tensor, selection: Selection) -> Saved:
-        """Keep what is selected of a dense tensor as values and bits."""
-        dense = _like(tensor)
-        return cls(kept.keep(tensor, selection), lambda form: (kept.restore((form[0], form[1]), dense()),))
-
-
-@dataclass(frozen=True)
-class Operands:
-    """The selected operands of one pass, each in the form that its product takes.
-
-    Attributes
-    ----------
-    forward_weight : tuple of Tensor
-        The weight of the forward product.
-    forward_activation : Tensor or None
-        The activation of the forward product where it is not the input itself.
-    grad_input_weight, grad_weight_activation : Saved
-        What is kept for the backward pass; nothing where no gradient is wanted.
-    output_mask : Tensor or None
-        The outputs that are kept (DSG).
-    """
-
-    forward_weight: Form
-    forward_activation: Tensor | None = None
-    grad_input_weight: Saved = Saved()
-    grad_weight_activation: Saved = Saved()
-    output_mask: Tensor | None = None
-
-
-NOT_ZERO = Selection(limit=SMALLEST)
-"""What is left where something was selected before."""
-
-GradientSelections = Callable[[Tensor], tuple[Selection | None, Selection | None]]
-
-
-def _kept(tensor: Tensor, selection: Selection | None) -> Tensor:
-    return tensor if selection is None else selection.kept(tensor)
-
-
-class SparseProducts(torch.autograd.Function):
-    """The three products with their operands selected; see `torchswat.algorithms`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        activation: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        products: Products,
-        operands: Operands,
-        gradient_selections: GradientSelections | None,
-    ) -> Tensor:
-        ctx.products, ctx.gradient_selections = products, gradient_selections
-        ctx.like = _like(activation), _like(weight)
-        weight_saved, activation_saved = operands.grad_input_weight, operands.grad_weight_activation
-        ctx.weight_tensors = len(weight_saved.tensors)
-        # what the node itself holds would live as long as the graph; autograd frees what it was given to save
-        ctx.makes = weight_saved.make, activation_saved.make
-        ctx.packs = products.packs_weights and weight_saved.make is not None
-        ctx.save_for_backward(operands.output_mask, *weight_saved.tensors, *activation_saved.tensors)
-        if operands.forward_activation is not None:
-            activation = operands.forward_activation
-        output = products.forward(activation, operands.forward_weight, bias)
-        return output if operands.output_mask is None else Selection(operands.output_mask).kept(output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        output_mask, *tensors = ctx.saved_tensors
-        products: Products = ctx.products
-        make_weight, make_activation = ctx.makes
-        if output_mask is not None:
-            gradient = Selection(output_mask).kept(gradient)
-        for_input, for_weight = ctx.gradient_selections(gradient) if ctx.gradient_selections else (None, None)
-        like_activation, like_weight = ctx.like
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1]:  # first: what it needs beside the gradient is gone when grad_input comes
-            activation = tuple(tensors[ctx.weight_tensors :])
-            activation = make_activation(activation) if make_activation else activation
-            grad_weight = products.grad_weight(_kept(gradient, for_weight), activation, like_weight())
-            del activation
-        if ctx.needs_input_grad[0]:
-            weight = tuple(tensors[: ctx.weight_tensors])
-            weight = make_weight(weight) if make_weight else weight
-            if ctx.packs:
-                weight = products.grad_input_weight(weight[0], NOT_ZERO)
-            grad_input = products.grad_input(_kept(gradient, for_input), weight, like_activation())
-        if ctx.needs_input_grad[2]:
-            grad_bias = gradient.sum(products.bias_dims)
-        return grad_input, grad_weight, grad_bias, None, None, None
-
-
-def _like(tensor: Tensor) -> Callable[[], Tensor]:
-    """Return a maker of an uninitialised tensor of that shape and strides; no memory is held until then."""
-    size, stride, options = tensor.size(), tensor.stride(), {"dtype": tensor.dtype, "device": tensor.device}
-    return lambda: torch.empty_strided(size, stride, **options)
-
-
-def _saved_activation(products: Products, input: Tensor, selection: Selection | None) -> Saved:
-    """Return the input as it waits for the weight's gradient, and fill the marks of its selection."""
-    origin = origin_of(input) if products.compresses else None
-    if origin is not None and selection is not None and selection.mask is None:
-        if selection.marks is not None and selection.count is None:
-            found = count_kept(input, selection.limit)
-            assert found is not None, "what has an origin is of the compiled kernels"
-            selection.marks.count = found.greater + found.equal
-            selection.marks.not_a_number = found.not_a_number
-
-        def compressed(tensors: Form) -> Form:
-            x, scale, shift = tensors
-            return products.grad_weight_activation_again(x, scale, shift, selection)
-
-        return Saved((origin.x, origin.scale, origin.shift), compressed)
-    values, *positions = products.grad_weight_activation(input, selection)
-    if selection is None or positions:
-        return Saved((values, *positions))
-    return Saved.of(values, NOT_ZERO)
-
-
-# ---- the layers --------------------------------------------------------------------------------------------
-
-
-def _inside_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _never_compiled(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Let `torch.compile` break its graph here: there is state in Python, and sizes depend on data."""
-
-    @functools.wraps(forward)
-    def eager(self: Any, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # only then: asking for it imports the whole compiler
-            disabled: Any = torch.compiler.disable(forward)
-            return disabled(self, input)
-        return forward(self, input)
-
-    return eager
+Pair = tuple[int, int]
+_REMEMBERED_SHAPES = 256
 
 
 @dataclass
 class LayerSparsity:
-    """What a sparse layer knows beyond its parameters: its settings, and the state of its selections.
+    """What a sparse layer knows beyond its parameters: its settings, and how its operands are selected.
 
     Attributes
     ----------
@@ -203,33 +61,60 @@ class LayerSparsity:
     sparsity : float or callable
         Of this layer; a callable is a schedule over iterations.
     selectors : dict of str to Selector
-        By operand: ``weight``, ``activation``, ``gradient``.
+        By operand: ``weight``, ``activation``, ``gradient``. Each tells its ``density`` and ``threshold``.
+    state : Tensor of shape (16,), int64
+        The layer's buffer ``sparse_state``.
     name : str
         The layer's name in its model, for messages.
-    iteration : int
-        Training forwards so far. A forward that runs inside a backward pass (gradient checkpointing) is the
-        same iteration again.
-    output_density : Tensor or None
-        The share of outputs that the last forward kept (DSG).
+    by_optimizer : bool
+        Iterations are counted by `torchswat.count_steps_`, not by passes.
     """
 
     algorithm: Algorithm
     sparsity: float | Schedule
     selectors: dict[str, Selector]
+    state: Tensor
     name: str = "layer"
-    iteration: int = 0
-    output_density: Tensor | None = None
-    _weight_selection: Selection | None = field(default=None, repr=False)
-    _weight_mask: Tensor | None = field(default=None, repr=False)
-    _weight_seen: tuple | None = field(default=None, repr=False)
+    by_optimizer: bool = False
+    slots: int = 0
+    search: int = 0
+    share: tuple[int, int] = (0, 1)
+    _arguments: dict[tuple, Arguments] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        row = self.algorithm
+        self.slots = (
+            FORWARD_WEIGHT * bool(row.forward_weight)
+            | GRAD_INPUT_WEIGHT * bool(row.grad_input_weight)
+            | GRAD_WEIGHT_ACTIVATION * bool(row.grad_weight_activation)
+        )
+        first = next(iter(self.selectors.values()), Selector())
+        self.search = EXACT * first.exact | SAMPLED * (first.method == "sample")
+        self.share = (0, 1) if callable(self.sparsity) else share_of(self.sparsity)
+        self.use_state(self.state)
+
+    def use_state(self, state: Tensor) -> None:
+        """Read and write this state from now on."""
+        self.state = state
+        for operand, selector in self.selectors.items():
+            selector.operand, selector.state = operand, state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arguments": {}}
 
     @property
-    def weight_mask(self) -> Tensor | None:
-        """The last mask of the weight, as it was when it was selected from."""
-        selection, seen = self._weight_selection, self._weight_seen
-        if self._weight_mask is None and selection is not None and selection.marks and seen is not None:
-            self._weight_mask = selection.marks.mask(seen[0])
-        return self._weight_mask
+    def iteration(self) -> int:
+        """Iterations of training so far; a pass inside a backward pass (gradient checkpointing) is no new one."""
+        return int(self.state[state_words.ITERATION])
+
+    @iteration.setter
+    def iteration(self, number: int) -> None:
+        self.state[state_words.ITERATION] = number
+
+    @property
+    def output_density(self) -> float:
+        """The share of outputs that the last pass of training kept (DSG)."""
+        return state_words.density(self.state, "output")
 
     def sparsity_now(self, iteration: int) -> float:
         """Return the sparsity in force at `iteration`."""
@@ -237,218 +122,245 @@ class LayerSparsity:
             return check_sparsity(self.sparsity(iteration), f"the scheduled sparsity of layer {self.name!r}")
         return self.sparsity
 
-    def this_iteration(self, training: bool) -> int:
-        """Return the number of the pass that is due.
+    def last_iteration(self) -> int:
+        """Return the iteration that an evaluation, or `torchswat.prune_`, belongs to."""
+        return max(0, self.iteration - 1)
 
-        A recomputation for a backward pass belongs to the last one of training, and so does an evaluation: it
-        then selects as `prune_` does.
-        """
-        return self.iteration if training and not _inside_backward() else max(0, self.iteration - 1)
-
-    def next_iteration(self, training: bool) -> int:
-        """Return the number of the pass that is due, and count it where it is a new one of training."""
-        iteration = self.this_iteration(training)
-        if training and not _inside_backward():
-            self.iteration += 1
-        return iteration
-
-    def selector(self, operand: str, training: bool) -> Selector:
-        """Return the selector of `operand`; outside training a copy, which leaves its threshold alone."""
-        selector = self.selectors[operand]
-        return selector if training else copy.copy(selector)
-
-    def select_weight(
-        self, weight: Tensor, sparsity: float, iteration: int, training: bool, marked: bool = False
-    ) -> Selection:
-        """Return the selection of the weight.
-
-        Every pass selects anew, for a weight that was changed through ``.data`` shows no sign of it; but a
-        recomputation inside a backward pass takes the last one. An evaluation moves no threshold.
-        Where the weight is to be `marked` by who reads it next, counting, looking for NaN and the mask, which
-        is rarely asked for, are left to that; `weight_marked` must follow.
-        """
-        selector, selection, mask = self.selector("weight", training), self._weight_selection, None
-        seen = (weight.shape, weight.data_ptr(), weight._version, weight.device, sparsity, iteration)
-        same = _inside_backward() and seen == self._weight_seen
-        if selection is None or selector.random or not same:
-            name = f"the weight of layer {self.name!r}"
-            selection = selector.select(weight, sparsity, iteration, name, lean=marked)
-            if selection.marks and selection.limit <= SMALLEST:  # zeros may be among the k largest
-                selection = selector.select(weight, sparsity, iteration, name)
-            if not selection.marks:
-                mask = selection.mask_of(weight)
-            # published at once: another thread may be in the same layer
-            self._weight_selection, self._weight_mask, self._weight_seen = selection, mask, seen
-            self.selectors["weight"].density = selector.density
-        return selection
-
-    def weight_marked(self, marks: Marks, entries: int) -> None:
-        """Finish a selection of the weight that was to be marked."""
-        if marks.not_a_number:
-            self.forget_weight()
-        self.selectors["weight"].counted(marks, entries, f"the weight of layer {self.name!r}")
-
-    def forget_weight(self) -> None:
-        """Drop the last selection of the weight."""
-        self._weight_mask = self._weight_selection = self._weight_seen = None
+    def training_mode(self, training: bool) -> int:
+        """Return how a pass counts, in the words of `torchswat.engine.arguments`."""
+        if not training:
+            return EVALUATION
+        return COUNTED if self.by_optimizer else COUNTS
 
     def forget(self) -> None:
-        """Drop what was learnt from weights that are being replaced."""
-        self.forget_weight()
+        """Drop the thresholds of weights that are being replaced."""
+        state_words.forget_thresholds(self.state)
         for selector in self.selectors.values():
-            selector.threshold = None
-
-    def state(self) -> dict[str, Tensor]:
-        """Return counters and thresholds as tensors, for a resumed training."""
-        state = {"iteration": torch.tensor(self.iteration)}
-        for operand, selector in self.selectors.items():
-            state.update({f"{operand}.{key}": value for key, value in selector.state().items()})
-        return state
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
-        self.iteration = int(state["iteration"])
-        self.forget_weight()
-        for operand, selector in self.selectors.items():
-            prefix = f"{operand}."
-            selector.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            selector.forget()
 
 
 class SparseLayer(nn.Module):
-    """What the sparse layers share: from the input to the selected operands, then the three products."""
+    """What the sparse layers share: from an input to the arguments of one pass."""
 
     sparse: LayerSparsity
+    sparse_state: Tensor
+    sparse_schedule: Tensor | None = None
+    """The sparsities of all iterations, where they follow a schedule that ends; for graphs that are traced."""
 
-    def _sparse_forward(
-        self, input: Tensor, products: Products, pad: Callable[[Tensor], Tensor] | None, dense: Any
-    ) -> Tensor:
-        """Run one pass; selections are made on `input` before `pad`, `dense` is the dense class's pass."""
-        sparse, row = self.sparse, self.sparse.algorithm
-        iteration = sparse.next_iteration(self.training)
-        sparsity = sparse.sparsity_now(iteration)
-        if sparsity == 0:
-            sparse.forget_weight()
-            return dense(input)
-        input, weight, bias = (
-            products.adapt(input),
-            cast(Tensor, self.weight),
-            cast("Tensor | None", self.bias),
-        )
-        grad = torch.is_grad_enabled()
-        wanted = grad and input.requires_grad, grad and weight.requires_grad
-        of_input, of_weight = self._selections(products, input, wanted, sparsity, iteration)
-        if pad is not None:
-            if of_input is not None:
-                of_input = Selection(pad(of_input.mask_of(input).to(input.dtype)) != 0)
-            input = pad(input)
-        device = input.device.type
-        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-            # autocast does not reach into autograd functions; masks are of the values before they are rounded
-            of_input = None if of_input is None else Selection(of_input.mask_of(input))
-            of_weight = None if of_weight is None else Selection(of_weight.mask_of(weight))
-            dtype = torch.get_autocast_dtype(device)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        with torch.autocast(device, enabled=False):
-            operands = self._operands(products, input, weight, of_input, of_weight, wanted, sparsity)
-            of_gradient = self._gradient_selections(sparsity, iteration) if row.selects("gradient") else None
-            output = SparseProducts.apply(input, weight, bias, products, operands, of_gradient)
-        assert isinstance(output, Tensor)
-        if operands.output_mask is not None:  # for DSG's second mask, behind batch norm
-            output.torchswat_mask = operands.output_mask  # type: ignore[attr-defined]
-        return output
-
-    def _engine_sparsity(self, input: Tensor) -> float:
-        """Return the sparsity of this pass where the compiled engine can do its products, else 0."""
-        sparse = self.sparse
-        usable = sparse.algorithm.is_packable and input.numel() > 0
-        if not usable or torch.is_autocast_enabled(input.device.type):
-            return 0
-        if native_for(input, cast(Tensor, self.weight)) is None:
-            return 0
-        return sparse.sparsity_now(sparse.this_iteration(self.training))
-
-    def _selections(
+    def _pass(
         self,
-        products: Products,
-        input: Tensor,
-        wanted: tuple[bool, bool],
+        x: Tensor,
+        geometry: tuple[Pair, Pair, Pair, int],
+        entries: int,
+        activation_mask: Tensor | None = None,
+        recompute: RecomputeInfo | None = None,
+    ) -> Tensor:
+        """Run one pass on `x`, (N, C, H, W) or (N, C); `entries` of it are selected from (padding is not)."""
+        sparse = self.sparse
+        weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
+        grad = torch.is_grad_enabled() and (
+            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        )
+        wants_weight = grad and weight.requires_grad
+        if torch.compiler.is_compiling():
+            return self._traced_pass(x, weight, bias, geometry, entries, activation_mask, wants_weight)
+        sparsity = sparse.sparsity
+        if callable(sparsity):
+            sparsity = sparse.sparsity_now(self._this_iteration())
+        native = native_for(x, weight, bias)
+        chwn = native is not None and x.dim() == 4 and layout.is_chwn(x)
+        training = sparse.training_mode(self.training)
+        key = (
+            x.shape, entries, sparsity, native is None, chwn, training, wants_weight, recompute is None, grad,
+            plan.generation(),
+        )  # fmt: skip
+        a = sparse._arguments.get(key)
+        if a is None:
+            a = self._arguments(x, geometry, entries, sparsity, native, chwn, wants_weight, recompute, training)
+            if len(sparse._arguments) >= _REMEMBERED_SHAPES:
+                sparse._arguments.clear()
+            sparse._arguments[key] = a
+        weight_mask = None
+        selectors = sparse.selectors
+        selector = selectors.get("weight")
+        if selector is not None and not selector.in_operation and (a.slots & FORWARD_WEIGHT or grad):
+            weight_mask = self._mask("weight", weight, sparsity)
+        selector = selectors.get("activation")
+        if selector is not None and not selector.in_operation and wants_weight and activation_mask is None:
+            activation_mask = self._mask("activation", x, sparsity)
+        if not grad:
+            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a)[0]
+        output = SparseFunction.apply(
+            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a
+        )
+        return cast(Tensor, output)
+
+    def _this_iteration(self) -> int:
+        moment = moment_of(self.sparse.training_mode(self.training))
+        return self.sparse.last_iteration() if moment.last else self.sparse.iteration
+
+    def _mask(self, operand: str, tensor: Tensor, sparsity: float) -> Tensor:
+        """Return the mask of an operand that the operation does not select by itself."""
+        sparse = self.sparse
+        what = "weight" if operand == "weight" else "input"
+        name = f"the {what} of layer {sparse.name!r}"
+        remember = moment_of(sparse.training_mode(self.training)).remembers
+        with torch.no_grad():
+            return sparse.selectors[operand](tensor.detach(), sparsity, self._this_iteration(), name, remember)
+
+    def _arguments(
+        self,
+        x: Tensor,
+        geometry: tuple[Pair, Pair, Pair, int],
+        entries: int,
         sparsity: float,
-        iteration: int,
-    ) -> tuple[Selection | None, Selection | None]:
-        """Select from the input and the weight where the algorithm and the wanted gradients need it."""
-        sparse, row = self.sparse, self.sparse.algorithm
-        to_input, to_weight = wanted
-        of_input = of_weight = None
-        if row.forward_activation or (row.grad_weight_activation and to_weight):
-            selector = sparse.selector("activation", self.training)
-            name = f"the input of layer {sparse.name!r}"
-            of_input = selector.select(input, sparsity, iteration, name, lean=products.compresses)
-        if row.forward_weight or (row.grad_input_weight and (to_input or to_weight)):
-            marked = bool(row.forward_weight) and products.marks_weight
-            of_weight = sparse.select_weight(
-                cast(Tensor, self.weight), sparsity, iteration, self.training, marked
+        native: Any,
+        chwn: bool,
+        wants_weight: bool,
+        recompute: RecomputeInfo | None,
+        training: int,
+    ) -> Arguments:
+        """Return the arguments of a pass in eager mode."""
+        sparse = self.sparse
+        stride, padding, dilation, groups = geometry
+        weight = cast(Tensor, self.weight)
+        products = 0
+        fits = native is not None and groups == 1 and dilation == (1, 1) and x.numel() > 0 and weight.numel() > 0
+        if fits:
+            sizes = (*x.shape, 1, 1)[:4], (*weight.shape, 1, 1)[:4]
+            products = _bits(plan.choose(Shape(*sizes, stride, padding), sparsity))  # type: ignore[arg-type]
+        kept = kept_count(entries, sparsity)
+        whole = "activation" in sparse.selectors and sparse.selectors["activation"].in_operation
+        exact = bool(sparse.search & EXACT) and not sparse.search & SAMPLED and self._period == 1 and whole
+        exact = exact and entries == x.numel()  # what was padded may be kept too
+        return Arguments(
+            sparsity,
+            kept_count(weight.numel(), sparsity),
+            min(kept, x.numel()),
+            kept if exact else -1,
+            *(stride, padding, dilation, groups),
+            *(sparse.slots, sparse.search, self._period, self._warmup, products),
+            chwn=fits and x.dim() == 4 and (products != 0 or chwn),
+            training=training,
+            save=wants_weight,
+            recompute=recompute is not None and fits and bool(products & 4),
+            name=sparse.name,
+        )
+
+    @property
+    def _period(self) -> int:
+        return next(iter(self.sparse.selectors.values())).period
+
+    @property
+    def _warmup(self) -> int:
+        return next(iter(self.sparse.selectors.values())).warmup
+
+    def _traced_pass(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: tuple[Pair, Pair, Pair, int],
+        entries: int,
+        activation_mask: Tensor | None,
+        wants_weight: bool,
+    ) -> Tensor:
+        """Run one pass as one operation of a graph; which products run sparse is decided when the graph runs."""
+        sparse = self.sparse
+        stride, padding, dilation, groups = geometry
+        constant = not callable(sparse.sparsity)
+        sparsity = sparse.sparsity if constant else 0.0
+        zeros, of = sparse.share
+        kept = entries - entries * zeros // of  # in integers: sizes may be symbolic
+        exact = sparse.search == EXACT and self._period == 1 and constant
+        if not all(selector.in_operation for selector in sparse.selectors.values()):
+            raise InvalidValue(
+                f"layer {sparse.name!r} selects by scope, method or random masks that torch.compile cannot follow; "
+                "allowed is scope 'nchw' with method 'histogram' or 'sample'. Call torch.compiler.disable on the "
+                "model, or train it in eager mode."
             )
-        return of_input, of_weight
+        on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+        fits = groups == 1 and dilation == (1, 1) and on_cpu
+        y, _, record = torch.ops.torchswat.sparse_forward(
+            x, weight, bias, self.sparse_state, None, activation_mask, self._schedule(),
+            sparsity, weight.numel() - weight.numel() * zeros // of, kept, kept if exact else x.numel(),
+            stride, padding, dilation, groups, sparse.slots, sparse.search, self._period, self._warmup,
+            TUNED if fits else 0, fits and x.dim() == 4, sparse.training_mode(self.training), wants_weight, False,
+            sparse.name,
+        )  # fmt: skip
+        if self.training:
+            self.sparse_state.copy_(record)
+        return y
 
-    def _gradient_selections(self, sparsity: float, iteration: int) -> GradientSelections:
-        sparse, row = self.sparse, self.sparse.algorithm
-        selector = sparse.selector("gradient", self.training)
-
-        def select(gradient: Tensor) -> tuple[Selection | None, Selection | None]:
-            name = f"the output gradient of layer {sparse.name!r}"
-            selection = selector.select(gradient, sparsity, iteration, name)
-            return (
-                selection if row.grad_input_gradient else None,
-                selection if row.grad_weight_gradient else None,
+    def _schedule(self) -> Tensor | None:
+        """Return the sparsities of all iterations as a tensor; None without a schedule."""
+        if callable(self.sparse.sparsity) and self.sparse_schedule is None:
+            raise InvalidValue(
+                f"the schedule of layer {self.sparse.name!r} is a function that torch.compile cannot follow; use one of "
+                "torchswat.schedules, or give it an attribute `last`, the iteration from which on it is constant, "
+                "before sparsify_ is called."
             )
-
-        return select
+        return self.sparse_schedule
 
     @torch.no_grad()
-    def _operands(
-        self,
-        products: Products,
-        input: Tensor,
-        weight: Tensor,
-        of_input: Selection | None,
-        of_weight: Selection | None,
-        wanted: tuple[bool, bool],
-        sparsity: float,
-    ) -> Operands:
-        """Bring the operands into the forms that the products take, and measure what they hold."""
-        sparse, row = self.sparse, self.sparse.algorithm
-        to_input, to_weight = wanted
-        forward_weight = products.forward_weight(weight, of_weight if row.forward_weight else None)
-        if of_weight is not None and of_weight.marks:
-            sparse.weight_marked(of_weight.marks, weight.numel())
-        grad_input_weight = grad_weight_activation = Saved()
-        if to_input:
-            selection = of_weight if row.grad_input_weight else None
-            grad_input_weight = Saved((weight,)) if selection is None else Saved.of(weight, selection)
-        if to_weight:
-            selection = of_input if row.grad_weight_activation else None
-            grad_weight_activation = _saved_activation(products, input, selection)
-            if selection is not None and selection.marks:
-                name = f"the input of layer {sparse.name!r}"
-                sparse.selectors["activation"].counted(selection.marks, input.numel(), name)
-        output_mask = None
-        if row.projected_output:
-            output_mask = predicted_mask(products, input, weight, sparsity, sparse.name)
-            sparse.output_density = output_mask.count_nonzero() / output_mask.numel()
-        forward_input = of_input.kept(input) if of_input is not None and row.forward_activation else None
-        return Operands(forward_weight, forward_input, grad_input_weight, grad_weight_activation, output_mask)
+    def weight_mask(self, sparsity: float) -> Tensor:
+        """Return the mask (bool, like the weight) of the weights that an evaluation selects at `sparsity`."""
+        sparse, weight = self.sparse, cast(Tensor, self.weight).detach()
+        selector, last = sparse.selectors["weight"], sparse.last_iteration()
+        name = f"the weight of layer {sparse.name!r}"
+        if selector.in_operation:
+            due = selector.period == 1 or last < selector.warmup or last % selector.period == 0
+            threshold = state_words.threshold(sparse.state, "weight")
+            if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
+                return weight.abs() >= threshold
+            selector = replace(selector, state=state_words.new_state(), rows=None)
+        return selector(weight, sparsity, last, name, remember=False)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.sparse.forget()
+    # ---- nn.Module -----------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Apply as torch does, but keep what the layer remembers where memory is made anew (`to_empty`)."""
+        before = self.sparse_state.detach().clone()
+        result = super()._apply(fn, recurse)
+        after = self.sparse_state
+        if not after.is_meta:
+            after.copy_(state_words.new_state() if before.is_meta else before)
+        self.sparse.use_state(after)
+        return result
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        carried = f"{prefix}sparse_state" in state_dict
+        if not carried and "sparse_state" not in self._non_persistent_buffers_set:
+            state_dict = {**state_dict, f"{prefix}sparse_state": self.sparse_state}  # a checkpoint of a plain model
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.sparse.use_state(self.sparse_state)
+        if not carried:
+            self.sparse.forget()
+
+
+def _bits(choice: Choice) -> int:
+    return choice.forward | choice.grad_input << 1 | choice.grad_weight << 2
+
+
+def _refuse_transforms(name: str) -> None:
+    """Raise `InvalidValue` under the transforms of torch that would give wrong numbers or no sense."""
+    if torch._C._are_functorch_transforms_active():
+        raise InvalidValue(
+            f"layer {name!r} is sparse and was reached by a transform of torch.func (grad, vmap, jvp, functionalize); "
+            "its gradient is a straight-through estimate that these cannot use. Call torchswat.desparsify_ first."
+        )
+    if torch._C._get_tracing_state() is not None:
+        raise InvalidValue(
+            f"layer {name!r} is sparse and was reached by torch.jit.trace or by the old ONNX exporter. Trace the plain "
+            "network: torchswat.desparsify_(torchswat.prune_(model))."
+        )
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
     """A Conv2d whose products run on selected operands; made by `torchswat.sparsify_`.
 
-    Input and output are those of `torch.nn.Conv2d`. What was saved for the backward pass is freed by it, and
-    a second derivative is refused with an error.
+    Input and output are those of `torch.nn.Conv2d`. What was saved for backward is freed by it, and a second
+    derivative is refused with an error.
 
     Raises
     ------
@@ -458,9 +370,11 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         Where a tensor to select from has a NaN, naming the layer.
     """
 
-    @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (N, C, H, W) or (C, H, W)
-        input = settled(input)
+        return self.forward_recomputing(input, None)
+
+    def forward_recomputing(self, input: Tensor, recompute: RecomputeInfo | None) -> Tensor:
+        """Return ``self(input)``; given what `input` was computed from, it is not saved but computed again."""
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
             raise InvalidValue(
@@ -468,8 +382,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
                 f"allowed is (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W)."
             )
         if input.dim() == 3:
-            return self.forward(input.unsqueeze(0)).squeeze(0)
-        sides = self._reversed_padding_repeated_twice  # (left, right, top, bottom)
+            return self.forward_recomputing(input.unsqueeze(0), None).squeeze(0)
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name)
         padded, kernel = self._extents(input)
         if padded[0] < kernel[0] or padded[1] < kernel[1]:
             raise InvalidValue(
@@ -477,25 +392,27 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
                 f"{padded[0]} x {padded[1]}; its kernel needs {kernel[0]} x {kernel[1]} at least."
             )
         padding = self._product_padding()
-        products = None if padding is None else self._products(input, padding)
-        if products is None:
-            geometry: Any = self.stride, padding or (0, 0), self.dilation, self.groups
-            products = Conv2dProducts(*geometry)
+        geometry: Any = self.stride, padding or (0, 0), self.dilation, self.groups
+        if not self.sparse.algorithm.is_packable:
+            return _masked_pass(self, input, Conv2dProducts(*geometry), None if padding else self._pad)
+        return _in_autocast(self, input, geometry, None if padding else self._pad, recompute)
+
+    def _pad(self, tensor: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-
-        def pad(tensor: Tensor) -> Tensor:
-            return F.pad(tensor, sides, mode=mode)
-
-        return self._sparse_forward(input, products, pad if padding is None else None, super().forward)
+        return F.pad(tensor, self._reversed_padding_repeated_twice, mode=mode)
 
     def takes_inner(self, input: Tensor) -> bool:
-        """Tell whether an `input` (N, C, H, W) of these sizes is brought into the engine's layout here."""
+        """Return whether an `input` (N, C, H, W) of these sizes is converted to the CHWN layout here."""
         (height, width), kernel = self._extents(input)
         fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]
         padding = self._product_padding()
-        if not fits or padding is None:
+        if not fits or padding is None or self.groups != 1 or self.dilation != (1, 1) or not input.numel():
             return False
-        return isinstance(self._products(input, padding), PackedConv2dProducts)
+        if not self.sparse.algorithm.is_packable or native_for(input, self.weight) is None:
+            return False
+        sparsity = self.sparse.sparsity_now(self._this_iteration())
+        shape = Shape(tuple(input.shape), tuple(self.weight.shape), self.stride, padding)  # type: ignore[arg-type]
+        return sparsity > 0 and _bits(plan.choose(shape, sparsity)) != 0
 
     def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
         """Return height and width of the padded `input` and of the dilated kernel."""
@@ -503,24 +420,11 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         return (input.shape[2] + top + bottom, input.shape[3] + left + right), kernel
 
-    def _product_padding(self) -> tuple[int, int] | None:
+    def _product_padding(self) -> Pair | None:
         """Return the padding that the products do, or None where the input is to be padded before."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         symmetric = left == right and top == bottom
         return (top, left) if self.padding_mode == "zeros" and symmetric else None
-
-    def _products(self, input: Tensor, padding: tuple[int, int]) -> Products | None:
-        """Return the products of the compiled engine, or None where it does not do these."""
-        sparsity = self._engine_sparsity(input) if self.groups == 1 and self.dilation == (1, 1) else 0
-        if sparsity == 0:
-            return None
-        shape = Shape(
-            tuple(input.shape),  # type: ignore[arg-type]
-            tuple(self.weight.shape),  # type: ignore[arg-type]
-            cast("tuple[int, int]", self.stride),
-            padding,
-        )
-        return plan.products_for(shape, sparsity, is_inner(input))
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -536,29 +440,127 @@ class SparseLinear(SparseLayer, nn.Linear):
         Where a tensor to select from has a NaN, naming the layer.
     """
 
-    @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
-        input = settled(input)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}; "
                 f"allowed is (*, {self.in_features})."
             )
-        matrix = input.reshape(-1, self.in_features)
-        output = self._sparse_forward(matrix, self._products(matrix), None, super().forward)
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name)
+        matrix = input if input.dim() == 2 else input.reshape(-1, self.in_features)
+        if self.sparse.algorithm.is_packable:
+            output = _in_autocast(self, matrix, _MATRIX, None, None)
+        else:
+            output = _masked_pass(self, matrix, LinearProducts(), None)
         return output if input.dim() == 2 else output.reshape(*input.shape[:-1], self.out_features)
 
-    def _products(self, matrix: Tensor) -> Products:
-        """Return the products of the compiled engine where it does these, else those of torch."""
-        sparsity = self._engine_sparsity(matrix)
+
+_MATRIX: tuple[Pair, Pair, Pair, int] = (1, 1), (0, 0), (1, 1), 1
+
+
+def _in_autocast(
+    layer: SparseLayer,
+    x: Tensor,
+    geometry: tuple[Pair, Pair, Pair, int],
+    pad: Callable[[Tensor], Tensor] | None,
+    recompute: RecomputeInfo | None,
+) -> Tensor:
+    """Run a pass with what surrounds it: a sparsity of zero, padding that the products do not do, autocast."""
+    sparse = layer.sparse
+    if callable(sparse.sparsity) and not torch.compiler.is_compiling():
+        moment = moment_of(sparse.training_mode(layer.training))
+        sparsity = sparse.sparsity_now(sparse.last_iteration() if moment.last else sparse.iteration)
         if sparsity == 0:
-            return LinearProducts()
-        sizes = (*matrix.shape, 1, 1), (*self.weight.shape, 1, 1)
-        shape = Shape(*sizes, (1, 1), (0, 0))  # type: ignore[arg-type]
-        convolution = plan.products_for(shape, sparsity)
-        if not isinstance(convolution, PackedConv2dProducts) or convolution.choice == ALL_DENSE:
-            return LinearProducts()
-        return PackedLinearProducts(convolution)
+            if moment.advances:
+                sparse.iteration += 1
+            if moment.remembers:
+                state_words.put(layer.sparse_state, state_words.SPARSITY, 0.0)
+            return cast(Any, super(SparseLayer, layer)).forward(x)
+    elif sparse.sparsity == 0:
+        return cast(Any, super(SparseLayer, layer)).forward(x)
+    entries, mask = x.numel(), None
+    if pad is not None:
+        if cast(Any, layer).padding_mode != "zeros":  # what is padded are entries again: the mask goes with them
+            mask = _padded_mask(layer, x, pad)
+        x = pad(x)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
+    # autocast does not reach into the operation: it selects by the values before they are rounded
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
+
+
+def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:
+    sparse = layer.sparse
+    if "activation" not in sparse.selectors or not torch.is_grad_enabled():
+        return None
+    if torch.compiler.is_compiling():
+        raise InvalidValue(
+            f"layer {sparse.name!r} pads by {cast(Any, layer).padding_mode!r}, which torch.compile cannot follow here; "
+            "leave it out by skip=, or train in eager mode."
+        )
+    sparsity = sparse.sparsity_now(layer._this_iteration())
+    mask = layer._mask("activation", x, sparsity)
+    return pad(mask.to(torch.float32)) != 0
+
+
+# ---- algorithms that select other operands -----------------------------------------------------------------
+
+
+def _masked_pass(
+    layer: SparseLayer, x: Tensor, products: Products, pad: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Run a pass of an algorithm that selects forward activations, gradients or outputs."""
+    if torch.compiler.is_compiling():
+        raise InvalidValue(
+            f"layer {layer.sparse.name!r} is of the algorithm {layer.sparse.algorithm.name!r}, which torch.compile "
+            "cannot follow; allowed are swat, saw and forward-weight. Train in eager mode."
+        )
+    sparse, row = layer.sparse, layer.sparse.algorithm
+    moment = moment_of(sparse.training_mode(layer.training))
+    iteration = sparse.last_iteration() if moment.last else sparse.iteration
+    sparsity = sparse.sparsity_now(iteration)
+    if moment.advances:
+        sparse.iteration = iteration + 1
+    if moment.remembers:
+        state_words.put(layer.sparse_state, state_words.SPARSITY, sparsity)
+    if sparsity == 0:
+        return cast(Any, super(SparseLayer, layer)).forward(x)
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    mask = gradient_mask = output_mask = None
+    if row.forward_activation:
+        name = f"the input of layer {sparse.name!r}"
+        with torch.no_grad():
+            mask = sparse.selectors["activation"](x.detach(), sparsity, iteration, name, moment.remembers)
+    if pad is not None:
+        mask = None if mask is None else pad(mask.to(torch.float32)) != 0
+        x = pad(x)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if row.selects("gradient"):
+
+        def gradient_mask(gradient: Tensor) -> Tensor:
+            name = f"the output gradient of layer {sparse.name!r}"
+            return sparse.selectors["gradient"](gradient, sparsity, iteration, name, moment.remembers)
+
+    with torch.autocast(device, enabled=False):
+        if row.projected_output:
+            output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
+            if moment.remembers:
+                share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
+                state_words.put_density(layer.sparse_state, "output", share)
+        of = bool(row.grad_input_gradient), bool(row.grad_weight_gradient)
+        output = MaskedProducts.apply(x, weight, bias, products, mask, output_mask, gradient_mask, *of)
+    assert isinstance(output, Tensor)
+    if output_mask is not None:  # for DSG's second mask, behind batch norm
+        output.torchswat_mask = output_mask  # type: ignore[attr-defined]
+    return output
 
 
 SPARSE_CLASSES: dict[type[nn.Module], type[SparseLayer]] = {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}

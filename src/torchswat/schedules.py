@@ -47,6 +47,11 @@ class Cubic:
                 f"steps = {self.steps}, begin = {self.begin}; allowed is steps >= 1 and begin >= 0."
             )
 
+    @property
+    def last(self) -> int:
+        """The iteration from which on the sparsity is constant."""
+        return self.begin + self.steps
+
     def __call__(self, iteration: int) -> float:
         t = min(1.0, max(0.0, (iteration - self.begin) / self.steps))
         return self.final + (self.initial - self.final) * (1 - t) ** 3
@@ -78,6 +83,11 @@ class Steps:
             )
         for start, sparsity in self.values:
             check_sparsity(sparsity, f"the sparsity from iteration {start}")
+
+    @property
+    def last(self) -> int:
+        """The iteration from which on the sparsity is constant."""
+        return self.values[-1][0]
 
     def __call__(self, iteration: int) -> float:
         return next(sparsity for start, sparsity in reversed(self.values) if iteration >= start)

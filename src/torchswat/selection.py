@@ -13,6 +13,7 @@ repeated. A NaN is an error, never a silent mask.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
@@ -20,7 +21,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from torchswat.engine import state as state_words
 from torchswat.engine import topk
+from torchswat.engine.arguments import kept_count
+from torchswat.engine.state import new_state
 from torchswat.engine.topk import Selection
 from torchswat.errors import InvalidValue, NotFinite, UnknownName
 
@@ -36,18 +40,6 @@ _BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
-
-
-def kept_count(n: int, sparsity: float) -> int:
-    """Return how many of `n` entries are kept at `sparsity`: ``n - floor(S * n)``, at least one of any.
-
-    Examples
-    --------
-    >>> kept_count(10, 0.8), kept_count(3, 0.9), kept_count(0, 0.5)
-    (2, 1, 0)
-    """
-    dropped = math.floor(round(sparsity * n, 6))  # in floats 0.7 * 90 is 62.99999999999999
-    return min(n, max(1, n - dropped))
 
 
 # ---- finding the k-th largest: (rows, n) non-negative magnitudes -> (rows,) thresholds ---------------------
@@ -368,10 +360,11 @@ def _check_names(scope: str, method: str) -> None:
 
 @dataclass
 class Selector:
-    """The selection of one tensor of one layer over the iterations of a training.
+    """The selection of one operand of one layer over the iterations of a training.
 
     It searches the k-th largest when a search is due and keeps ``|t| >= threshold`` between searches, the
-    paper's own saving (section 3.2, Figure 6b). With ``period=1`` every selection is a search.
+    paper's own saving (section 3.2, Figure 6b). With ``period=1`` every selection is a search. Where the whole
+    tensor is the scope, the layer's operation does the same by itself and leaves its numbers in `state`.
 
     Parameters
     ----------
@@ -385,16 +378,12 @@ class Selector:
     warmup : int, default 0
         Iterations at the start of training that search every time, whatever the period.
     random : bool, default False
-        Keep ``k`` entries drawn uniformly, anew each time: the paper's null hypothesis.
-
-    Attributes
-    ----------
-    threshold : Tensor or None
-        The last threshold, shaped to broadcast against the tensor.
-    sparsity : float
-        The sparsity that the last search was for.
-    density : Tensor or float
-        The share that the last selection really kept.
+        Keep ``k`` entries drawn uniformly, anew in each iteration: the paper's null hypothesis. Draws depend on
+        the seed in `state`, the name of the tensor and the iteration alone, so every process draws the same.
+    operand : {"weight", "activation", "gradient"}
+        Which operand it is, which says where in `state` its numbers stand.
+    state : Tensor of shape (16,), int64
+        The layer's state (`torchswat.engine.state`).
     """
 
     scope: str = "nchw"
@@ -403,110 +392,72 @@ class Selector:
     period: int = 1
     warmup: int = 0
     random: bool = False
-    threshold: Tensor | None = field(default=None, repr=False)
-    sparsity: float = 0.0
-    density: Tensor | float = 1.0
+    operand: str = "activation"
+    state: Tensor = field(default_factory=new_state, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
+    """The last thresholds, shaped to broadcast against the tensor; None where the operation searches."""
 
-    def __call__(self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor") -> Tensor:
-        """Return the mask of `tensor` (bool, same shape) for the `iteration`-th step of training."""
-        return self.select(tensor, sparsity, iteration, name).mask_of(tensor)
+    @property
+    def in_operation(self) -> bool:
+        """Whether the layer's operation selects by itself: the k largest of the whole tensor."""
+        return self.scope == "nchw" and not self.random and self.method in ("histogram", "sample")
 
-    def select(
-        self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", lean: bool = False
-    ) -> Selection:
-        """Return the selection of `tensor` for the `iteration`-th step of training; measures its density.
+    @property
+    def density(self) -> float:
+        """The share that the last selection of training really kept."""
+        return state_words.density(self.state, self.operand)
 
-        A `lean` one is for an operand that is read once more at once: where that saves a pass over the
-        tensor, the selection has marks, to be filled by who reads it and then handed to `counted`; zeros are
-        never kept.
+    @property
+    def threshold(self) -> Tensor | None:
+        """The last threshold, shaped to broadcast against the tensor, or None before the first search."""
+        if self.rows is not None or self.operand not in state_words.OPERANDS:
+            return self.rows
+        found = state_words.threshold(self.state, self.operand)
+        return None if found is None else torch.tensor(found)
+
+    def __call__(
+        self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", remember: bool = True
+    ) -> Tensor:
+        """Return the mask of `tensor` (bool, same shape and strides) for the `iteration`-th step of training.
+
+        Only one that is to `remember` moves the threshold and the density.
         """
         if tensor.numel() == 0:
-            return Selection(torch.ones_like(tensor, dtype=torch.bool))
-        selection = self._lean(tensor, sparsity, iteration, name) if lean and not self.random else None
-        if selection is not None:
-            return selection
+            return torch.ones_like(tensor, dtype=torch.bool)
         if self.random:
-            selection = self._draw(tensor, sparsity, name)
+            mask = self._draw(tensor, sparsity, iteration, name)
         elif self._due(tensor, iteration):
             k = kept_count(math.prod(tensor.shape[_leading(tensor, self.scope) :]), sparsity)
             how = {"scope": self.scope, "method": self.method, "exact": self.exact, "name": name}
-            self.threshold, selection = keep_largest(tensor, k, **how)
-            self.sparsity = sparsity
+            rows, selection = keep_largest(tensor, k, **how)
+            mask = selection.mask_of(tensor)
+            if remember:
+                self.rows = rows
         else:
-            selection = self._reuse(tensor, name)
-        if selection.count is not None:
-            self.density = selection.count / tensor.numel()
-        elif selection.mask is not None:
-            self.density = selection.mask.count_nonzero() / tensor.numel()
-        return selection
-
-    def _reuse(self, tensor: Tensor, name: str) -> Selection:
-        assert self.threshold is not None
-        found = topk.count_kept(tensor, float(self.threshold)) if self.threshold.numel() == 1 else None
-        if found is None:
+            assert self.rows is not None
             magnitudes = tensor.detach().abs()
             if magnitudes.amax().isnan():
                 raise _not_a_number(tensor.numel(), name)
-            return Selection(magnitudes >= self.threshold.to(tensor.device))
-        if found.not_a_number:
-            raise _not_a_number(tensor.numel(), name)
-        return Selection(limit=found.value, count=found.greater + found.equal)
-
-    def _lean(self, tensor: Tensor, sparsity: float, iteration: int, name: str) -> Selection | None:
-        """Return the limit of a whole tensor by the compiled kernels, or None where they do not apply."""
-        if _leading(tensor, self.scope) != 0 or self.method not in ("histogram", "sample"):
-            return None
-        k = kept_count(tensor.numel(), sparsity)
-        if not self._due(tensor, iteration):
-            assert self.threshold is not None
-            limit = max(float(self.threshold), topk.SMALLEST)
-            return Selection(limit=limit, marks=topk.Marks())
-        if self.method == "sample":
-            limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
-            if limit is None:
-                return None
-            selection = Selection(limit=max(limit, topk.SMALLEST), marks=topk.Marks())
-        else:
-            found = topk.kth_largest(tensor, k)
-            if found is None:
-                return None
-            if found.not_a_number:
-                raise _not_a_number(tensor.numel(), name)
-            limit, count = found.value, found.greater + (found.equal if found.value > 0 else 0)
-            selection = Selection(limit=max(limit, topk.SMALLEST), count=count, marks=topk.Marks())
-            if self.exact and count > k:
-                selection = _without_ties(tensor, found, k)
-            self.density = (selection.count or 0) / tensor.numel()
-        self.threshold, self.sparsity = tensor.new_full([1] * tensor.dim(), limit), sparsity
-        return selection
-
-    def counted(self, marks: topk.Marks, entries: int, name: str) -> None:
-        """Finish a lean selection from `entries`, by what the one who read them left in its `marks`."""
-        if marks.not_a_number:
-            raise _not_a_number(entries, name)
-        if marks.count is not None:
-            self.density = marks.count / max(1, entries)
+            mask = magnitudes >= self.rows.to(tensor.device)
+        if remember:
+            state_words.put_density(self.state, self.operand, int(mask.count_nonzero()) / tensor.numel())
+        return mask
 
     def _due(self, tensor: Tensor, iteration: int) -> bool:
-        if self.threshold is None or self.period == 1 or iteration < self.warmup:
+        if self.rows is None or self.period == 1 or iteration < self.warmup:
             return True
         leading = _leading(tensor, self.scope)  # a last, smaller batch has other rows
-        return iteration % self.period == 0 or self.threshold.shape[:leading] != tensor.shape[:leading]
+        return iteration % self.period == 0 or self.rows.shape[:leading] != tensor.shape[:leading]
 
-    def _draw(self, tensor: Tensor, sparsity: float, name: str) -> Selection:
+    def _draw(self, tensor: Tensor, sparsity: float, iteration: int, name: str) -> Tensor:
         if tensor.isnan().any():
             raise _not_a_number(tensor.numel(), name)
-        noise = torch.rand(tensor.shape, device=tensor.device)
+        seed = zlib.crc32(f"{int(self.state[state_words.SEED])} {name} {iteration}".encode())
+        draw = torch.Generator(device=tensor.device).manual_seed(seed)
+        noise = torch.rand(tensor.shape, device=tensor.device, dtype=torch.float32, generator=draw)
         mask = torch.empty_like(tensor, dtype=torch.bool)  # in the memory layout of the tensor
-        return Selection(mask.copy_(select(noise, sparsity, self.scope)))
+        return mask.copy_(select(noise, sparsity, self.scope))
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a resumed training needs to go on as if it had never stopped."""
-        if self.threshold is None:
-            return {}
-        return {"threshold": self.threshold, "sparsity": torch.tensor(self.sparsity, dtype=torch.float64)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
-        self.threshold = state.get("threshold")
-        self.sparsity = float(state.get("sparsity", 0.0))
+    def forget(self) -> None:
+        """Let the next selection search."""
+        self.rows = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,14 @@ def _are_plain(*channel: Tensor | None) -> bool:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+class RecomputeInfo(NamedTuple):
+    """What ``relu(x * scale + shift)`` was made from by the compiled kernels: it can be computed again bit for bit."""
+
+    x: Tensor
+    scale: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True)

@@ -84,25 +84,12 @@ def keep(tensor: Tensor, selection: Selection) -> Kept:
         return flat[marks], pack_bits(marks)
     n, threads = flat.numel(), torch.get_num_threads()
     starts = buffer(module.kept_parts(n) + 1, dtype=torch.int64)
-    bits = _bits_of(selection, tensor)
-    if bits is not None:
-        count = module.count_marked(bits.data_ptr(), n, starts.data_ptr())
-    else:
-        bits = buffer(-(-n // WORD), dtype=torch.int64)
-        which = flat.data_ptr(), 0 if mask is None else mask.data_ptr(), max(selection.limit, SMALLEST), n
-        count = module.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
+    bits = buffer(-(-n // WORD), dtype=torch.int64)
+    which = flat.data_ptr(), 0 if mask is None else mask.data_ptr(), max(selection.limit, SMALLEST), n
+    count = module.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
     values = buffer(count)
     module.gather_kept(flat.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, values.data_ptr(), threads)
     return values, bits
-
-
-def _bits_of(selection: Selection, tensor: Tensor) -> Tensor | None:
-    """Return the bits that packing left in the marks of a contiguous weight, where they are in this form."""
-    bits = selection.marks.bits if selection.marks else None
-    if bits is None or not tensor.is_contiguous():
-        return None
-    gapless = tensor[0].numel() % 16 == 0 and tensor.numel() % WORD == 0
-    return bits.view(-1).view(torch.int64) if gapless else None
 
 
 def restore(kept: Kept, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import functools
 import os
 import warnings
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torchswat.errors import InvalidValue, MissingDependency, UnknownName
 
 CHOICES = ("auto", "native", "reference")
-_forced: list[str] = []
+_forced: ContextVar[str | None] = ContextVar("torchswat_engine", default=None)
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def _warn_once(reason: str) -> None:
 
 def choice() -> str:
     """Return which engine is asked for: one of `CHOICES`."""
-    asked = _forced[-1] if _forced else os.environ.get("TORCHSWAT_ENGINE", "auto")
+    asked = _forced.get() or os.environ.get("TORCHSWAT_ENGINE", "auto")
     if asked not in CHOICES:
         raise UnknownName.of("engine in TORCHSWAT_ENGINE", asked, CHOICES)
     return asked
@@ -81,16 +82,47 @@ def native() -> ModuleType | None:
 
 
 def native_for(*tensors: Tensor | None) -> ModuleType | None:
-    """Return the compiled module where it can work on all of these tensors (float32 on the CPU)."""
+    """Return the compiled module where it can work on all of these tensors: plain ones, float32 on the CPU."""
     for tensor in tensors:
-        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+        if tensor is not None and (tensor.dtype != torch.float32 or not _has_memory(tensor)):
             return None
     return native()
 
 
+_PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Return whether the entries of a tensor lie in memory of the CPU as its strides say."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Return whether no dispatch mode is on, and none of these is a fake tensor, a wrapper or a subclass."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return all(
+        tensor is None
+        or (
+            type(tensor) in _PLAIN
+            and tensor.layout is torch.strided
+            and not tensor.is_meta
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        )
+        for tensor in tensors
+    )
+
+
 @contextmanager
 def engine(asked: str):
-    """Use the engine `asked` (one of `CHOICES`) within a ``with`` block, whatever the environment says.
+    """Use the engine `asked` (one of `CHOICES`) within a ``with`` block of this thread, whatever the environment says.
 
     Examples
     --------
@@ -100,11 +132,11 @@ def engine(asked: str):
     """
     if asked not in CHOICES:
         raise UnknownName.of("engine", asked, CHOICES)
-    _forced.append(asked)
+    token = _forced.set(asked)
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(token)
 
 
 def info() -> dict[str, Any]:

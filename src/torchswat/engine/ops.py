@@ -1,464 +1,326 @@
-"""Every operation of the engine as torch sees it: schema, fake kernel and its two bodies.
+"""Every operation of the engine as torch sees it: schemas, checks of arguments, fake kernels, gradients.
 
-Activations and gradients are *batch-innermost* here: a tensor (N, C, H, W) whose memory is [C][H][W][N].
-Elementwise operations of torch keep such strides, a 1x1 convolution is a plain matrix product on them, and
-every tap of a convolution is an aligned vector of samples.
+``torchswat::sparse_forward`` is a sparse layer's forward pass: what the layer knows comes in as tensors and numbers
+and goes out as tensors, so a graph of it can be compiled and exported. Its bodies are `compiled_layer` (float32 on
+the CPU) and `reference_layer` (everything else). In eager mode `torchswat.engine.function` calls the same bodies.
 
-Each body takes the compiled kernels where `torchswat.engine.loader` says so and plain torch otherwise.
-Packed weights are opaque: only the engine that packed them can read them, for the shape that they were
-packed for. Compressed activations have one form, described in ``native/activations.h``.
+The output of `sparse_forward` is ``(y, saved, record)``: the activation as it is saved for backward
+(`torchswat.engine.saved`), and the layer's next state with what describes the pass (`torchswat.engine.state`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
-from torchswat.engine.buffer import buffer
+from torchswat.engine import compiled_layer, layout, reference_layer, saved
+from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments, moment_of
 from torchswat.engine.loader import native_for
-from torchswat.engine.products import Conv2dProducts
-from torchswat.engine.topk import Marks
+from torchswat.engine.state import PRODUCTS, WORDS
 from torchswat.errors import InvalidValue
 
-FORWARD, GRAD_INPUT = 0, 1
-"""The two products with sparse weights; each walks through them in an order of its own."""
+library = torch.library.Library("torchswat", "FRAGMENT")
 
-UNIT = 16  # positions in a word of the bits of compressed activations
-
-
-def is_inner(x: Tensor) -> bool:
-    """Tell whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
-    return x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
-
-
-def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
-    """Return an uninitialised batch-innermost tensor (N, C, H, W).
-
-    It is no view: one that a custom function returned could not be changed in place.
-    """
-    return like.new_empty_strided((n, c, h, w), (1, h * w * n, w * n, n))
+library.define(
+    "sparse_forward(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? weight_mask, "
+    "Tensor? activation_mask, Tensor? schedule, float sparsity, SymInt kept_weights, SymInt kept_activations, "
+    "SymInt room, int[2] stride, int[2] padding, int[2] dilation, int groups, int slots, int search, int period, "
+    "int warmup, int products, bool chwn, int training, bool save, bool recompute, str name) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "sparse_backward(Tensor gradient, Tensor? x, Tensor weight, Tensor saved, Tensor record, Tensor? weight_mask, "
+    "SymInt[] input_size, int input_layout, int[2] stride, int[2] padding, int[2] dilation, int groups, int slots, "
+    "bool chwn, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
+)
 
 
-def as_inner(x: Tensor) -> Tensor:
-    """Return `x`, (N, C, H, W), batch-innermost: itself where it is that already."""
-    return x if is_inner(x) else to_inner(x)
+class Geometry(NamedTuple):
+    """What the backward pass needs to know of `Arguments`."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    slots: int
+    chwn: bool
 
 
-def output_size(
-    input_size: list[int], weight_size: list[int], stride: list[int], padding: list[int]
-) -> list[int]:
-    """Return (N, K, P, Q) of a convolution's output."""
-    height, width = (
-        (input_size[2 + i] + 2 * padding[i] - weight_size[2 + i]) // stride[i] + 1 for i in (0, 1)
-    )
-    return [input_size[0], weight_size[0], height, width]
+# ---- forward -----------------------------------------------------------------------------------------------
 
 
-def _shape(native, input_size: list[int], weight_size: list[int], stride: list[int], padding: list[int]):
-    n, c, h, w = input_size
-    k, _, r, s = weight_size
-    _, _, p, q = output_size(input_size, weight_size, stride, padding)
-    return native.ConvShape(n, c, h, w, k, r, s, *stride, *padding, p, q)
-
-
-# ---- layout ------------------------------------------------------------------------------------------------
-
-
-@custom_op("torchswat::to_inner", mutates_args=())
-def to_inner(x: Tensor) -> Tensor:
-    """Return a batch-innermost copy of `x`, (N, C, H, W).
-
-    The gradient is brought back into the layout of `x`, which whoever made `x` works in.
-    """
-    result = empty_inner(*x.shape, like=x)
-    native = native_for(x)
-    h, w = x.shape[2:]
-    by_sample, by_channel, by_row, by_position = x.stride()
-    places = result.data_ptr(), *x.shape, torch.get_num_threads()
-    if native and (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
-        native.nchw_to_inner(x.data_ptr(), by_sample, *places)
-    elif native and (by_sample, by_channel, by_row) == (h * w * by_position, 1, w * by_position):
-        native.channels_last_to_inner(x.data_ptr(), by_position, *places)
-    else:
-        result.copy_(x)
-    return result
-
-
-@to_inner.register_fake
-def _(x: Tensor) -> Tensor:
-    return empty_inner(*x.shape, like=x)
-
-
-def _remember_layout(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    (x,) = inputs
-    ctx.channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    ctx.nchw = x.is_contiguous()
-
-
-def _restore_layout(ctx: Any, gradient: Tensor) -> Tensor:
-    if ctx.channels_last and is_inner(gradient):
-        return to_channels_last(gradient)
-    return to_nchw(gradient) if ctx.nchw and is_inner(gradient) else gradient
-
-
-to_inner.register_autograd(_restore_layout, setup_context=_remember_layout)
-
-
-@custom_op("torchswat::to_nchw", mutates_args=())
-def to_nchw(x: Tensor) -> Tensor:
-    """Return a contiguous copy of `x`, (N, C, H, W), which is batch-innermost."""
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    native = native_for(x)
-    if native and is_inner(x):
-        native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
-    else:
-        result.copy_(x)
-    return result
-
-
-@to_nchw.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-to_nchw.register_autograd(lambda ctx, gradient: gradient)
-
-
-@custom_op("torchswat::to_channels_last", mutates_args=())
-def to_channels_last(x: Tensor) -> Tensor:
-    """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
-    result = empty_channels_last(x)
-    native = native_for(x)
-    if native and is_inner(x):
-        native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
-    else:
-        result.copy_(x)
-    return result
-
-
-@to_channels_last.register_fake
-def _(x: Tensor) -> Tensor:
-    return empty_channels_last(x)
-
-
-def empty_channels_last(x: Tensor) -> Tensor:
-    """Return an uninitialised channels-last tensor shaped like `x`."""
-    # One channel is the same memory in both formats, but with the strides of channels_last some strided
-    # convolutions of torch 2.13 give wrong numbers (input 2x1x2x1, kernel 1x7, stride 1x2, two threads).
-    memory_format = torch.channels_last if x.shape[1] > 1 else torch.contiguous_format
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-
-
-to_channels_last.register_autograd(lambda ctx, gradient: gradient)
-
-
-# ---- sparse weights ----------------------------------------------------------------------------------------
-
-
-@custom_op("torchswat::pack_weight", mutates_args=())
-def pack_weight(
+def run_forward(
+    x: Tensor,
     weight: Tensor,
-    mask: Tensor | None,
-    limit: float,
-    input_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    product: int,
+    bias: Tensor | None,
+    state: Tensor,
+    weight_mask: Tensor | None,
+    activation_mask: Tensor | None,
+    schedule: Tensor | None,
+    a: Arguments,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather the weights (K, C, R, S) that are kept, in the order in which `product` walks through them.
-
-    Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`.
-    """
-    return packed_weights(weight, mask, limit, input_size, stride, padding, (product,))[0]
-
-
-def packed_weights(
-    weight: Tensor,
-    mask: Tensor | None,
-    limit: float,
-    input_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    products: tuple[int, ...],
-    marks: Marks | None = None,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Do what `pack_weight` does, for several products at once and without the time of the dispatcher.
-
-    The compiled kernel fills `marks`, where the forward product is among them.
-    """
-    native = native_for(weight)
-    weight = weight.contiguous()
+    """Run the forward pass on plain tensors, by the compiled kernels where they apply."""
+    operands = x, weight, bias, state, weight_mask, activation_mask, schedule, a
+    moment = moment_of(a.training)
+    native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
     if native is None:
-        kept = weight.abs() >= limit if mask is None else mask
-        positions = kept.flatten().nonzero().squeeze(1)
-        none = positions.new_empty(0, dtype=torch.int16)
-        return [(positions.to(torch.int32), weight.flatten()[positions], none) for _ in products]
-    shape = _shape(native, input_size, list(weight.shape), stride, padding)
-    mask = None if mask is None else mask.contiguous()
-    packed = [_empty_packed(native, shape, product) for product in products]
-    to = [native.PackedWeights()] * 2
-    for product, lists in zip(products, packed, strict=True):
-        to[product] = native.PackedWeights(*(t.data_ptr() for t in lists))
-    bits = None if marks is None else Marks.empty(weight)
-    found = native.pack_weights(
-        shape,
-        weight.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        limit,
-        *to,
-        0 if bits is None else bits.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if marks is not None:
-        marks.bits, marks.count, marks.not_a_number = bits, found.count, found.not_a_number
-    return packed
+        return reference_layer.forward(*operands, moment)
+    return compiled_layer.forward(native, *operands, moment)
 
 
-def _empty_packed(native, shape, product: int) -> tuple[Tensor, Tensor, Tensor]:
-    buckets, capacity = _native_lengths(native, shape, product)
-    starts = buffer(buckets, dtype=torch.int32)
-    return starts, buffer(capacity), buffer(capacity, dtype=torch.int16)
-
-
-def _lengths(starts: Tensor, offsets: Tensor) -> tuple[int, int]:
-    return starts.numel(), offsets.numel()
-
-
-def _native_lengths(native, shape, product: int) -> tuple[int, int]:
-    """Return the lengths of the starts and of the lists of a weight packed by the compiled kernels."""
-    return native.weight_starts(shape, product), native.weight_capacity(shape, product)
-
-
-@pack_weight.register_fake
-def _(weight, mask, limit, input_size, stride, padding, product):
-    lengths = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
-    dtypes = torch.int32, weight.dtype, torch.int16
-    return tuple(weight.new_empty(n, dtype=dtype) for n, dtype in zip(lengths, dtypes, strict=True))
-
-
-def _unpack(positions: Tensor, values: Tensor, offsets: Tensor, size: list[int]) -> Tensor:
-    """Return the dense weight of a weight packed without the compiled kernels."""
-    _check_packed(positions.numel() == values.numel() and offsets.numel() == 0)
-    dense = values.new_zeros(size)
-    dense.view(-1)[positions.long()] = values
-    return dense
-
-
-def _check_packed(fits: bool) -> None:
-    if not fits:
+def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *arguments):
+    sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
+    pairs = tuple(stride), tuple(padding), tuple(dilation)
+    a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)  # type: ignore[arg-type]
+    _check_operands(x, weight, bias, a)
+    _check(state.shape == (WORDS,) and state.dtype == torch.int64, "state", state, f"int64 of shape ({WORDS},)")
+    _check_mask(weight_mask, weight, "weight_mask")
+    _check_mask(activation_mask, x, "activation_mask")
+    for name, kept, entries in (("weights", a.kept_weights, weight), ("activations", a.kept_activations, x)):
+        if entries.numel() and not 1 <= kept <= entries.numel():
+            raise InvalidValue(f"kept_{name} is {kept}; allowed is 1 to {entries.numel()}, the number of entries.")
+    if not 0 <= a.sparsity < 1 or a.period < 1 or a.warmup < 0 or a.products not in range(-1, 8):
         raise InvalidValue(
-            "these operands were packed by another engine, or for another shape or product; pack them again "
-            "for this one (a backward pass must run on the engine that its forward pass ran on)."
+            f"sparsity {a.sparsity}, period {a.period}, warmup {a.warmup}, products {a.products}; allowed are "
+            "[0, 1), at least 1, at least 0, and -1 to 7."
+        )
+    if a.room >= 0 and schedule is None and a.search & 1 and a.room < min(a.kept_activations, x.numel()):
+        raise InvalidValue(f"there is room for {a.room} values of {a.kept_activations} that are kept.")
+    if schedule is not None and (schedule.dim() != 1 or not schedule.numel() or not schedule.is_floating_point()):
+        raise InvalidValue(f"schedule has shape {tuple(schedule.shape)}; allowed is a float for each iteration.")
+    return run_forward(x, weight, bias, state, weight_mask, activation_mask, schedule, a)
+
+
+def _check(holds: bool, name: str, value: Tensor, allowed: str) -> None:
+    if not holds:
+        raise InvalidValue(
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; allowed is {allowed}."
         )
 
 
-@custom_op("torchswat::conv2d_packed", mutates_args=())
-def conv2d_packed(
-    x: Tensor,
-    starts: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    weight_size: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """Convolve a batch-innermost `x` with packed weights; the result is batch-innermost."""
-    native = native_for(x, values, bias)
-    result = empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
-    if native is None:
-        weight = _unpack(starts, values, offsets, weight_size)
-        return result.copy_(F.conv2d(x, weight, bias, stride, padding))
-    x, bias = as_inner(x), None if bias is None else bias.contiguous()
-    shape = _shape(native, list(x.shape), weight_size, stride, padding)
-    _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, FORWARD))
-    threads = torch.get_num_threads()
-    workspace = buffer(native.conv_workspace(shape, threads))
-    native.conv_forward(
-        shape,
-        x.data_ptr(),
-        *(t.data_ptr() for t in (starts, values, offsets)),
-        0 if bias is None else bias.data_ptr(),
-        result.data_ptr(),
-        workspace.data_ptr(),
-        threads,
-    )
-    return result
+def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
+    if mask is not None:
+        fits = mask.shape == of.shape and mask.dtype == torch.bool and mask.device == of.device
+        _check(fits, name, mask, f"bool of shape {tuple(of.shape)} on {of.device}")
 
 
-@conv2d_packed.register_fake
-def _(x, starts, values, offsets, bias, weight_size, stride, padding):
-    return empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> None:
+    """Raise `InvalidValue` unless these are the operands of a convolution or of a fully connected layer."""
+    same = {t.dtype for t in (x, weight, bias) if t is not None}, {t.device for t in (x, weight) if t is not None}
+    _check(len(same[0]) == 1 and x.is_floating_point(), "x", x, f"a float dtype, that of the weight ({weight.dtype})")
+    _check(len(same[1]) == 1, "x", x, f"a tensor on {weight.device}")
+    _check(x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep")
+    if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
+        raise InvalidValue(
+            f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
+            "1, 0, 1 and 1."
+        )
+    _check(x.shape[1] == weight.shape[1] * a.groups, "x", x, f"{weight.shape[1] * a.groups} channels")
+    _check(weight.shape[0] % a.groups == 0, "weight", weight, f"a multiple of {a.groups} filters")
+    if bias is not None:
+        _check(bias.shape == weight.shape[:1], "bias", bias, f"({weight.shape[0]},)")
+    if x.dim() == 2:
+        plain = a.stride == (1, 1) and a.padding == (0, 0) and a.dilation == (1, 1) and a.groups == 1
+        if not plain:
+            raise InvalidValue("a matrix has no stride, padding, dilation or groups.")
+        return
+    for i in (0, 1):
+        reach = a.dilation[i] * (weight.shape[2 + i] - 1) + 1
+        _check(weight.shape[2 + i] > 0 and x.shape[2 + i] + 2 * a.padding[i] >= reach, "x", x, "maps of the kernel's size")
+    if a.chwn and (a.groups != 1 or a.dilation != (1, 1)):
+        raise InvalidValue("the CHWN layout is of convolutions without groups and dilation.")
 
 
-@custom_op("torchswat::conv2d_packed_grad_input", mutates_args=())
-def conv2d_packed_grad_input(
+def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:
+    sides = [
+        (x.shape[2 + i] + 2 * a.padding[i] - a.dilation[i] * (weight.shape[2 + i] - 1) - 1) // a.stride[i] + 1
+        for i in (0, 1)
+    ]
+    return [x.shape[0], weight.shape[0], *sides]
+
+
+def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *arguments):
+    sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
+    pairs = tuple(stride), tuple(padding), tuple(dilation)
+    a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)
+    if x.dim() == 2:
+        y = x.new_empty(x.shape[0], weight.shape[0])
+    elif a.chwn:
+        y = layout.empty_chwn(_output_size(x, weight, a), x)
+    else:
+        y = torch.ops.aten.convolution.default(
+            x, weight, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups
+        )
+    size = 0
+    if a.save and a.slots & GRAD_WEIGHT_ACTIVATION and not a.recompute:
+        values = a.kept_activations if isinstance(a.room, int) and a.room < 0 else a.room
+        if a.chwn:
+            size = saved.chwn_bytes(x.shape, values)
+        else:
+            size = saved.flat_bytes(x.numel(), values, x.element_size())
+    return y, x.new_empty(size, dtype=torch.uint8), torch.empty_like(state)
+
+
+# ---- backward ----------------------------------------------------------------------------------------------
+
+
+def run_backward(
     gradient: Tensor,
-    starts: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    input_size: list[int],
-    weight_size: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """Return the gradient of the input from a batch-innermost `gradient` and packed weights."""
-    native = native_for(gradient, values)
-    result = empty_inner(*input_size, like=gradient)
+    x: Tensor | None,
+    weight: Tensor,
+    kept: Tensor,
+    record: Tensor,
+    weight_mask: Tensor | None,
+    recompute: tuple[Tensor, Tensor, Tensor] | None,
+    input_size: tuple[int, ...],
+    input_layout: int,
+    a: Geometry,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run the backward pass on plain tensors, by the engine that its forward pass ran on."""
+    native = native_for(gradient, weight) if gradient.numel() and weight.numel() else None
+    operands = gradient, x, weight, kept, record, weight_mask
+    where = input_size, input_layout, a, wanted
     if native is None:
-        weight = _unpack(starts, values, offsets, weight_size)
-        products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
-        return result.copy_(products.grad_input(gradient, (weight,), result))
-    gradient = as_inner(gradient)
-    shape = _shape(native, input_size, weight_size, stride, padding)
-    _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, GRAD_INPUT))
-    threads = torch.get_num_threads()
-    workspace = buffer(native.conv_workspace(shape, threads))
-    packed = (t.data_ptr() for t in (starts, values, offsets))
-    native.conv_grad_input(
-        shape, gradient.data_ptr(), *packed, result.data_ptr(), workspace.data_ptr(), threads
+        if int(record[PRODUCTS]):
+            raise InvalidValue(
+                "this backward pass needs the compiled engine, on which its forward pass ran; run both on one."
+            )
+        return reference_layer.backward(*operands, *where)
+    return compiled_layer.backward(native, *operands, recompute, *where)
+
+
+def _backward(
+    gradient, x, weight, kept, record, weight_mask, input_size, input_layout, stride, padding, dilation, groups,
+    slots, chwn, wanted,
+):  # fmt: skip
+    a = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, slots, chwn)  # type: ignore[arg-type]
+    _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a)
+    grads = run_backward(
+        gradient, x, weight, kept, record, weight_mask, None, tuple(input_size), input_layout, a, tuple(wanted)
     )
-    return result
+    return tuple(gradient.new_empty(0) if grad is None else grad for grad in grads)
 
 
-@conv2d_packed_grad_input.register_fake
-def _(gradient, starts, values, offsets, input_size, weight_size, stride, padding):
-    return empty_inner(*input_size, like=gradient)
+def _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a: Geometry) -> None:
+    """Raise `InvalidValue` unless these fit each other, and the saved bytes hold what their bits say."""
+    size = tuple(input_size)
+    if len(size) not in (2, 4) or min(size) < 0 or input_layout not in (layout.NCHW, layout.CHANNELS_LAST, layout.CHWN):
+        raise InvalidValue(f"input_size is {size} in layout {input_layout}; allowed are two or four sizes, and 0 to 2.")
+    like = weight.new_empty(0).expand(0) if 0 in size else weight.new_empty(1).expand(size)
+    like = weight.new_empty(size) if 0 in size else like
+    _check_operands(like, weight, None, a)
+    fits = gradient.dtype == weight.dtype and gradient.device == weight.device
+    expected = (size[0], weight.shape[0]) if len(size) == 2 else tuple(_output_size(like, weight, a))
+    _check(fits and tuple(gradient.shape) == expected, "gradient", gradient, f"{weight.dtype} of shape {expected}")
+    _check(record.shape == (WORDS,) and record.dtype == torch.int64, "record", record, f"int64 of shape ({WORDS},)")
+    _check_mask(weight_mask, weight, "weight_mask")
+    if x is not None:
+        _check(tuple(x.shape) == size and x.dtype == weight.dtype, "x", x, f"{weight.dtype} of shape {size}")
+    _check(kept.dim() == 1 and kept.dtype == torch.uint8 and kept.is_contiguous(), "saved", kept, "bytes in one row")
+    if a.slots & GRAD_WEIGHT_ACTIVATION and kept.numel():
+        compressed = bool(int(record[PRODUCTS]) & compiled_layer.CHWN_SAVED)
+        if not saved.is_whole(kept, size, compressed, weight.element_size(), native_for(gradient)):
+            raise InvalidValue("the saved activation is damaged, or of another layer; nothing was computed from it.")
 
 
-# ---- sparse activations ------------------------------------------------------------------------------------
-
-
-@custom_op("torchswat::compress", mutates_args=())
-def compress(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the kept entries of a batch-innermost `x` (N, C, H, W): values, bits, and starts of channels.
-
-    Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`, and every NaN.
-    """
-    return compressed(x, mask, limit)
-
-
-def compressed(
-    x: Tensor, mask: Tensor | None, limit: float, marks: Marks | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `compress` does, without the time of the dispatcher; counts in `marks`, and looks for NaN."""
-    native = native_for(x)
-    if native is not None:
-        return _compressed(native, as_inner(x), None, mask, limit, marks)
-    n, c, h, w = x.shape
-    flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the values
-    kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
-    powers = 2 ** torch.arange(UNIT, device=x.device)
-    words = -(-h * w // UNIT)
-    padded = F.pad(kept, (0, words * UNIT - h * w)).view(c, n, words, UNIT)
-    bits = (padded * powers).sum(-1).to(torch.int32).to(torch.int16).transpose(1, 2).contiguous()
-    starts = F.pad(kept.flatten(1).sum(1).cumsum(0), (1, 0))
-    values = flat[kept]
-    if marks is not None:
-        marks.count, marks.not_a_number = values.numel(), bool(values.isnan().any())
-    return values, bits, starts
-
-
-def compressed_again(x: Tensor, scale: Tensor, shift: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Compress ``relu(x * scale + shift)``, each a number a channel, without ever storing it."""
-    native = native_for(x)
-    _check_packed(native is not None)
-    return _compressed(native, as_inner(x), (scale, shift), None, limit, None)
-
-
-def _compressed(
-    native,
-    x: Tensor,
-    factors: tuple[Tensor, Tensor] | None,
-    mask: Tensor | None,
-    limit: float,
-    marks: Marks | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
-    mask = None if mask is None else as_inner(mask)
-    counts, starts = buffer(c, n, dtype=torch.int32), buffer(c + 1, dtype=torch.int64)
-    bits = buffer(c, -(-h * w // UNIT), n, dtype=torch.int16)
-    scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
-    which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
-    threads = torch.get_num_threads()
-    found = native.compress_count(*which, counts.data_ptr(), starts.data_ptr(), threads)
-    if marks is not None:
-        marks.count, marks.not_a_number = found.count, found.not_a_number
-    values = buffer(found.count)
-    native.compress_fill(*which, *(t.data_ptr() for t in (counts, starts, values, bits)), threads)
-    return values, bits, starts
-
-
-@compress.register_fake
-def _(x, mask, limit):
-    n, c, h, w = x.shape
-    count = torch.library.get_ctx().new_dynamic_size()
-    bits = x.new_empty((c, -(-h * w // UNIT), n), dtype=torch.int16)
-    return x.new_empty(count), bits, x.new_empty(c + 1, dtype=torch.int64)
-
-
-@custom_op("torchswat::expand", mutates_args=())
-def expand(values: Tensor, bits: Tensor, starts: Tensor, size: list[int]) -> Tensor:
-    """Return the batch-innermost tensor of `size` (N, C, H, W) with zeros where nothing was kept."""
-    n, c, h, w = size
-    result = empty_inner(n, c, h, w, like=values)
-    native = native_for(values)
-    if native is None:
-        powers = 2 ** torch.arange(UNIT, device=bits.device)
-        words = bits.transpose(1, 2).long() & 0xFFFF
-        kept = (words.unsqueeze(-1) & powers != 0).flatten(2)[..., : h * w]
-        flat = values.new_zeros(c, n, h * w)
-        flat[kept] = values
-        return result.copy_(flat.view(c, n, h, w).transpose(0, 1))
-    native.expand(
-        *(t.data_ptr() for t in (values, bits, starts)),
-        c,
-        h * w,
-        n,
-        result.data_ptr(),
-        torch.get_num_threads(),
+def _fake_backward(
+    gradient, x, weight, kept, record, weight_mask, input_size, input_layout, stride, padding, dilation, groups,
+    slots, chwn, wanted,
+):  # fmt: skip
+    none = gradient.new_empty(0)
+    return (
+        layout.empty_in(input_layout, input_size, gradient) if wanted[0] else none,
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted[1] else gradient.new_empty(0),
+        gradient.new_empty(weight.shape[0]) if wanted[2] else gradient.new_empty(0),
     )
-    return result
 
 
-@expand.register_fake
-def _(values, bits, starts, size):
-    n, c, h, w = size
-    return empty_inner(n, c, h, w, like=values)
+library.impl("sparse_forward", _forward, "CompositeExplicitAutograd")
+library.impl("sparse_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("torchswat::sparse_forward", _fake_forward, lib=library)
+torch.library.register_fake("torchswat::sparse_backward", _fake_backward, lib=library)
 
 
-@custom_op("torchswat::conv2d_compressed_grad_weight", mutates_args=())
-def conv2d_compressed_grad_weight(
-    values: Tensor,
-    bits: Tensor,
-    starts: Tensor,
-    gradient: Tensor,
-    input_size: list[int],
-    weight_size: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """Return the dense gradient of the weight from compressed activations, all batch-innermost."""
-    native = native_for(values, gradient)
-    if native is None:
-        x = torch.ops.torchswat.expand(values, bits, starts, input_size)
-        products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
-        return products.grad_weight(gradient, (x,), values.new_empty(weight_size))
-    gradient = as_inner(gradient)
-    shape = _shape(native, input_size, weight_size, stride, padding)
-    result = buffer(*weight_size)
-    native.grad_weight(
-        shape,
-        *(t.data_ptr() for t in (values, bits, starts, gradient, result)),
-        torch.get_num_threads(),
+# ---- gradients in a graph that is traced --------------------------------------------------------------------
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, _, weight_mask, _, _, *arguments = inputs
+    ctx.geometry = (*arguments[4:9], arguments[13])
+    ctx.input_size, ctx.input_layout = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
+    dense = None if arguments[8] & GRAD_WEIGHT_ACTIVATION else x
+    ctx.save_for_backward(dense, weight, output[1], output[2], weight_mask)
+    ctx.has_bias = bias is not None
+
+
+def _gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    x, weight, kept, record, weight_mask = ctx.saved_tensors
+    grads = torch.ops.torchswat.sparse_backward(
+        gradient, x, weight, kept, record, weight_mask, ctx.input_size, ctx.input_layout, *ctx.geometry, wanted
     )
-    return result
+    given = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    return *given, *[None] * 22
 
 
-@conv2d_compressed_grad_weight.register_fake
-def _(values, bits, starts, gradient, input_size, weight_size, stride, padding):
-    return values.new_empty(weight_size)
+torch.library.register_autograd(
+    "torchswat::sparse_forward", _gradients, setup_context=_save_for_backward, lib=library
+)
+
+
+# ---- layout -------------------------------------------------------------------------------------------------
+
+library.define("to_inner(Tensor x) -> Tensor")
+library.define("to_layout(Tensor x, int layout) -> Tensor")
+
+
+def _to_inner(x: Tensor) -> Tensor:
+    _check(x.dim() == 4, "x", x, "(N, C, H, W)")
+    return layout.copy_to_chwn(x)
+
+
+def _to_layout(x: Tensor, to: int) -> Tensor:
+    _check(x.dim() == 4, "x", x, "(N, C, H, W)")
+    result = layout.empty_in(to, x.shape, x)
+    return layout.copy_from_chwn(x, to) if to != layout.CHWN and layout.is_chwn(x) else result.copy_(x)
+
+
+library.impl("to_inner", _to_inner, "CompositeExplicitAutograd")
+library.impl("to_layout", _to_layout, "CompositeExplicitAutograd")
+torch.library.register_fake("torchswat::to_inner", lambda x: layout.empty_chwn(x.shape, x), lib=library)
+torch.library.register_fake(
+    "torchswat::to_layout", lambda x, to: layout.empty_in(to, x.shape, x), lib=library
+)
+
+
+def _remember_layout(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.layout = layout.layout_of(inputs[0])
+
+
+def _restore_layout(ctx: Any, gradient: Tensor) -> Tensor:
+    if ctx.layout == layout.CHWN or not layout.is_chwn(gradient):
+        return gradient
+    return torch.ops.torchswat.to_layout(gradient, ctx.layout)
+
+
+torch.library.register_autograd(
+    "torchswat::to_inner", _restore_layout, setup_context=_remember_layout, lib=library
+)
+
+
+def is_inner(x: Tensor) -> bool:
+    """Return whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
+    return layout.is_chwn(x)
+
+
+def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
+    """Return an uninitialised CHWN tensor (N, C, H, W)."""
+    return layout.empty_chwn((n, c, h, w), like)
+
+
+def as_inner(x: Tensor) -> Tensor:
+    """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already. Differentiable."""
+    return x if layout.is_chwn(x) else torch.ops.torchswat.to_inner(x)

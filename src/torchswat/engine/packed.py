@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torchswat.engine import ops
+from torchswat.engine import kernels as ops
 from torchswat.engine.products import Conv2dProducts, Form
 from torchswat.engine.topk import SMALLEST, Selection
 
@@ -67,11 +67,6 @@ class PackedConv2dProducts(Conv2dProducts):
         """Whether the activation kept is its kept values only."""
         return self.choice.grad_weight
 
-    @property
-    def marks_weight(self) -> bool:  # type: ignore[override]
-        """Whether `forward_weight` fills the marks of its selection."""
-        return self.choice.forward
-
     def adapt(self, activation: Tensor) -> Tensor:
         return ops.as_inner(activation)
 
@@ -90,8 +85,7 @@ class PackedConv2dProducts(Conv2dProducts):
 
     def _pack(self, weight: Tensor, selection: Selection, products: tuple[int, ...]) -> list[Form]:
         sizes = list(self.shape.input), list(self.stride), list(self.padding)
-        marks = selection.marks if ops.FORWARD in products else None
-        return [*ops.packed_weights(weight, selection.mask, selection.limit, *sizes, products, marks)]
+        return [*ops.packed_weights(weight, selection.mask, selection.limit, *sizes, products)]
 
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         sparse = selection is not None and self.choice.grad_weight
@@ -103,7 +97,7 @@ class PackedConv2dProducts(Conv2dProducts):
             return (activation,)
         if not sparse:
             return (selection.kept(activation),)
-        return ops.compressed(activation, selection.mask, _limit(selection), selection.marks)
+        return ops.compressed(activation, selection.mask, _limit(selection))
 
     def grad_weight_activation_again(
         self, x: Tensor, scale: Tensor, shift: Tensor, selection: Selection

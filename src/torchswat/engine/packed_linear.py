@@ -42,11 +42,6 @@ class PackedLinearProducts(Products):
         """Whether the activation kept is its kept values only."""
         return self.convolution.compresses
 
-    @property
-    def marks_weight(self) -> bool:  # type: ignore[override]
-        """Whether `forward_weight` fills the marks of its selection."""
-        return self.convolution.marks_weight
-
     def adapt(self, activation: Tensor) -> Tensor:  # activation  # (N, C)
         return _as_matrix(self.convolution.adapt(_as_maps(activation)))
 

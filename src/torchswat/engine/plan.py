@@ -78,6 +78,16 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     return timings[key].choice()
 
 
+def generation() -> object:
+    """Return what changes when choices do: arguments made from them are remembered by layers until then."""
+    return os.environ.get("TORCHSWAT_PLAN")
+
+
+def products_of(choice: Choice) -> int:
+    """Return the bits of the products that run sparse."""
+    return choice.forward | choice.grad_input << 1 | choice.grad_weight << 2
+
+
 @cache
 def _key(shape: Shape, sparsity: float, threads: int) -> str:
     return f"{shape}-S{sparsity:.2f}-t{threads}"

@@ -33,8 +33,6 @@ class Products:
     """Whether a selected weight is taken in a form of its own."""
     compresses: bool = False
     """Whether the activation kept is its kept values only, every NaN among them."""
-    marks_weight: bool = False
-    """Whether `forward_weight` fills the marks of its selection, where that is of a limit."""
 
     def adapt(self, activation: Tensor) -> Tensor:
         """Return `activation` in the layout that these products work in (differentiable)."""

@@ -18,30 +18,6 @@ SMALLEST = 2.0**-149
 """The smallest positive float32: as a limit it keeps all but zeros."""
 
 
-@dataclass
-class Marks:
-    """What the one who reads a tensor by a limit leaves behind, so that nobody reads it twice."""
-
-    count: int | None = None
-    """How many are kept; None until somebody has read the tensor."""
-    not_a_number: bool = False
-    """Whether a NaN was met."""
-    bits: Tensor | None = None
-    """Of a weight: one bit an entry, whether it is kept; 16 to a word, every filter begins a new one."""
-
-    @staticmethod
-    def empty(tensor: Tensor) -> Tensor:
-        """Return uninitialised bits for `tensor`."""
-        return buffer(len(tensor), -(-tensor[0].numel() // 16), dtype=torch.int16)
-
-    def mask(self, shape: torch.Size) -> Tensor | None:
-        """Return the mask (bool, contiguous) of a tensor of that shape, or None where nobody has read it."""
-        if self.bits is None:
-            return None
-        kept = self.bits.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16, device=self.bits.device) & 1
-        return kept.flatten(1)[:, : math.prod(shape[1:])].bool().view(shape)
-
-
 @dataclass(frozen=True)
 class Selection:
     """Which entries of one tensor are kept: those marked by `mask`, or else all of at least `limit`.
@@ -53,8 +29,6 @@ class Selection:
     limit: float = 0.0
     count: int | None = None
     """How many are kept, where that is known."""
-    marks: Marks | None = None
-    """To be filled by who reads the tensor by the limit."""
 
     def mask_of(self, tensor: Tensor) -> Tensor:
         """Return the mask (bool, shaped and laid out like `tensor`, the one that was selected from)."""
@@ -76,6 +50,34 @@ class Found:
     greater: int
     equal: int
     not_a_number: bool
+
+
+def largest_mask(tensor: Tensor, k: int) -> tuple[Tensor, float, int]:
+    """Return the mask of exactly the `k` largest magnitudes in plain torch, laid out like `tensor`.
+
+    Ties go to the lowest index in the order of the shape. Beside it the threshold, and how many of those equal to it
+    are kept (-1: all of them).
+
+    Examples
+    --------
+    >>> mask, threshold, ties = largest_mask(torch.tensor([3.0, -1.0, 2.0, -2.0]), 2)
+    >>> mask.tolist(), threshold, ties
+    ([True, False, True, False], 2.0, 1)
+    """
+    magnitudes = tensor.detach().abs()
+    mask = torch.empty_like(tensor, dtype=torch.bool)
+    if k >= tensor.numel():
+        return mask.fill_(True), 0.0, -1
+    flat = magnitudes.reshape(-1)
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    kept = flat >= threshold
+    extra = int(kept.count_nonzero()) - k
+    ties = -1
+    if extra:
+        equal = (flat == threshold).nonzero().squeeze(1)
+        ties = equal.numel() - extra
+        kept[equal[ties:]] = False
+    return mask.copy_(kept.view(tensor.shape)), float(threshold), ties
 
 
 def memory_order(tensor: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch.library import custom_op
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchswat.engine.loader import native_for
-from torchswat.engine.ops import as_inner, empty_inner, output_size
+from torchswat.engine.kernels import as_inner, empty_inner, output_size
 from torchswat.errors import InvalidValue
 from torchswat.runtime import lists
 from torchswat.runtime.graph import INPUT, OPERATIONS, Graph

@@ -268,4 +268,21 @@ void expand(const float* values, const uint16_t* bits, const int64_t* starts, in
     }
 }
 
+// Whether a compressed form from elsewhere holds as many values as its bits say, in order, within `room` values.
+bool is_whole(const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n, int64_t room,
+              int threads) {
+    const int64_t words = units(area);
+    const uint16_t beyond = area % unit ? uint16_t(0xffff << area % unit) : 0;  // of the last word
+    bool whole = starts[0] == 0 && starts[c] <= room;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : whole)
+    for (int64_t channel = 0; channel < c; ++channel) {
+        const uint16_t* own = bits + channel * words * n;
+        int64_t count = 0;
+        for (int64_t i = 0; i < words * n; ++i) count += __builtin_popcount(own[i]);
+        for (int64_t i = (words - 1) * n; i < words * n; ++i) whole = whole && !(own[i] & beyond);
+        whole = whole && starts[channel + 1] - starts[channel] == count && starts[channel] >= 0;
+    }
+    return whole;
+}
+
 }  // namespace torchswat::SWAT_ISA

@@ -31,6 +31,14 @@ struct Packed {
     bool not_a_number;
 };
 
+// The selection of one operand: entries of at least `limit` are kept; of those equal to it the first `ties` (all where
+// that is negative); `count` of them (unknown where negative).
+struct Selected {
+    float limit;
+    int64_t ties, count;
+    bool not_a_number;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -109,6 +117,18 @@ struct Packed {
       (ConvShape shape, const float* grad_y, const int32_t* starts, const float* values, const uint16_t* offsets, \
        float* grad_x, float* workspace, int threads))
 
+#define SWAT_LAYER(X)                                                                                            \
+    X(Selected, select_operand,                                                                                  \
+      (double* memory, const float* values, int64_t n, int64_t k, double sparsity, bool due, bool exact,         \
+       bool sampled, bool frozen, int threads))                                                                  \
+    X(Packed, sparse_forward,                                                                                    \
+      (const ConvShape& shape, const float* x, const float* weights, const uint8_t* mask, float limit,           \
+       const float* bias, float* y, int threads))                                                                \
+    X(void, sparse_grad_input,                                                                                   \
+      (const ConvShape& shape, const float* grad_y, const float* weights, const uint8_t* mask, float limit,      \
+       float* grad_x, int threads))                                                                              \
+    X(void, channel_sums, (const float* x, int64_t channels, int64_t length, float* sums, int threads))
+
 #define SWAT_INFERENCE(X)                                                                                        \
     X(void, conv_forward_fused,                                                                                  \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
@@ -133,6 +153,9 @@ struct Packed {
     X(void, expand,                                                                                              \
       (const float* values, const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n,     \
        float* x, int threads))                                                                                   \
+    X(bool, is_whole,                                                                                            \
+      (const uint16_t* bits, const int64_t* starts, int64_t c, int64_t area, int64_t n, int64_t room,            \
+       int threads))                                                                                             \
     X(void, grad_weight,                                                                                         \
       (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
        const float* grad, float* grad_weight, int threads))
@@ -153,7 +176,8 @@ struct Packed {
     X(int64_t, peak_operations, ())
 
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_INFERENCE(X)          \
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X)              \
+    SWAT_INFERENCE(X)                                                                                           \
     SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 
 namespace torchswat {

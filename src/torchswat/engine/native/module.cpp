@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <type_traits>
 
 #include "dispatch.h"
@@ -34,6 +35,35 @@ void bind(nb::module_& module, const char* name, const char* signature, Result (
         signature);
 }
 
+// The words of a layer's state and of the record of one pass, each of 64 bits; engine/state.py names them for Python.
+enum Word { iteration, sparsity, weight, activation = weight + 3, weight_limit = activation + 3, weight_ties,
+            activation_limit, activation_count, products, words = 16 };
+
+void put(int64_t* record, int at, double value) { std::memcpy(record + at, &value, sizeof value); }
+
+int64_t begin_pass(uintptr_t state, uintptr_t record, bool advances, bool last) {
+    auto* to = reinterpret_cast<int64_t*>(record);
+    std::memcpy(to, reinterpret_cast<const int64_t*>(state), sizeof(int64_t) * words);
+    const int64_t number = last && to[iteration] > 0 ? to[iteration] - 1 : to[iteration];
+    to[iteration] += advances;
+    return number;
+}
+
+void end_pass(uintptr_t record, bool remembers, double sparsity_now, double limit_of_weight, int64_t ties_of_weight,
+              double density_of_weight, double limit_of_activation, int64_t count_of_activation,
+              double density_of_activation, int64_t which_products) {
+    auto* to = reinterpret_cast<int64_t*>(record);
+    put(to, weight_limit, limit_of_weight);
+    to[weight_ties] = ties_of_weight;
+    put(to, activation_limit, limit_of_activation);
+    to[activation_count] = count_of_activation;
+    to[products] = which_products;
+    if (!remembers) return;
+    put(to, sparsity, sparsity_now);
+    if (density_of_weight >= 0) put(to, weight + 2, density_of_weight);
+    if (density_of_activation >= 0) put(to, activation + 2, density_of_activation);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -41,6 +71,9 @@ NB_MODULE(_native, module) {
     module.def("available", &available, "Instruction sets that are built in and run here, best first.");
     module.def("force", &force, nb::arg("name"), "Use this instruction set from now on.");
     module.def("isa", &isa, "The instruction set that is in use.");
+
+    module.def("begin_pass", &begin_pass, "Copy the state of a layer into a record, count the pass, and return its number.");
+    module.def("end_pass", &end_pass, "Write down in a record what was selected in the pass.");
 
     nb::class_<Threshold>(module, "Threshold", "A threshold, how many exceed and equal it, and whether a NaN was met.")
         .def_ro("value", &Threshold::value)
@@ -51,6 +84,12 @@ NB_MODULE(_native, module) {
     nb::class_<Packed>(module, "Packed", "How many entries were packed, and whether a NaN was met.")
         .def_ro("count", &Packed::count)
         .def_ro("not_a_number", &Packed::not_a_number);
+
+    nb::class_<Selected>(module, "Selected", "A selection: its limit, how many equal to it stay, how many are kept, and NaN.")
+        .def_ro("limit", &Selected::limit)
+        .def_ro("ties", &Selected::ties)
+        .def_ro("count", &Selected::count)
+        .def_ro("not_a_number", &Selected::not_a_number);
 
     nb::class_<PackedWeights>(module, "PackedWeights", "Where the packed weights of a product go; no addresses: nowhere.")
         .def(nb::init<>())

@@ -1,0 +1,369 @@
+"""A sparse layer's forward and backward pass by the compiled kernels: float32 on the CPU.
+
+A convolution works in the CHWN layout (`Arguments.chwn`) or, where none of its products runs sparse, in torch's
+own. A fully connected layer is a 1x1 convolution on maps of one position, whose rows are turned for a sparse
+product alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchswat.engine import chwn, layout, plan, saved
+from torchswat.engine.arguments import (
+    EXACT,
+    FORWARD_SPARSE,
+    FORWARD_WEIGHT,
+    GRAD_INPUT_SPARSE,
+    GRAD_INPUT_WEIGHT,
+    GRAD_WEIGHT_ACTIVATION,
+    GRAD_WEIGHT_SPARSE,
+    SAMPLED,
+    Arguments,
+    Moment,
+    kept_now,
+    not_a_number,
+)
+from torchswat.engine.packed import Shape
+from torchswat.engine.state import ACTIVATION, PRODUCTS, WEIGHT, WEIGHT_LIMIT, WEIGHT_TIES, WORDS, get
+from torchswat.engine.topk import SMALLEST
+
+CHWN_SAVED, NOT_SAVED = 8, 16
+"""Bits of the record beside those of the products: how the activation is saved."""
+
+Pair = tuple[int, int]
+_convolution = torch.ops.aten.convolution.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
+
+class Sizes(NamedTuple):
+    """The sizes of a layer's products."""
+
+    shape: Any  # native.ConvShape
+    input: tuple[int, int, int, int]
+    weight: tuple[int, int, int, int]
+    output: tuple[int, int, int, int]
+    weights: int
+    activations: int
+
+
+@lru_cache(maxsize=4096)
+def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Pair) -> Sizes:
+    """Return the sizes of a layer with an input and a weight of these shapes, four-dimensional or matrices."""
+    n, c, h, w = (*x, 1, 1)[:4]
+    k, _, r, s = (*weight, 1, 1)[:4]
+    p = (h + 2 * padding[0] - r) // stride[0] + 1
+    q = (w + 2 * padding[1] - s) // stride[1] + 1
+    shape = module.ConvShape(n, c, h, w, k, r, s, *stride, *padding, p, q)
+    weights = k * weight[1] * r * s
+    return Sizes(shape, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w)
+
+
+class Chosen(NamedTuple):
+    """What is selected of one operand: what `mask` marks, or without one all of at least `limit`."""
+
+    limit: float = SMALLEST
+    ties: int = -1
+    count: int = -1
+    mask: Tensor | None = None
+
+
+def tied(native, tensor: Tensor, limit: float, ties: int) -> Tensor:
+    """Return the mask of what exceeds `limit` and of the first `ties` equal to it, laid out like `tensor`.
+
+    First is meant in the order of the shape, whatever the strides.
+    """
+    lanes = 1
+    if not tensor.is_contiguous():
+        if not layout.is_chwn(tensor):
+            mask = tied(native, tensor.contiguous(), limit, ties)
+            return torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
+        lanes = tensor.shape[0]
+    mask = torch.empty_like(tensor, dtype=torch.bool)
+    length = tensor.numel() // lanes
+    threads = torch.get_num_threads()
+    native.magnitude_mask(tensor.data_ptr(), length, lanes, limit, ties, mask.data_ptr(), threads)
+    return mask
+
+
+def masked(tensor: Tensor, chosen: Chosen) -> Tensor:
+    """Return `tensor` with zeros where nothing is kept."""
+    mask = tensor.abs() >= chosen.limit if chosen.mask is None else chosen.mask
+    return torch.where(mask, tensor, tensor.new_zeros(()))
+
+
+class Pass:
+    """One forward pass of a layer: its numbers, and its record."""
+
+    __slots__ = ("a", "at", "kept", "native", "number", "record", "remembers", "sizes", "sparsity", "threads")
+
+    def __init__(self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment):
+        self.native, self.sizes, self.a, self.remembers = native, sizes, a, moment.remembers
+        self.threads = torch.get_num_threads()
+        self.record = torch.empty(WORDS, dtype=torch.int64, device="cpu")
+        self.at = self.record.data_ptr()
+        self.number = native.begin_pass(state.data_ptr(), self.at, moment.advances, moment.last)
+        self.sparsity, *self.kept = kept_now(a, schedule, self.number, sizes.weights, sizes.activations)
+
+    def select(self, tensor: Tensor, operand: int, mask: Tensor | None) -> Chosen:
+        """Select from a tensor without gaps: what `mask` marks, or the k largest."""
+        if mask is not None:
+            return Chosen(mask=mask)
+        a, number = self.a, self.number
+        weight = operand == WEIGHT
+        due = a.period == 1 or number < a.warmup or number % a.period == 0
+        found = self.native.select_operand(
+            self.at + 8 * operand, tensor.data_ptr(), tensor.numel(), self.kept[0 if weight else 1], self.sparsity,
+            due, bool(a.search & EXACT), bool(a.search & SAMPLED), not self.remembers, self.threads,
+        )  # fmt: skip
+        if found.not_a_number:
+            raise self.not_a_number("weight" if weight else "input", tensor)
+        if found.ties < 0:
+            return Chosen(found.limit, -1, found.count)
+        return Chosen(found.limit, found.ties, found.count, tied(self.native, tensor, found.limit, found.ties))
+
+    def counted(self, tensor: Tensor, chosen: Chosen, what: str) -> Chosen:
+        """Count what is kept where no search has, and look for NaN."""
+        if chosen.count >= 0:
+            return chosen
+        if chosen.mask is not None:
+            if tensor.isnan().any():
+                raise self.not_a_number(what, tensor)
+            return chosen._replace(count=int(chosen.mask.count_nonzero()))
+        found = self.native.count_kept(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
+        if found.not_a_number:
+            raise self.not_a_number(what, tensor)
+        return chosen._replace(count=found.greater + found.equal)
+
+    def not_a_number(self, what: str, tensor: Tensor) -> Exception:
+        """Return the error for a NaN in an operand of the layer."""
+        return not_a_number(f"the {what} of layer {self.a.name!r}", tensor.numel())
+
+    def save(self, x: Tensor, compressed: bool, mask: Tensor | None) -> tuple[Tensor, Chosen, int]:
+        """Select from the input; return it as it is saved, the selection, and how it is saved."""
+        a = self.a
+        chosen = self.select(x, ACTIVATION, mask)
+        if a.recompute and chosen.mask is None:
+            return x.new_empty(0, dtype=torch.uint8), self.counted(x, chosen, "input"), NOT_SAVED
+        if compressed:
+            buffer, count, nan = saved.compress(self.native, x, chosen.mask, chosen.limit, a.room)
+            if nan:
+                raise self.not_a_number("input", x)
+            return buffer, chosen._replace(count=count), CHWN_SAVED
+        chosen = self.counted(x, chosen, "input")
+        return saved.keep_flat(x, chosen.mask, chosen.limit, a.room)[0], chosen, 0
+
+    def end(self, weight: Chosen | None, activation: Chosen | None, products: int) -> Tensor:
+        """Finish the record."""
+        w, x, sizes = weight or _NOTHING, activation or _NOTHING, self.sizes
+        of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
+        of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
+        self.native.end_pass(
+            self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products
+        )
+        return self.record
+
+
+_NOTHING = Chosen()
+
+
+def forward(
+    native,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    weight_mask: Tensor | None,
+    activation_mask: Tensor | None,
+    schedule: Tensor | None,
+    a: Arguments,
+    moment: Moment,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, saved activation and record; see `torchswat.engine.ops`."""
+    weight = weight.contiguous()
+    sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
+    this = Pass(native, sizes, state, schedule, a, moment)
+    products = a.products
+    if products < 0:
+        shape = Shape(sizes.input, sizes.weight, a.stride, a.padding)
+        products = plan.products_of(plan.choose(shape, this.sparsity))
+        if x.dim() == 2:  # of a matrix the format that is saved is fixed when it is traced
+            products &= ~GRAD_WEIGHT_SPARSE
+    of_weight = of_activation = None
+    if a.slots & (FORWARD_WEIGHT | GRAD_INPUT_WEIGHT):
+        of_weight = this.select(weight, WEIGHT, weight_mask)
+    if not a.slots & FORWARD_WEIGHT:
+        products &= ~FORWARD_SPARSE
+    linear = x.dim() == 2
+    source, in_chwn = x, a.chwn
+    if linear and products & (FORWARD_SPARSE | GRAD_WEIGHT_SPARSE):
+        source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1))
+    elif in_chwn:
+        source = layout.as_chwn(x)
+    kept = x.new_empty(0, dtype=torch.uint8)
+    if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
+        compressed = in_chwn or (linear and bool(products & GRAD_WEIGHT_SPARSE))
+        operand, mask = source, activation_mask
+        if not compressed:
+            operand = _dense(x)
+        if mask is not None:
+            mask = mask.view(*mask.shape, 1, 1) if mask.dim() < operand.dim() else mask
+            mask = torch.empty_like(operand, dtype=torch.bool).copy_(mask)
+        kept, of_activation, how = this.save(operand, compressed, mask)
+        products |= how
+    if products & FORWARD_SPARSE and of_weight is not None:
+        y = layout.empty_chwn(sizes.output, x)
+        mask = 0 if of_weight.mask is None else of_weight.mask.data_ptr()
+        bias = None if bias is None else bias.contiguous()
+        at = weight.data_ptr(), mask, of_weight.limit, 0 if bias is None else bias.data_ptr(), y.data_ptr()
+        packed = native.sparse_forward(sizes.shape, source.data_ptr(), *at, this.threads)
+        if packed.not_a_number:
+            raise this.not_a_number("weight", weight)
+        of_weight = of_weight._replace(count=packed.count)
+        y = _rows(native, y, sizes) if linear else y
+    else:
+        if of_weight is not None:
+            of_weight = this.counted(weight, of_weight, "weight")
+        used = masked(weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
+        if linear:
+            y = torch.nn.functional.linear(x, used, bias)
+        elif in_chwn:
+            y = chwn.forward(source, used, bias, a.stride, a.padding)
+        else:
+            y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+    return y, kept, this.end(of_weight, of_activation, products)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return `x` without gaps in its memory."""
+    if x.is_contiguous() or (x.dim() == 4 and layout.layout_of(x) != layout.NCHW):
+        return x
+    return x.contiguous()
+
+
+def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
+    """Return maps of one position, CHWN, as the rows of a matrix (N, K)."""
+    n, k = maps.shape[:2]
+    rows = torch.empty(n, k, dtype=maps.dtype, device=maps.device)
+    native.inner_to_nchw(maps.data_ptr(), rows.data_ptr(), n, k, 1, 1, torch.get_num_threads())
+    return rows
+
+
+# ---- backward ----------------------------------------------------------------------------------------------
+
+
+def backward(
+    native,
+    gradient: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    kept: Tensor,
+    record: Tensor,
+    weight_mask: Tensor | None,
+    recompute: tuple[Tensor, Tensor, Tensor] | None,
+    input_size: tuple[int, ...],
+    input_layout: int,
+    a: Any,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, weight and bias that are `wanted`."""
+    words = record.tolist()
+    products = words[PRODUCTS]
+    linear = gradient.dim() == 2
+    weight = weight.contiguous()
+    sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
+    in_chwn = a.chwn
+    plain = gradient
+    if in_chwn:
+        gradient = layout.as_chwn(gradient)
+    elif linear and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
+        gradient = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
+    grad_input = grad_weight = grad_bias = None
+    if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
+        grad_weight = _grad_weight(
+            native, plain, gradient, x, weight, kept, get(record, 10), products, recompute, input_size,
+            input_layout, sizes, a,
+        )  # fmt: skip
+    if wanted[2]:
+        grad_bias = _grad_bias(native, gradient if in_chwn else plain, in_chwn)
+    if wanted[0]:
+        chosen = None
+        if a.slots & GRAD_INPUT_WEIGHT:
+            ties, limit = words[WEIGHT_TIES], get(record, WEIGHT_LIMIT)
+            mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
+            chosen = Chosen(limit, mask=mask)
+        grad_input = _grad_input(
+            native, plain, gradient, weight, chosen, products, input_size, input_layout, sizes, a
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def _grad_bias(native, gradient: Tensor, in_chwn: bool) -> Tensor:
+    if not in_chwn:
+        return gradient.sum((0, 2, 3) if gradient.dim() == 4 else 0)
+    n, k, p, q = gradient.shape
+    sums = torch.empty(k, dtype=gradient.dtype, device=gradient.device)
+    native.channel_sums(gradient.data_ptr(), k, n * p * q, sums.data_ptr(), torch.get_num_threads())
+    return sums
+
+
+def _grad_input(
+    native, plain: Tensor, gradient: Tensor, weight: Tensor, chosen: Chosen | None, products: int,
+    input_size: tuple[int, ...], input_layout: int, sizes: Sizes, a: Any,
+) -> Tensor:  # fmt: skip
+    linear = plain.dim() == 2
+    if chosen is not None and products & GRAD_INPUT_SPARSE:
+        result = layout.empty_chwn(sizes.input, gradient)
+        mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
+        at = weight.data_ptr(), mask, chosen.limit, result.data_ptr(), torch.get_num_threads()
+        native.sparse_grad_input(sizes.shape, gradient.data_ptr(), *at)
+        return _rows(native, result, sizes) if linear else layout.copy_from_chwn(result, input_layout)
+    used = weight if chosen is None else masked(weight, chosen)
+    if linear:
+        return plain @ used
+    if a.chwn:
+        result = chwn.grad_input(gradient, used, input_size, a.stride, a.padding)
+        return layout.copy_from_chwn(result, input_layout)
+    like = layout.empty_in(input_layout, input_size, plain)
+    result = _dense_backward(plain, like, used, a, (True, False, False))[0]
+    return result if layout.layout_of(result) == input_layout else like.copy_(result)
+
+
+def _grad_weight(
+    native, plain: Tensor, gradient: Tensor, x: Tensor | None, weight: Tensor, kept: Tensor, limit: float,
+    products: int, recompute: tuple[Tensor, Tensor, Tensor] | None, input_size: tuple[int, ...],
+    input_layout: int, sizes: Sizes, a: Any,
+) -> Tensor:  # fmt: skip
+    linear = plain.dim() == 2
+    if products & NOT_SAVED:
+        assert recompute is not None
+        before, *factors = recompute
+        kept = saved.compress(native, layout.as_chwn(before), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
+        products |= CHWN_SAVED
+    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
+    if selected and products & GRAD_WEIGHT_SPARSE:
+        result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+        addresses = saved.chwn_addresses(kept, sizes.input)
+        at = *addresses, gradient.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.grad_weight(sizes.shape, *at)
+        return result
+    if selected and products & CHWN_SAVED:
+        x = saved.expand(native, kept, sizes.input, gradient)
+    elif selected:
+        like = layout.empty_in(input_layout, input_size, plain)
+        x = saved.restore_flat(kept, like)
+    assert x is not None
+    if linear:
+        return plain.T @ x
+    if a.chwn:
+        return chwn.grad_weight(gradient, layout.as_chwn(x), weight, a.stride, a.padding)
+    return _dense_backward(plain, x, weight, a, (False, True, False))[1].contiguous()
+
+
+def _dense_backward(gradient: Tensor, x: Tensor, weight: Tensor, a: Any, wanted: tuple[bool, bool, bool]):
+    geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
+    return _convolution_backward(gradient, x, weight, None, *geometry, wanted)

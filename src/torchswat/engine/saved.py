@@ -1,0 +1,213 @@
+"""An activation as it is saved for backward: the kept values and one bit an entry, in one buffer of bytes.
+
+Two formats. The CHWN one is what the compiled weight gradient reads where it lies (``native/activations.h``):
+
+    starts  int64 (C + 1)  |  bits  uint16 (C, ceil(H W / 16), N)  |  values float32
+
+The flat one keeps the order of the tensor's memory and takes any dtype and device:
+
+    bits  (ceil(n / 64) words of 64)  |  values
+
+The size of a buffer depends on the shape and on the room for values alone, so a compiler knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchswat.engine import layout
+from torchswat.engine.loader import native_for
+from torchswat.engine.topk import SMALLEST, memory_order
+
+UNIT = 16  # positions in a word of bits of the CHWN format
+WORD = 64  # entries in a word of bits of the flat one
+
+
+def _chwn_parts(size: Sequence[int]) -> tuple[int, int]:
+    """Return the bytes of starts and of bits, each a multiple of eight."""
+    n, c, h, w = size
+    return 8 * (c + 1), (2 * c * ((h * w + UNIT - 1) // UNIT) * n + 7) // 8 * 8
+
+
+def chwn_bytes(size: Sequence[int], room: int) -> int:
+    """Return the bytes of the CHWN format with room for that many values."""
+    return sum(_chwn_parts(size)) + 4 * room
+
+
+def flat_bytes(entries: int, room: int, itemsize: int) -> int:
+    """Return the bytes of the flat format with room for that many values."""
+    return 8 * ((entries + WORD - 1) // WORD) + itemsize * room
+
+
+def _buffer(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+# ---- CHWN: compiled kernels, float32 on the CPU ------------------------------------------------------------
+
+
+def compress(
+    native, x: Tensor, mask: Tensor | None, limit: float, room: int, factors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, int, bool]:
+    """Return a CHWN `x` in the CHWN format, how many entries are kept, and whether one of them is a NaN.
+
+    With `factors`, a scale and a shift a channel, it is ``relu(x * scale + shift)`` that is compressed. Without
+    `room` (negative) the buffer is as large as it must be.
+    """
+    n, c, h, w = x.shape
+    threads = torch.get_num_threads()
+    scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
+    which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+    counts = torch.empty(c * n, dtype=torch.int32, device="cpu")
+    starts, bits = _chwn_parts(x.shape)
+    if room < 0:
+        first = torch.empty(c + 1, dtype=torch.int64, device="cpu")
+        found = native.compress_count(*which, counts.data_ptr(), first.data_ptr(), threads)
+        saved = _buffer(starts + bits + 4 * found.count, x.device)
+        saved[:starts].view(torch.int64).copy_(first)
+        at = saved.data_ptr()
+    else:
+        saved = _buffer(starts + bits + 4 * room, x.device)
+        at = saved.data_ptr()
+        found = native.compress_count(*which, counts.data_ptr(), at, threads)
+        assert found.count <= room, "a selection keeps more than there is room for"
+    native.compress_fill(*which, counts.data_ptr(), at, at + starts + bits, at + starts, threads)
+    return saved, found.count, found.not_a_number
+
+
+def chwn_addresses(saved: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
+    """Return where values, bits and starts of the CHWN format of an activation of `size` lie."""
+    starts, bits = _chwn_parts(size)
+    at = saved.data_ptr()
+    return at + starts + bits, at + starts, at
+
+
+def expand(native, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
+    """Return the CHWN tensor of `size` (N, C, H, W) again, with zeros where nothing was kept."""
+    n, c, h, w = size
+    result = layout.empty_chwn(size, like, torch.float32)
+    addresses = chwn_addresses(saved, size)
+    native.expand(*addresses, c, h * w, n, result.data_ptr(), torch.get_num_threads())
+    return result
+
+
+# ---- flat: any dtype and device ----------------------------------------------------------------------------
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return `x` flat in the order of its memory, or a copy in the order of its shape where it has gaps."""
+    flat = memory_order(x)
+    return x.reshape(-1) if flat is None else flat
+
+
+def keep_flat(x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
+    """Return `x` in the flat format and how many entries are kept (never a zero).
+
+    Kept are those marked by `mask`, laid out like `x`, or without one all of at least `limit`.
+    """
+    flat, n = _flat(x), x.numel()
+    marks = None if mask is None else _flat(mask)
+    native = native_for(x)
+    head = 8 * ((n + WORD - 1) // WORD)
+    if native is None:
+        kept = (flat.abs() >= limit if marks is None else marks) & (flat != 0)
+        values = flat[kept]
+        saved = _buffer(head + x.element_size() * max(room, values.numel()), x.device)
+        packed = pack_bits(kept)
+        saved[: packed.numel()] = packed
+        saved[head : head + x.element_size() * values.numel()] = values.view(torch.uint8)
+        return saved, values.numel()
+    threads = torch.get_num_threads()
+    starts = torch.empty(native.kept_parts(n) + 1, dtype=torch.int64, device="cpu")
+    which = flat.data_ptr(), 0 if marks is None else marks.data_ptr(), max(limit, SMALLEST), n
+    if room < 0:
+        bits = _buffer(head, x.device)
+        count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
+        saved = _buffer(head + 4 * count, x.device)
+        saved[:head] = bits
+    else:
+        saved = _buffer(head + 4 * room, x.device)
+        count = native.mark_kept(*which, saved.data_ptr(), starts.data_ptr(), threads)
+        assert count <= room, "a selection keeps more than there is room for"
+    at = saved.data_ptr()
+    native.gather_kept(flat.data_ptr(), at, starts.data_ptr(), n, at + head, threads)
+    return saved, count
+
+
+def restore_flat(saved: Tensor, like: Tensor) -> Tensor:
+    """Return the dense tensor again, written to `like`, which has shape, dtype and strides of the one kept."""
+    n = like.numel()
+    flat = memory_order(like)
+    result = like if flat is not None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    flat = result.view(-1) if flat is None else flat
+    head = 8 * ((n + WORD - 1) // WORD)
+    native = native_for(like)
+    if native is None:
+        kept = unpack_bits(saved[:head], n)
+        count = int(kept.count_nonzero())
+        values = saved[head : head + like.element_size() * count]
+        flat.zero_()[kept] = values.view(like.dtype)
+    else:
+        at = saved.data_ptr()
+        native.scatter_kept(at + head, at, n, flat.data_ptr(), torch.get_num_threads())
+    return result
+
+
+def pack_bits(marks: Tensor) -> Tensor:
+    """Return the booleans (n,) as bytes (ceil(n / 8),), the first the lowest bit of the first.
+
+    Examples
+    --------
+    >>> pack_bits(torch.tensor([True, False, True, False, False, False, False, False, True])).tolist()
+    [5, 1]
+    """
+    padded = torch.nn.functional.pad(marks, (0, -marks.numel() % 8)).view(-1, 8).to(torch.uint8)
+    packed = padded[:, 0].clone()
+    for place in range(1, 8):
+        packed |= padded[:, place] << place
+    return packed
+
+
+def unpack_bits(bits: Tensor, n: int) -> Tensor:
+    """Return the first `n` of the packed `bits` as booleans (n,).
+
+    Examples
+    --------
+    >>> unpack_bits(torch.tensor([5, 1], dtype=torch.uint8), 9).nonzero().flatten().tolist()
+    [0, 2, 8]
+    """
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits.unsqueeze(1) >> places) & 1).bool().view(-1)[:n]
+
+
+# ---- checks of bytes from elsewhere -------------------------------------------------------------------------
+
+
+def is_whole(saved: Tensor, size: Sequence[int], compressed: bool, itemsize: int, native) -> bool:
+    """Return whether a buffer holds as many values as its bits say, so that reading it stays inside."""
+    entries = 1
+    for side in size:
+        entries *= side
+    if not compressed:
+        head = flat_bytes(entries, 0, itemsize)
+        return saved.numel() >= head and saved.numel() - head >= itemsize * _marked(saved[:head], entries)
+    if native is None or len(size) not in (2, 4):
+        return False
+    n, c, h, w = (*size, 1, 1)[:4]
+    head, bits = _chwn_parts((n, c, h, w))
+    room = (saved.numel() - head - bits) // 4
+    if room < 0:
+        return False
+    at = saved.data_ptr()
+    return native.is_whole(at + head, at, c, h * w, n, room, torch.get_num_threads())
+
+
+def _marked(bits: Tensor, entries: int) -> int:
+    """Return how many of the first `entries` bits are set; bits behind them count as too many."""
+    padded = bits.new_zeros(-(-bits.numel() // 8) * 8)
+    padded[: bits.numel()] = bits
+    kept = unpack_bits(padded, 8 * padded.numel())
+    return int(kept.count_nonzero()) if not kept[entries:].any() else 8 * padded.numel() + 1
