@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -83,21 +84,66 @@ def test_threads_change_nothing(native: ModuleType) -> None:
     assert len({(f.value, f.greater, f.equal) for f in found}) == 1
 
 
+@fast
+@given(
+    n=st.sampled_from([1, 17, 513, 2049, 9000, 40_000]),
+    part=st.floats(0, 1),
+    hint=st.sampled_from([0.0, 0.9, 0.99, 1.0, 1.01, 1.1, 50.0, float("nan"), float("inf"), -1.0]),
+    kind=st.sampled_from(KINDS),
+    threads=st.integers(1, 3),
+)
+def test_a_hint_changes_no_threshold(
+    native: ModuleType, n: int, part: float, hint: float, kind: str, threads: int
+) -> None:
+    x, k = draw(kind, n, 8), min(n, 1 + int(part * n))
+    exact = x.abs().sort(descending=True).values[k - 1].item()
+    check_threshold(native.kth_largest_near(x.data_ptr(), n, k, exact * hint, threads), x, k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("drift", [0.0, 0.98, 1.0, 1.2])
+def test_a_hint_changes_no_threshold_of_many(native: ModuleType, kind: str, drift: float) -> None:
+    n, k = 600_011, 120_000
+    x = draw(kind, n, 6)
+    exact = x.abs().sort(descending=True).values[k - 1].item()
+    check_threshold(native.kth_largest_near(x.data_ptr(), n, k, exact * drift, 3), x, k)
+
+
+@pytest.mark.parametrize("last", [2.0**-149, 1e-40, 3.4e38, float(2**-126)])
+def test_a_hint_at_the_ends_of_the_range(native: ModuleType, last: float) -> None:
+    x = draw("wild", 5000, 2)
+    x[:2000] = torch.linspace(0.5, 2, 2000) * last
+    for k in (1, 1000, 2500, 5000):
+        check_threshold(native.kth_largest_near(x.data_ptr(), 5000, k, last, 1), x, k)
+
+
+@pytest.mark.parametrize("n", [5, 3000])
+def test_the_largest_pattern_of_bits_is_counted(native: ModuleType, n: int) -> None:
+    bits = torch.full((n,), 0x7FFFFFFF, dtype=torch.int32)  # a NaN
+    bits[0] = 0
+    found = native.kth_largest_near(bits.data_ptr(), n, n - 1, 1.0, 1)
+    assert (found.greater, found.equal, found.not_a_number) == (0, n - 1, True)
+
+
 @pytest.mark.parametrize("n", [7, 100_000])
 def test_bad_k_is_refused(native: ModuleType, n: int) -> None:
     x = torch.randn(n)
     for k in (0, -1, n + 1):
         with pytest.raises(ValueError, match="k must lie between 1 and"):
             native.kth_largest(x.data_ptr(), n, k, 1)
+        with pytest.raises(ValueError, match="k must lie between 1 and"):
+            native.kth_largest_near(x.data_ptr(), n, k, 1.0, 1)
 
 
-@pytest.mark.parametrize("n", [1, 33, 100_003])
+@pytest.mark.parametrize("n", [1, 33, 3000, 100_003])
 def test_a_nan_is_seen(native: ModuleType, n: int) -> None:
     for place in (0, n // 2, n - 1):
         x = torch.randn(n)
         x[place] = float("nan")
         assert native.kth_largest(x.data_ptr(), n, 1, 1).not_a_number
         assert native.count_kept(x.data_ptr(), n, 0.5, 1).not_a_number
+        for k, last in ((1, 1.0), ((n + 1) // 2, 0.674), (n, 0.0)):
+            assert native.kth_largest_near(x.data_ptr(), n, k, last, 2).not_a_number
     infinite = torch.full((n,), float("inf"))
     assert not native.kth_largest(infinite.data_ptr(), n, n, 1).not_a_number
     assert not native.count_kept(infinite.data_ptr(), n, 0.5, 1).not_a_number
@@ -148,6 +194,32 @@ def test_count_kept(native: ModuleType, n: int, threshold: float, kind: str) -> 
     found = native.count_kept(x.data_ptr(), n, threshold, 2)
     assert (found.value, found.greater) == (threshold, (x.abs() > threshold).sum().item())
     assert found.equal == (x.abs() == threshold).sum().item()
+
+
+@fast
+@given(
+    n=st.one_of(st.integers(0, 100), st.sampled_from([16_384, 16_385, 300_007])),
+    kind=st.sampled_from(KINDS),
+    threshold=st.sampled_from([0.0, 0.25, 1.0, float("inf")]),
+    threads=st.integers(1, 3),
+)
+def test_entries_are_kept_by_size_and_by_mask(
+    native: ModuleType, n: int, kind: str, threshold: float, threads: int
+) -> None:
+    x = draw(kind, n, 9)
+    x[n // 3 : n // 3 + 2] = float("nan")
+    x[n // 2 : n // 2 + 2] = -float("inf")
+    guard = torch.full((n + 1,), 7.0)
+    native.keep_large(x.data_ptr(), n, threshold, guard.data_ptr(), threads)
+    large = np.where(~(np.abs(x.numpy()) < threshold), x.numpy(), np.float32(0))
+    np.testing.assert_array_equal(guard[:n].numpy(), large)
+    assert guard[n] == 7
+    mask = torch.from_numpy(np.random.default_rng(n).integers(0, 3, n).astype(np.uint8))
+    native.keep_marked(x.data_ptr(), mask.data_ptr(), n, guard.data_ptr(), threads)
+    np.testing.assert_array_equal(guard[:n].numpy(), np.where(mask.numpy(), x.numpy(), np.float32(0)))
+    assert guard[n] == 7
+    native.keep_large(x.data_ptr(), n, threshold, x.data_ptr(), threads)  # in place
+    np.testing.assert_array_equal(x.numpy(), large)
 
 
 def expected_mask(x: torch.Tensor, k: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ int64_t count_marked(const uint64_t* bits, int64_t n, int64_t* starts) { return 
 int64_t mark_kept(const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, int64_t* starts,
                   int threads) {
     const int64_t parts = parts_of(n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int64_t p = 0; p < parts; ++p) {
         int64_t count = 0;
         for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
@@ -99,7 +99,7 @@ int64_t mark_kept(const float* x, const uint8_t* mask, float limit, int64_t n, u
 
 void gather_kept(const float* x, const uint64_t* bits, const int64_t* starts, int64_t n, float* values, int threads) {
     const int64_t parts = parts_of(n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int64_t p = 0; p < parts; ++p) {
         float* to = values + starts[p];
         for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
@@ -118,7 +118,7 @@ void scatter_kept(const float* values, const uint64_t* bits, int64_t n, float* x
     const int64_t parts = parts_of(n);
     Buffer<int64_t> starts(parts + 1);
     starts_of(bits, n, starts.data);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int64_t p = 0; p < parts; ++p) {
         const float* from = values + starts.data[p];
         for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {

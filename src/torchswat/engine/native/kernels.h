@@ -47,12 +47,15 @@ struct Selected {
 // X(result, name, (arguments))
 #define SWAT_SELECTION(X)                                                                                        \
     X(Threshold, kth_largest, (const float* values, int64_t n, int64_t k, int threads))                          \
+    X(Threshold, kth_largest_near, (const float* values, int64_t n, int64_t k, float last, int threads))         \
     X(bool, kth_largest_lanes,                                                                                   \
       (const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k, float* thresholds,         \
        int64_t* greater, int64_t* equal, int threads))                                                           \
     X(float, sampled_threshold,                                                                                  \
       (const float* values, int64_t n, int64_t k, int64_t samples, uint64_t seed, int threads))                  \
     X(Threshold, count_kept, (const float* values, int64_t n, float threshold, int threads))                     \
+    X(void, keep_large, (const float* x, int64_t n, float threshold, float* y, int threads))                     \
+    X(void, keep_marked, (const float* x, const uint8_t* mask, int64_t n, float* y, int threads))                \
     X(void, magnitude_mask,                                                                                      \
       (const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,         \
        int threads))                                                                                             \

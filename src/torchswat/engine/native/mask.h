@@ -1,5 +1,6 @@
 // Comparisons of whole vectors as bits, one bit a lane, the first lane lowest.
 #pragma once
+#include "compress_lanes.h"
 #include "vec.h"
 
 namespace torchswat::SWAT_ISA {
@@ -18,10 +19,21 @@ static inline unsigned bits_of(vi truth) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(truth));
 #elif defined(__AVX2__)
     return unsigned(_mm256_movemask_ps(reinterpret_cast<__m256>(truth)));
+#elif defined(__SSE2__)
+    return unsigned(_mm_movemask_ps(reinterpret_cast<__m128>(truth)));
 #else
     unsigned bits = 0;
     for (int lane = 0; lane < W; ++lane) bits |= unsigned(truth[lane] & 1) << lane;
     return bits;
+#endif
+}
+
+// Bits of the lanes where a > b; gcc makes a comparison's bits into lanes and these into bits again otherwise.
+static inline unsigned bits_of_greater(vi a, vi b) {
+#if defined(__AVX512F__)
+    return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+    return bits_of(a > b);
 #endif
 }
 
@@ -53,6 +65,11 @@ static inline int compress(int32_t* to, vi x, unsigned bits) {
     const __m512i packed = _mm512_maskz_compress_epi32(__mmask16(bits), reinterpret_cast<__m512i>(x));
     _mm512_storeu_si512(to, packed);  // a compress in memory is microcode on some processors
     return __builtin_popcount(bits);
+#elif defined(__AVX2__)
+    const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(compressed_lanes[bits])));
+    const __m256i packed = _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), lanes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
+    return __builtin_popcount(bits);
 #else
     int count = 0;
     for (; bits; bits &= bits - 1) to[count++] = x[__builtin_ctz(bits)];
@@ -61,9 +78,15 @@ static inline int compress(int32_t* to, vi x, unsigned bits) {
 }
 
 static inline int64_t sum_lanes(vi x) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(reinterpret_cast<__m512i>(x)));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(reinterpret_cast<__m512i>(x), 1));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
+#else
     int64_t sum = 0;
     for (int lane = 0; lane < W; ++lane) sum += x[lane];
     return sum;
+#endif
 }
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
