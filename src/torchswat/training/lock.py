@@ -1,6 +1,6 @@
 """The lock of a run folder: one training writes into it at a time.
 
-The lock is the operating system's, on the file ``.lock`` in the folder, and ends with the process that holds it,
+The operating system locks the file ``.lock`` in the folder, and ends the lock with the process that holds it,
 however that dies. The file itself stays: whether it is locked counts, not whether it exists.
 """
 
@@ -86,11 +86,13 @@ class FolderLock:
         self._descriptor = None
 
     def _open(self) -> int:
-        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
+            missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             self._made = self._made or missing
             return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileExistsError:
+            raise InvalidValue(f"{self.folder} is a file: a run needs a folder") from None
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror or error}") from error
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast, gather_object
@@ -25,13 +25,13 @@ from torchswat.engine import plan
 from torchswat.errors import CheckpointError, InvalidValue, NotFinite
 from torchswat.training import checkpoint as checkpoints
 from torchswat.training.build import (
-    build_data,
     build_model,
     build_optimizer,
     load_weights_,
     test_batches,
     train_batches,
 )
+from torchswat.training.check_data import data_of_run
 from torchswat.training.checkpoint import Checkpoint, Progress
 from torchswat.training.diagnose import first_not_finite, is_finite
 from torchswat.training.display import Display
@@ -114,7 +114,7 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Summary:
     if finished is not None:
         return Summary.from_json(finished)
     with _locked(run_folder):
-        trainer = Trainer(run_folder.recipe(), run_folder.path, console)
+        trainer = Trainer(run_folder.recipe(), run_folder.path, console, run_folder.data_record())
         trainer.restore()
         return trainer.run()
 
@@ -138,7 +138,9 @@ def _way_on(folder: RunFolder) -> str:
 class Trainer:
     """One run: the network, its optimizer, its data, and where it stands."""
 
-    def __init__(self, recipe: Recipe, path: Path, console: Console | None) -> None:
+    def __init__(
+        self, recipe: Recipe, path: Path, console: Console | None, data_record: dict[str, Any] | None = None
+    ) -> None:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe = recipe
@@ -146,7 +148,8 @@ class Trainer:
         self.console = console or Console(quiet=True)
         self.accelerator = make_accelerator()
         self.processes = self.accelerator.num_processes
-        self.data = build_data(recipe)
+        speaks = self.console if self.accelerator.is_main_process else Console(quiet=True)
+        self.data, self.data_record = data_of_run(recipe, speaks, data_record)
         share = (self.accelerator.process_index, self.processes)
         self.train_batches = train_batches(recipe, self.data, *share)
         self.test_batches = test_batches(recipe, self.data, *share)
@@ -170,7 +173,7 @@ class Trainer:
     def begin(self) -> None:
         """Make the folder of a new run."""
         if self.accelerator.is_main_process:
-            RunFolder.create(self.folder.path, self.recipe)
+            RunFolder.create(self.folder.path, self.recipe).record_data(self.data_record)
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
@@ -186,6 +189,7 @@ class Trainer:
             self.folder.truncate_metrics(self.progress.epoch)
             self.folder.truncate_sights(self.progress.step)
             found.set_aside()
+            self.folder.record_data(self.data_record)
             for note in found.notes:
                 self._note(note)
 

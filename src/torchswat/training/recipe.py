@@ -75,8 +75,8 @@ class DataSection(_Section):
     options: dict[str, Any] = {}  # what torchswat.data.load takes for this set, for instance size and resize
     train_limit: Count | None = None  # use only that many training images
     test_limit: Count | None = None
-    # Image files are all read before the training begins. One that is broken stops it, or is left out ("skip");
-    # "unchecked" reads none and stops at the step that needs the file.
+    # All image files are read before the training begins. A broken one stops it or is left out ("skip");
+    # "unchecked" reads none before the step that needs it.
     broken_images: Literal["stop", "skip", "unchecked"] = "stop"
 
 
@@ -281,7 +281,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What the parser raises: ValueError for dates and numbers that cannot be, RecursionError for deep nesting."""
+"""What the parser raises: ValueError for impossible dates and numbers, RecursionError for deep nesting."""
 
 
 def _parse_mapping(text: str, origin: str) -> dict[str, Any]:

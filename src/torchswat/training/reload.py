@@ -10,7 +10,8 @@ from torch import nn
 
 from torchswat.convert import desparsify_, prune_
 from torchswat.errors import InvalidData, MissingData
-from torchswat.training.build import build_data, load_model, test_batches
+from torchswat.training.build import load_model, test_batches
+from torchswat.training.check_data import data_to_test
 from torchswat.training.checkpoint import Checkpoint, checkpoint_path
 from torchswat.training.evaluate import evaluate, means
 from torchswat.training.processes import device
@@ -42,10 +43,8 @@ def find_checkpoint(path: Path) -> Path:
             Checkpoint.load(wanted)
     except (InvalidData, MissingData) as error:
         others = ", ".join(str(other) for other in whole_checkpoints(folder.checkpoints))
-        advice = (
-            f"Name one of those that are whole instead: {others}" if others else "None of the run is whole"
-        )
-        raise InvalidData(f"the best checkpoint of {path} cannot be read: {error}. {advice}.") from None
+        advice = f"These are whole, name one of them: {others}" if others else "No other one is whole."
+        raise InvalidData(f"the best checkpoint of {path} cannot be read: {error}. {advice}") from None
     return wanted
 
 
@@ -77,7 +76,7 @@ def evaluate_saved(
         changes |= {"options": {}, "train_limit": None, "test_limit": None}
     recipe = make_recipe({**saved.recipe, "data": {**saved.recipe["data"], **changes}})
     torch.manual_seed(recipe.seed)
-    dataset = build_data(recipe)
+    dataset = data_to_test(recipe)
     model: nn.Module = load_model(recipe, dataset, saved)
     if pruned:
         model = desparsify_(prune_(model))

@@ -40,7 +40,6 @@ from torchswat.training.processes import agree
 from torchswat.training.recipe import Recipe, load_recipe
 from torchswat.training.watch import Sight
 
-
 Json = TypeVar("Json", dict[str, Any], list[Any])
 
 
@@ -124,7 +123,7 @@ class RunFolder:
         return self._read_json("data.json", dict)
 
     def record_versions(self, processes: int, notes: Sequence[str] = ()) -> None:
-        """Record what the run is started with, and `notes` of what was unusual; a resumed run adds an entry."""
+        """Record software and hardware, and `notes` of what was unusual; a resumed run adds an entry."""
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         entry = {"started": started, **versions(), "processes": processes}
         entries = self._read_json("versions.json", list) or []
@@ -174,9 +173,8 @@ class RunFolder:
         if not path.exists():
             return
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")[
-                1:-1
-            ]  # the last one was cut off, or is empty
+            lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+            # The last line was cut off, or is empty.
             kept = [line for line in lines if int(line.partition(",")[0]) <= step]
         except (OSError, ValueError) as error:
             raise InvalidData(f"{path} is damaged: {error}. Move it away to continue the run.") from None
