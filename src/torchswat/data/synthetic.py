@@ -45,7 +45,7 @@ def _read_synthetic(
     pixels = max(classes, train, test) * math.prod(shape)
     if pixels > _LARGEST:
         raise InvalidValue(
-            f"synthetic data of {pixels / 2**30:.3g} GiB a split: at most {_LARGEST / 2**30:.0f} GiB are allowed."
+            f"synthetic data of {pixels / 2**30:.3g} GiB a split: it may be {_LARGEST / 2**30:.0f} GiB."
         )
     generator = np.random.Generator(np.random.PCG64([seed % 2**64, draws.SYNTHETIC]))
     patterns = generator.integers(0, 128, (classes, *shape), dtype=np.uint8)

@@ -74,7 +74,7 @@ def data_of_run(
 
 
 def data_to_test(recipe: Recipe) -> Dataset:
-    """Load the data set of a recipe to evaluate on, without broken test images where the recipe skips them."""
+    """Load the data set of a recipe to evaluate on, without the broken test images that it skips."""
     dataset = build_data(recipe)
     if recipe.data.broken_images == "skip" and isinstance(dataset.test, Pictures):
         dataset = _without(dataset, find_unreadable(dataset.test.paths), ("test",))

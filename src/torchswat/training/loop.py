@@ -22,7 +22,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from torchswat.convert import sparse_state
 from torchswat.data import Batches
 from torchswat.engine import plan
-from torchswat.errors import CheckpointError, InvalidValue, NotFinite
+from torchswat.errors import CheckpointError, InvalidData, InvalidValue, NotFinite
 from torchswat.training import checkpoint as checkpoints
 from torchswat.training.build import (
     build_model,
@@ -41,7 +41,7 @@ from torchswat.training.interrupt import Interrupted, StopRequest
 from torchswat.training.lock import FolderLock
 from torchswat.training.plot import plot_curves
 from torchswat.training.processes import agree, is_main_process, make_accelerator
-from torchswat.training.recipe import Recipe
+from torchswat.training.recipe import Recipe, differing_keys, make_recipe
 from torchswat.training.recover import recover
 from torchswat.training.run_folder import EpochMetrics, RunFolder, resume_command
 from torchswat.training.watch import Watch
@@ -202,6 +202,13 @@ class Trainer:
             self.console.print(f"note: {note}", markup=False, highlight=False)
 
     def _load(self, saved: Checkpoint, progress: Progress) -> None:
+        changed = differing_keys(self.recipe, make_recipe(saved.recipe))
+        if changed:
+            raise InvalidData(
+                f"{self.folder.path / 'recipe.yaml'} differs from the recipe in the checkpoint in "
+                f"{', '.join(changed)}: a run continues as it was begun. Undo the change, or train in "
+                "another folder."
+            )
         if saved.processes != self.processes:
             raise InvalidValue(
                 f"the run was made by {saved.processes} process(es) and can be resumed by as many, "

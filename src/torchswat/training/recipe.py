@@ -354,6 +354,29 @@ def recipe_keys() -> list[str]:
     return keys
 
 
+def differing_keys(one: Recipe, other: Recipe) -> list[str]:
+    """Dotted paths of the values in which two recipes differ, but for those that may differ within a run.
+
+    Examples
+    --------
+    >>> differing_keys(load_recipe("digits-demo", ["seed=1"]), load_recipe("digits-demo", ["threads=1"]))
+    ['seed']
+    """
+    values = [recipe.model_dump(mode="json") for recipe in (one, other)]
+
+    def value(recipe: dict[str, Any], key: str) -> Any:
+        for part in key.split("."):
+            recipe = recipe[part]
+        return recipe
+
+    keys = [key for key in recipe_keys() if key not in _CHANGEABLE]
+    return [key for key in keys if value(values[0], key) != value(values[1], key)]
+
+
+_CHANGEABLE = ("name", "about", "data.root", "threads", "checkpoint.every_steps", "checkpoint.keep")
+"""Where the data lie, how fast they are worked on, what is saved: not what is computed."""
+
+
 def _as_number(value: Any) -> float | None:
     """The value as a float where it is a number or reads as one, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
