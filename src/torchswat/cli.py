@@ -254,9 +254,9 @@ def cost(
     sparsity: Annotated[float, typer.Option(help="Share set to zero.")] = 0.8,
     skip: Annotated[str, typer.Option(help="Layers to leave dense: first, last, patterns; by commas.")] = "",
     input_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")
+        int | None, typer.Option(min=1, max=2**16, help="Height and width of the images, in pixels.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in the step.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Images in the step.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Operations and bytes of one training step, layer by layer: counted, not timed."""

@@ -125,9 +125,7 @@ def _check_options(name: str, read, options: dict[str, object]) -> None:
         if kinds[option] is not int and not (
             isinstance(value, list | tuple) and all(map(_is_integer, value))
         ):
-            raise InvalidValue(
-                f"data set {name!r} with {option} = {value!r:.60}: it must be a list of integers."
-            )
+            raise InvalidValue(f"data set {name!r} with {option} = {value!r:.60}: it must be integers.")
 
 
 def _is_integer(value: object) -> bool:
