@@ -16,7 +16,7 @@ from torchswat import cli
 
 OPTIONS = {
     "train": "algorithm analyse batch-size data data-root epochs help lr method model output period recipe"
-    " resume scope seed set skip sparsity",
+    " resume scope seed set skip skip-broken sparsity",
     "demo": "help output",
     "evaluate": "data data-root help json pruned",
     "cost": "algorithm batch-size form help input-size json model skip sparsity",
@@ -150,6 +150,24 @@ def test_without_one_of_the_extras(tmp_path):
         (["train", "--data", "cifar10", "--data-root", "nowhere"], "cifar-10"),
         (["train", "--batch-size", "9999"], "batch_size is 9999"),
         (["train", "--model", "resnet-digits", "--set", "model.form=cifar"], "form"),
+        (["train", "--seed", "9" * 23], "seed: should be less than or equal to 9223372036854775807"),
+        (["train", "--seed", "1" * 5000], "the value of seed is not valid YAML"),
+        (["train", "--seed", "2026-99-99"], "the value of seed is not valid YAML"),
+        (["train", "--set", "seed=" + "[" * 3000], "the value of seed is not valid YAML"),
+        (["train", "--set", "threads=100000000000"], "threads: should be less than or equal to 1024"),
+        (["train", "--lr", "1e39"], "optimizer.lr: should be less than"),
+        (["train", "--set", "optimizer.weight_decay=1e300"], "optimizer.weight_decay: should be less than"),
+        (["train", "--set", "model.width=" + "9" * 23], "model.width: should be less than"),
+        (["train", "--epochs", "9" * 23], "optimizer.epochs: should be less than"),
+        (["train", "--analyse", "0"], "analysis.every_steps: should be greater than"),
+        (["train", "--sparsity", "{}"], "sparse.sparsity: should map at least one layer name pattern"),
+        (["train", "--sparsity", "{1: 0.5}"], "sparse.sparsity: should map at least one layer name pattern"),
+        (["train", "--set", "name=../x"], "name: should hold neither slashes"),
+        (["train", "--set", "data.root='\\0'", "--set", 'data.root="\\0"'], "data.root: should hold no null"),
+        (["train", "--data-root", "~nobody-of-that-name/x"], "there is no such user"),
+        (["train", "--data", "synthetic", "--set", "data.options={classes: a}"], "it must be an integer"),
+        (["train", "--data", "synthetic", "--set", "data.options={shape: 3}"], "it must be integers"),
+        (["train", "--data", "synthetic", "--set", "data.options={train: 10000000000000}"], "GiB a split"),
         (["evaluate", "nowhere"], "no checkpoint at nowhere"),
         (["cost", "--model", "resnet_18"], "did you mean 'resnet18'?"),
         (["cost", "--model", "resnet18", "--sparsity", "1"], "sparsity"),
@@ -166,7 +184,16 @@ def test_what_the_user_got_wrong_is_code_2_and_one_message(arguments, message, r
 
 @pytest.mark.parametrize(
     "arguments",
-    [["trian"], ["train", "--epoch", "3"], ["cost"], ["cost", "--model", "resnet18", "--input-size", "0"]],
+    [
+        ["trian"],
+        ["train", "--epoch", "3"],
+        ["cost"],
+        ["cost", "--model", "resnet18", "--input-size", "0"],
+        ["cost", "--model", "resnet18", "--input-size", "9" * 23],
+        ["cost", "--model", "resnet18", "--batch-size", "9" * 23],
+        ["predict", "model", "image", "--threads", "9" * 23],
+        ["reproduce", "9a", "--seeds", "9" * 23],
+    ],
 )
 def test_what_typer_finds_wrong_is_code_2(arguments, run):
     code, _, errors = run(*arguments)
@@ -203,6 +230,33 @@ def test_data_that_cannot_be_written_is_code_1(run, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, errors = run("train", *TINY, "--output", tmp_path / "file" / "run")
     assert code == 1 and "file" in errors and "Traceback" not in errors
+
+
+def test_a_network_that_does_not_fit_into_memory_is_code_1(run, monkeypatch):
+    """Torch says so by a RuntimeError of its CPU allocator; other RuntimeErrors are mistakes of ours."""
+    from torchswat import models
+
+    for error in (MemoryError("48 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 48 TiB")):
+        monkeypatch.setattr(models, "create", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        code, _, errors = run("cost", "--model", "resnet18")
+        assert code == 1 and "not enough memory" in errors and "48 TiB" in errors
+    monkeypatch.setattr(models, "create", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("other")))
+    monkeypatch.setattr(sys, "argv", ["torchswat", "cost", "--model", "resnet18"])
+    with pytest.raises(RuntimeError, match="other"):
+        cli.main()
+
+
+def test_a_report_replaces_a_report_and_no_other_file(run, tmp_path):
+    assert run("train", *TINY, "--output", tmp_path / "runs" / "one")[0] == 0
+    page, other = tmp_path / "page.html", tmp_path / "notes.txt"
+    other.write_text("mine")
+    for _ in range(2):
+        code, _, errors = run("report", tmp_path / "runs", "--output", page)
+        assert code == 0, errors
+    for path in (other, tmp_path / "runs"):
+        code, _, errors = run("report", tmp_path / "runs", "--output", path)
+        assert code == 2 and str(path) in errors
+    assert other.read_text() == "mine"
 
 
 def test_every_number_of_the_cost_table_as_json(run):

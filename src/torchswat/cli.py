@@ -76,6 +76,16 @@ def main() -> None:
         _leave(f"{error.name} is needed for this and is not installed: {INSTALL}", code=2)
     except OSError as error:
         _leave(error, code=1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _leave(f"not enough memory: {error} A smaller batch or a narrower network needs less.", code=1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has an exception of its own for GPUs only."""
+    kinds = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
 
 
 def _leave(problem: object, code: int) -> NoReturn:
@@ -113,6 +123,9 @@ def train(
             metavar="STEPS", help="Record threshold, angle and density of each layer every so many steps."
         ),
     ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave image files out that cannot be read.")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other value of the recipe.")
     ] = None,
@@ -145,6 +158,7 @@ def train(
         "optimizer.lr": lr,
         "seed": seed,
         "analysis.every_steps": analyse,
+        "data.broken_images": "skip" if skip_broken else None,
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + (settings or [])
     if resume is not None:
@@ -240,9 +254,9 @@ def cost(
     sparsity: Annotated[float, typer.Option(help="Share set to zero.")] = 0.8,
     skip: Annotated[str, typer.Option(help="Layers to leave dense: first, last, patterns; by commas.")] = "",
     input_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")
+        int | None, typer.Option(min=1, max=2**16, help="Height and width of the images, in pixels.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in the step.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Images in the step.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Operations and bytes of one training step, layer by layer: counted, not timed."""

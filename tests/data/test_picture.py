@@ -103,13 +103,13 @@ def png(width: int, height: int) -> bytes:
 def test_what_is_no_sound_picture(tmp_path, content):
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
-    with pytest.raises(InvalidData, match="is not a readable picture") as caught:
+    with pytest.raises(InvalidData, match="is not a readable image") as caught:
         decode(path, 8, whole)
     assert str(path) in str(caught.value)
 
 
 def test_bytes_have_no_name_and_no_address():
-    with pytest.raises(InvalidData, match=r"^this is not a readable picture \(it is none of JPEG, PNG, "):
+    with pytest.raises(InvalidData, match=r"^this is not a readable image \(it is none of JPEG, PNG, "):
         decode(io.BytesIO(b"a text"), 8, whole)
 
 
@@ -120,5 +120,5 @@ def test_a_truncated_picture(tmp_path, extension, share):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InvalidData, match="is not a readable picture"):
+    with pytest.raises(InvalidData, match="is not a readable image"):
         decode(path, 8, whole)

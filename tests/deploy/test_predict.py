@@ -89,7 +89,7 @@ def test_the_command(model: Path, pictures: list[Path], tmp_path: Path):
     (tmp_path / "no.png").write_text("hello")
     done = torchswat_("predict", model, pictures[0], tmp_path / "no.png")
     assert done.returncode == 1 and "%" in done.stdout and str(tmp_path / "no.png") not in done.stdout
-    assert f"torchswat: {tmp_path / 'no.png'} is not a readable picture" in done.stderr
+    assert f"torchswat: {tmp_path / 'no.png'} is not a readable image" in done.stderr
     done = torchswat_("predict", model, tmp_path / "no.png", "--json")
     assert done.returncode == 1 and "not a readable" in json.loads(done.stdout)[0]["error"]
 

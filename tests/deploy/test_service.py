@@ -129,8 +129,8 @@ def test_what_is_refused(address: str, pictures: list[Path]):
     refused(address, 413, "50000 bytes at most", b"", **{"Content-Length": "100001"})
     refused(address, 413, "50000 bytes at most", iter([bytes(30_000)] * 3))
     refused(address, 400, "empty")
-    refused(address, 415, "not a readable picture", b"hello")
-    refused(address, 415, "not a readable picture", picture[: len(picture) // 2])
+    refused(address, 415, "not a readable image", b"hello")
+    refused(address, 415, "not a readable image", picture[: len(picture) // 2])
     refused(
         address, 415, "curl --data-binary", picture, **{"Content-Type": "multipart/form-data; boundary=x"}
     )
@@ -332,7 +332,7 @@ def test_a_picture_dropped_on_the_page(address: str, model: Path, pictures: list
         assert names == [guess.name for guess in expected]
         browser.evaluate("document.getElementById('state').textContent = ''")
         state, kind, _, hidden = browser.evaluate(DROP % base64.b64encode(b"hello").decode())
-        assert "not a readable picture" in state and kind == "wrong" and hidden
+        assert "not a readable image" in state and kind == "wrong" and hidden
         assert browser.evaluate("!words.hidden && picture.hidden")  # room for the next
         beside = "new DragEvent('drop', { cancelable: true, bubbles: true })"
         assert browser.evaluate(f"document.body.dispatchEvent({beside})") is False  # opens nothing

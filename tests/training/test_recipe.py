@@ -138,6 +138,13 @@ def test_a_recipe_of_the_users_own(tmp_path):
         (b"", "should be a YAML mapping"),
         (b"name: x\nmodel: {name: m}", "the recipe lacks data"),
         (b"\xff\xfe\x00", "cannot read"),
+        (
+            b"name: x\nmodel: {name: m}\ndata: {name: d}\nmodel: {name: n}",
+            "the key 'model' stands there twice",
+        ),
+        (b"name: x\nmodel: {name: m, name: n}\ndata: {name: d}", "the key 'name' stands there twice"),
+        (b"seed: " + b"9" * 5000, "not valid YAML"),
+        (b"a: " + b"[" * 5000, "not valid YAML"),
         (b"!!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )

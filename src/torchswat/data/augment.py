@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchswat.errors import InvalidValue
 
+LARGEST_SIDE = 2**13  # pixels; a square of it is as large as the largest image that is decoded
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture
 
 
@@ -151,9 +152,10 @@ class CentreCrop:
     size: int = 224
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= self.resize:
+        if not 0 < self.size <= self.resize <= LARGEST_SIDE:
             raise InvalidValue(
-                f"size is {self.size} and resize is {self.resize}: it must be 0 < size <= resize."
+                f"size is {self.size} and resize is {self.resize}: it must be "
+                f"0 < size <= resize <= {LARGEST_SIDE}."
             )
 
     def box(self, width: int, height: int) -> Box:

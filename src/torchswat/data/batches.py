@@ -98,7 +98,7 @@ class Batches:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
-        self.workers = workers or _usable_processors()
+        self.workers = workers or usable_processors()
         self.epoch = 0
         self.start = 0
 
@@ -169,7 +169,8 @@ class Batches:
             decoders.shutdown(cancel_futures=True)
 
 
-def _usable_processors() -> int:
+def usable_processors() -> int:
+    """Count the processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

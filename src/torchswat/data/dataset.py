@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ class Split(abc.ABC):
         `mapper` is the ``map`` (or a thread pool's) under which pictures that must be decoded are decoded.
         """
 
+    @abc.abstractmethod
+    def checksum(self) -> int:
+        """Return a CRC-32 that tells splits apart: of labels and pixels, or of labels and names of files."""
+
     def limit(self: AnySplit, count: int, seed: int = 0) -> AnySplit:
         """Take a stratified subset: each class keeps its share of the samples, rounded (Webster's method).
 
@@ -121,6 +126,9 @@ class Images(Split):
     def subset(self, numbers: Tensor) -> Images:
         return dataclasses.replace(self, images=self.images[numbers], labels=self.labels[numbers])
 
+    def checksum(self) -> int:
+        return zlib.crc32(self.images.contiguous().numpy().data, _checksum_of_labels(self.labels))
+
     def read(
         self, numbers: Tensor, augmentation: Augmentation | None, uniform: np.ndarray, mapper: Mapper
     ) -> Tensor:
@@ -153,6 +161,10 @@ class Pictures(Split):
     def subset(self, numbers: Tensor) -> Pictures:
         paths = tuple(self.paths[number] for number in numbers.tolist())
         return dataclasses.replace(self, paths=paths, labels=self.labels[numbers])
+
+    def checksum(self) -> int:
+        names = "\0".join("/".join(path.parts[-2:]) for path in self.paths)  # class and file
+        return zlib.crc32(names.encode(errors="surrogateescape"), _checksum_of_labels(self.labels))
 
     def read(
         self, numbers: Tensor, augmentation: Augmentation | None, uniform: np.ndarray, mapper: Mapper
@@ -212,6 +224,10 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of the training pixels scaled to [0, 1], per colour."""
         return self.train.std
+
+
+def _checksum_of_labels(labels: Tensor) -> int:
+    return zlib.crc32(labels.contiguous().numpy().data)
 
 
 def colour_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -64,7 +64,7 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
         name = source if isinstance(source, Path) else "this"
         why = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
         raise InvalidData(
-            f"{name} is not a readable picture ({why}). Replace it by an intact copy or remove it."
+            f"{name} is not a readable image ({why}). Replace it by an intact copy or remove it."
         ) from error
     if mirror:
         scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -6,7 +6,7 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from torchswat.data.cifar import CIFAR10, CIFAR100
 from torchswat.data.dataset import Dataset
@@ -52,7 +52,11 @@ def info(name: str) -> Source:
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Find the folder that holds the data sets: `root`, else ``$TORCHSWAT_DATA``, else ``data`` here."""
-    return Path(root or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
+    path = Path(root or os.environ.get(ROOT_VARIABLE) or "data")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InvalidValue(f"the data root is {path}: there is no such user on this machine.") from None
 
 
 def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **options) -> Dataset:
@@ -110,11 +114,22 @@ def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **opt
 
 def _check_options(name: str, read, options: dict[str, object]) -> None:
     allowed = list(inspect.signature(read).parameters)[1:]
-    for option in options:
+    kinds = get_type_hints(read)
+    for option, value in options.items():
         if option not in allowed:
             raise InvalidValue(
                 f"data set {name!r} takes no option {option!r}; it takes {', '.join(allowed) or 'none'}."
             )
+        if kinds[option] is int and not _is_integer(value):
+            raise InvalidValue(f"data set {name!r} with {option} = {value!r:.60}: it must be an integer.")
+        if kinds[option] is not int and not (
+            isinstance(value, list | tuple) and all(map(_is_integer, value))
+        ):
+            raise InvalidValue(f"data set {name!r} with {option} = {value!r:.60}: it must be integers.")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

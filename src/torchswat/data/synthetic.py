@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from torchswat.data.augment import RandomCrop
 from torchswat.data.dataset import Dataset, Images, colour_statistics
 from torchswat.data.source import Source
 from torchswat.errors import InvalidValue
+
+_LARGEST = 2**36  # bytes of a split
 
 
 def _read_synthetic(
@@ -39,6 +42,11 @@ def _read_synthetic(
         if value < 1:
             raise InvalidValue(f"synthetic data with {name} = {value}: it must be 1 or more.")
 
+    pixels = max(classes, train, test) * math.prod(shape)
+    if pixels > _LARGEST:
+        raise InvalidValue(
+            f"synthetic data of {pixels / 2**30:.3g} GiB a split: it may be {_LARGEST / 2**30:.0f} GiB."
+        )
     generator = np.random.Generator(np.random.PCG64([seed % 2**64, draws.SYNTHETIC]))
     patterns = generator.integers(0, 128, (classes, *shape), dtype=np.uint8)
 

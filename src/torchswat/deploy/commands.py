@@ -17,6 +17,7 @@ from torchswat.errors import InvalidData, MissingDependency
 console = Console(soft_wrap=True)
 _WIDEST = 10_000  # characters of a line
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that `torchswat export` wrote.")]
 
 
@@ -67,7 +68,9 @@ def predict(
     model: Model,
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files or folders.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is on pictures, with probabilities."""
@@ -112,7 +115,9 @@ def serve(
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a picture, at most.")] = 10 * 2**20,
     max_batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures in a batch, at most.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 256,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")
+    ] = None,
 ) -> None:
     """Answer over HTTP what is on pictures: POST /predict, /health, /metrics, and a page to try it."""
     try:

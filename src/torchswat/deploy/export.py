@@ -25,7 +25,8 @@ from torchswat.files import write_atomically
 from torchswat.runtime.network import load
 from torchswat.runtime.package import Package, save
 from torchswat.runtime.trace import pruned
-from torchswat.training.build import build_data, load_model, test_batches
+from torchswat.training.build import load_model, test_batches
+from torchswat.training.check_data import data_to_test
 from torchswat.training.checkpoint import Checkpoint
 from torchswat.training.recipe import Recipe, make_recipe
 from torchswat.training.reload import find_checkpoint
@@ -107,7 +108,7 @@ def export_run(
     recipe = make_recipe({**checkpoint.recipe, "data": {**checkpoint.recipe["data"], **changes}})
     if check:
         _refuse_others(recipe.sparse.algorithm)
-    dataset = build_data(recipe)
+    dataset = data_to_test(recipe)
     trained = load_model(recipe, dataset, checkpoint).eval()
     model = pruned(trained)
     folder = output or (run if run.is_dir() else run.parent) / "export"

@@ -25,7 +25,7 @@ def reproduce(
         str, typer.Option(help="smoke (seconds), cpu (hours on two cores) or paper (months on a GPU).")
     ] = "cpu",
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings of each kind (default: the scale's).")
+        int | None, typer.Option(min=1, max=10_000, help="Trainings of each kind (default: the scale's).")
     ] = None,
     settings: Annotated[
         list[str] | None,

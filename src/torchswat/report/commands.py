@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from torchswat.errors import InvalidValue
+
 console = Console(soft_wrap=True)
 
 
@@ -29,8 +31,19 @@ def report(
     from torchswat.report.page import make_page
     from torchswat.training.checkpoint import write_atomically
 
+    _refuse_other_file(output)
     found = discover(folders or [Path("runs")])
     heading = title or ("The paper, reproduced" if found.results else "Training runs")
     write_atomically(output, make_page(found, heading).encode())
     counts = f"{len(found.results)} figures, {len(found.runs)} runs, {len(found.benchmarks)} benchmarks"
     console.print(f"{output}: {counts}.", highlight=False, markup=False)
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Let a page replace a page, and no other file."""
+    if path.is_dir():
+        raise InvalidValue(f"--output is {path}, a folder: name an HTML file.")
+    if path.exists() and (path.stat().st_size or not path.is_file()):
+        with path.open("rb") as file:
+            if not file.read(15).lower().startswith(b"<!doctype html"):
+                raise InvalidValue(f"--output is {path}, which is no HTML page: it would be overwritten.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchswat.accounting import cost
 from torchswat.convert import desparsify_, prune_
 from torchswat.data import Dataset
+from torchswat.errors import InvalidData
 from torchswat.training.build import load_model
 from torchswat.training.checkpoint import Checkpoint
 from torchswat.training.recipe import Recipe
@@ -61,8 +62,11 @@ class Summary:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Summary:
         """The inverse of `to_json`."""
-        accuracies = {name: Accuracy(**values[name]) for name in ("best", "last")}
-        return cls(**{**values, **accuracies})
+        try:
+            accuracies = {name: Accuracy(**values[name]) for name in ("best", "last")}
+            return cls(**{**values, **accuracies})
+        except (KeyError, TypeError) as error:
+            raise InvalidData(f"this is no summary of a run: {error!r}") from None
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each row of the final table."""

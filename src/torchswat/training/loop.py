@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast, gather_object
@@ -18,27 +22,31 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from torchswat.convert import sparse_state
 from torchswat.data import Batches
 from torchswat.engine import plan
-from torchswat.errors import CheckpointError, InvalidValue, NotFinite
+from torchswat.errors import CheckpointError, InvalidData, InvalidValue, NotFinite
 from torchswat.training import checkpoint as checkpoints
 from torchswat.training.build import (
-    build_data,
     build_model,
     build_optimizer,
     load_weights_,
     test_batches,
     train_batches,
 )
+from torchswat.training.check_data import data_of_run
 from torchswat.training.checkpoint import Checkpoint, Progress
 from torchswat.training.diagnose import first_not_finite, is_finite
 from torchswat.training.display import Display
 from torchswat.training.evaluate import batch_sums, evaluate, means
 from torchswat.training.finish import Summary, summarise
 from torchswat.training.interrupt import Interrupted, StopRequest
+from torchswat.training.lock import FolderLock
 from torchswat.training.plot import plot_curves
-from torchswat.training.processes import make_accelerator
-from torchswat.training.recipe import Recipe
-from torchswat.training.run_folder import EpochMetrics, RunFolder
+from torchswat.training.processes import agree, is_main_process, make_accelerator
+from torchswat.training.recipe import Recipe, differing_keys, make_recipe
+from torchswat.training.recover import recover
+from torchswat.training.run_folder import EpochMetrics, RunFolder, resume_command
 from torchswat.training.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, output: str | Path, *, console: Console | None = None) -> Summary:
@@ -64,7 +72,8 @@ def train(recipe: Recipe, output: str | Path, *, console: Console | None = None)
     Raises
     ------
     InvalidValue
-        The folder holds a run already, or the batch size cannot be shared among the processes.
+        The folder holds a run already, another process trains into it, or the batch size cannot be shared
+        among the processes.
     NotFinite
         Loss or gradient became NaN or infinite; the message names the layer.
     CheckpointError
@@ -72,15 +81,19 @@ def train(recipe: Recipe, output: str | Path, *, console: Console | None = None)
     Interrupted
         Ctrl-C or SIGTERM came; a checkpoint was written.
     """
-    trainer = Trainer(recipe, Path(output), console)
-    trainer.begin()
-    return trainer.run()
+    folder = RunFolder(Path(output))
+    with _locked(folder):
+        folder.refuse_existing()
+        trainer = Trainer(recipe, folder.path, console)
+        trainer.begin()
+        return trainer.run()
 
 
 def resume(folder: str | Path, *, console: Console | None = None) -> Summary:
     """Continue a run that stopped for whatever reason, bit for bit as if it had not.
 
-    A run that was killed before its first checkpoint starts again; one that has finished is only read.
+    It continues from the newest checkpoint that is not damaged. A run that was killed before its first
+    checkpoint starts again; one that has finished is only read.
 
     Parameters
     ----------
@@ -92,23 +105,42 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Summary:
     Raises
     ------
     MissingData, InvalidData
-        There is no run in `folder`, or its newest checkpoint is damaged.
+        There is no run in `folder`, all its checkpoints are damaged or gone, or its data set has changed.
     InvalidValue
-        The run was made by another number of processes.
+        The run was made by another number of processes, or another process trains into its folder.
     """
     run_folder = RunFolder.open(Path(folder))
     finished = run_folder.summary()
     if finished is not None:
         return Summary.from_json(finished)
-    trainer = Trainer(run_folder.recipe(), run_folder.path, console)
-    trainer.restore()
-    return trainer.run()
+    with _locked(run_folder):
+        trainer = Trainer(run_folder.recipe(), run_folder.path, console, run_folder.data_record())
+        trainer.restore()
+        return trainer.run()
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the lock of the folder in the main process; Ctrl-C within says how to go on."""
+    with FolderLock(folder.path) if is_main_process() else nullcontext():
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(_way_on(folder)) from None
+
+
+def _way_on(folder: RunFolder) -> str:
+    if not folder.exists():
+        return "interrupted before the run began"
+    return f"interrupted; what was saved is kept. Continue with: {resume_command(folder.path)}"
 
 
 class Trainer:
     """One run: the network, its optimizer, its data, and where it stands."""
 
-    def __init__(self, recipe: Recipe, path: Path, console: Console | None) -> None:
+    def __init__(
+        self, recipe: Recipe, path: Path, console: Console | None, data_record: dict[str, Any] | None = None
+    ) -> None:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe = recipe
@@ -116,7 +148,8 @@ class Trainer:
         self.console = console or Console(quiet=True)
         self.accelerator = make_accelerator()
         self.processes = self.accelerator.num_processes
-        self.data = build_data(recipe)
+        speaks = self.console if self.accelerator.is_main_process else Console(quiet=True)
+        self.data, self.data_record = data_of_run(recipe, speaks, data_record)
         share = (self.accelerator.process_index, self.processes)
         self.train_batches = train_batches(recipe, self.data, *share)
         self.test_batches = test_batches(recipe, self.data, *share)
@@ -129,6 +162,7 @@ class Trainer:
         self.progress = Progress()
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images: of the epoch under way
         self.saved_at = -1
+        self.notes: list[str] = []
         self.events: SummaryWriter | None = None
         self.steps_per_epoch = len(self.train_batches)
         # Each process draws from the same stream: masks that are drawn for weights must agree among them.
@@ -139,21 +173,42 @@ class Trainer:
     def begin(self) -> None:
         """Make the folder of a new run."""
         if self.accelerator.is_main_process:
-            RunFolder.create(self.folder.path, self.recipe)
+            RunFolder.create(self.folder.path, self.recipe).record_data(self.data_record)
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
-        """Go back to the newest checkpoint, and forget what was recorded after it."""
-        newest = self.folder.latest_checkpoint()
-        if newest is not None:
-            self._load(Checkpoint.load(newest))
+        """Go back to the newest checkpoint that is whole, and forget what was recorded after it."""
+        found = recover(self.folder) if self.accelerator.is_main_process else None
+        words = found and json.dumps([str(found.checkpoint or ""), asdict(found.progress)])
+        path, progress = json.loads(agree(words or ""))
+        if path:
+            self._load(Checkpoint.load(Path(path)), Progress(**progress))
             self.saved_at = self.progress.step
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if found is not None:
             self.folder.truncate_metrics(self.progress.epoch)
             self.folder.truncate_sights(self.progress.step)
+            found.set_aside()
+            self.folder.record_data(self.data_record)
+            for note in found.notes:
+                self._note(note)
 
-    def _load(self, saved: Checkpoint) -> None:
+    def _note(self, note: str) -> None:
+        """Tell the user, and the folder of the run, what is unusual about this start."""
+        self.notes.append(note)
+        if self.console.quiet:
+            logger.warning(note)
+        else:
+            self.console.print(f"note: {note}", markup=False, highlight=False)
+
+    def _load(self, saved: Checkpoint, progress: Progress) -> None:
+        changed = differing_keys(self.recipe, make_recipe(saved.recipe))
+        if changed:
+            raise InvalidData(
+                f"{self.folder.path / 'recipe.yaml'} differs from the recipe in the checkpoint in "
+                f"{', '.join(changed)}: a run continues as it was begun. Undo the change, or train in "
+                "another folder."
+            )
         if saved.processes != self.processes:
             raise InvalidValue(
                 f"the run was made by {saved.processes} process(es) and can be resumed by as many, "
@@ -167,7 +222,7 @@ class Trainer:
         torch.set_rng_state(mine["rng/torch"])
         if "rng/cuda" in mine and torch.cuda.is_available():
             torch.cuda.set_rng_state(mine["rng/cuda"])
-        self.progress = saved.progress
+        self.progress = progress
 
     # ---- the run -----------------------------------------------------------------------------------------
 
@@ -175,7 +230,7 @@ class Trainer:
         """Train the epochs that remain, then prune and summarise."""
         main = self.accelerator.is_main_process
         if main:
-            self.folder.record_versions(self.processes)
+            self.folder.record_versions(self.processes, self.notes)
             # Events recorded after the checkpoint are purged: the run is going to repeat them.
             self.events = SummaryWriter(self.folder.path / "tensorboard", purge_step=self.progress.step + 1)
         console = self.console if main else Console(quiet=True)
@@ -343,7 +398,7 @@ class Trainer:
         return f"The last good checkpoint is {newest}; continue from it with: {self._command()}"
 
     def _command(self) -> str:
-        return f"torchswat train --resume {self.folder.path}"
+        return resume_command(self.folder.path)
 
     # ---- the end -----------------------------------------------------------------------------------------
 

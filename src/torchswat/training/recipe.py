@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,9 +25,30 @@ from pydantic import (
 
 from torchswat.errors import InvalidValue, MissingData, UnknownName
 
-Name = Annotated[str, StringConstraints(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+Text = TypeVar("Text", str, Path)
+
+
+def _without_null(value: Text) -> Text:
+    if "\0" in str(value):
+        raise ValueError("should hold no null character")
+    return value
+
+
+def _for_files(value: str) -> str:
+    if any(letter in "/\\" or not letter.isprintable() for letter in value):
+        raise ValueError("should hold neither slashes nor control characters: folders are named after it")
+    return value
+
+
+# Beyond these bounds torch, numpy or the operating system fail in words of their own.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_null)]
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_for_files)]
+Folder = Annotated[Path, AfterValidator(_without_null)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class _Section(BaseModel):
@@ -40,19 +62,22 @@ class ModelSection(_Section):
 
     name: Name
     form: Name | None = None  # cifar, imagenet or digits; None: the one that suits the size of the images
-    width: Positive | None = None  # channels of the first stage; None: as published
+    width: Width | None = None  # channels of the first stage; None: as published
 
 
 class DataSection(_Section):
     """Which images, and how they come."""
 
     name: Name
-    root: Path | None = None  # None: the folder named by TORCHSWAT_DATA
-    batch_size: Positive = 128  # over all processes together
+    root: Folder | None = None  # None: the folder named by TORCHSWAT_DATA
+    batch_size: Count = 128  # over all processes together
     augment: bool = True
     options: dict[str, Any] = {}  # what torchswat.data.load takes for this set, for instance size and resize
-    train_limit: Positive | None = None  # use only that many training images
-    test_limit: Positive | None = None
+    train_limit: Count | None = None  # use only that many training images
+    test_limit: Count | None = None
+    # All image files are read before the training begins. A broken one stops it or is left out ("skip");
+    # "unchecked" reads none before the step that needs it.
+    broken_images: Literal["stop", "skip", "unchecked"] = "stop"
 
 
 class SparseSection(_Section):
@@ -63,15 +88,17 @@ class SparseSection(_Section):
     scope: Name = "nchw"
     method: Name = "histogram"
     exact: bool = True  # exactly k entries are kept; false: all that tie with the k-th as well
-    ramp: NotNegative = 0  # over so many iterations the sparsity rises from 0; see torchswat.schedules.Cubic
-    period: Positive = 1  # search the threshold anew every so many iterations
-    warmup: NotNegative = 0  # until this iteration, search it at every one
+    ramp: CountOrZero = 0  # over so many iterations the sparsity rises from 0; see torchswat.schedules.Cubic
+    period: Count = 1  # search the threshold anew every so many iterations
+    warmup: CountOrZero = 0  # until this iteration, search it at every one
     skip: tuple[str, ...] = ()
     norm_input: Name = "whole"  # how batch norm keeps its input for the backward pass: whole, bfloat16, int8
 
     @field_validator("sparsity", mode="before")
     @classmethod
     def _in_range(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (value and all(isinstance(pattern, str) for pattern in value)):
+            raise ValueError("should map at least one layer name pattern to a number")
         for share in value.values() if isinstance(value, dict) else [value]:
             number = _as_number(share)
             if number is None:
@@ -93,13 +120,13 @@ class SparseSection(_Section):
 class OptimizerSection(_Section):
     """Stochastic gradient descent and its learning rate over time."""
 
-    epochs: Positive = 150
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    epochs: Count = 150
+    lr: Annotated[float, Field(gt=0, le=1e38)] = 0.1  # float32 ends there
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1e38)] = 1e-4
     decay_norm: bool = True  # whether batch norm's weights and biases decay as well
-    milestones: tuple[Positive, ...] = ()  # epochs at which the learning rate is multiplied by `factor`
+    milestones: tuple[Count, ...] = ()  # epochs at which the learning rate is multiplied by `factor`
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -125,14 +152,14 @@ class OptimizerSection(_Section):
 class CheckpointSection(_Section):
     """When the run is saved. One checkpoint is written after every epoch in any case."""
 
-    every_steps: Positive | None = None
-    keep: Positive = 2  # so many of the newest, and always the best
+    every_steps: Count | None = None
+    keep: Count = 2  # so many of the newest, and always the best
 
 
 class AnalysisSection(_Section):
     """What of the sparse layers is recorded while they train; see `torchswat.training.watch`."""
 
-    every_steps: Positive | None = None  # None: nothing
+    every_steps: Count | None = None  # None: nothing
     quantities: tuple[Literal["threshold", "angle", "density"], ...] = ("threshold", "angle", "density")
 
 
@@ -146,7 +173,7 @@ class Recipe(_Section):
     (0.9, 3, 0.1)
     """
 
-    name: Name
+    name: FileName
     about: str = ""
     model: ModelSection
     data: DataSection
@@ -154,8 +181,8 @@ class Recipe(_Section):
     optimizer: OptimizerSection = OptimizerSection()
     checkpoint: CheckpointSection = CheckpointSection()
     analysis: AnalysisSection = AnalysisSection()
-    seed: NotNegative = 0
-    threads: Positive | None = None  # of torch; None: as many as there are cores
+    seed: Seed = 0
+    threads: Threads | None = None  # of torch; None: as many as there are cores
 
     def to_yaml(self) -> str:
         """The recipe as YAML text that `load_recipe` reads back."""
@@ -231,7 +258,7 @@ def _read(name_or_path: str | Path) -> str:
             raise MissingData(
                 f"no recipe file {text!r}. Give a YAML file, or one of the names {known}."
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the path
             raise InvalidValue(f"cannot read the recipe file {text!r}: {error}") from None
     if text not in recipe_names():
         raise UnknownName.of("recipe", text, recipe_names())
@@ -240,10 +267,27 @@ def _read(name_or_path: str | Path) -> str:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error: the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What the parser raises: ValueError for impossible dates and numbers, RecursionError for deep nesting."""
+
+
 def _parse_mapping(text: str, origin: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)
+    except _NOT_YAML as error:
         raise InvalidValue(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InvalidValue(f"{origin} should be a YAML mapping of keys to values, not {values!r:.60}")
@@ -256,9 +300,9 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     if not equals or not path.strip():
         raise InvalidValue(f"cannot understand the setting {assignment!r}: write it as optimizer.lr=0.05")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InvalidValue(f"the value of {path.strip()} is not valid YAML: {text!r}") from None
+        value = yaml.load(text, _Loader)
+    except _NOT_YAML:
+        raise InvalidValue(f"the value of {path.strip()} is not valid YAML: {text!r:.60}") from None
     *sections, key = path.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -308,6 +352,29 @@ def recipe_keys() -> list[str]:
         else:
             keys.append(name)
     return keys
+
+
+def differing_keys(one: Recipe, other: Recipe) -> list[str]:
+    """Dotted paths of the values in which two recipes differ, but for those that may differ within a run.
+
+    Examples
+    --------
+    >>> differing_keys(load_recipe("digits-demo", ["seed=1"]), load_recipe("digits-demo", ["threads=1"]))
+    ['seed']
+    """
+    values = [recipe.model_dump(mode="json") for recipe in (one, other)]
+
+    def value(recipe: dict[str, Any], key: str) -> Any:
+        for part in key.split("."):
+            recipe = recipe[part]
+        return recipe
+
+    keys = [key for key in recipe_keys() if key not in _CHANGEABLE]
+    return [key for key in keys if value(values[0], key) != value(values[1], key)]
+
+
+_CHANGEABLE = ("name", "about", "data.root", "threads", "checkpoint.every_steps", "checkpoint.keep")
+"""Where the data lie, how fast they are worked on, what is saved: not what is computed."""
 
 
 def _as_number(value: Any) -> float | None:

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from torchswat.convert import desparsify_, prune_
-from torchswat.errors import MissingData
-from torchswat.training.build import build_data, load_model, test_batches
+from torchswat.errors import InvalidData, MissingData
+from torchswat.training.build import load_model, test_batches
+from torchswat.training.check_data import data_to_test
 from torchswat.training.checkpoint import Checkpoint, checkpoint_path
 from torchswat.training.evaluate import evaluate, means
 from torchswat.training.processes import device
 from torchswat.training.recipe import make_recipe
+from torchswat.training.recover import whole_checkpoints
 from torchswat.training.run_folder import RunFolder
 
 
@@ -25,15 +27,25 @@ def find_checkpoint(path: Path) -> Path:
     ------
     MissingData
         There is neither.
+    InvalidData
+        The newest checkpoint of the run, which knows the best one, or the best one itself is damaged or gone.
     """
     if not path.is_dir():
         return path
     folder = RunFolder.open(path)
-    newest = folder.latest_checkpoint()
-    if newest is None:
+    wanted = folder.latest_checkpoint()
+    if wanted is None:
         raise MissingData(f"the run in {path} has no checkpoint yet")
-    progress = Checkpoint.load(newest).progress
-    return checkpoint_path(folder.checkpoints, progress.best_step) if progress.best_step else newest
+    try:
+        progress = Checkpoint.load(wanted).progress  # the newest knows which one is the best
+        if progress.best_step:
+            wanted = checkpoint_path(folder.checkpoints, progress.best_step)
+            Checkpoint.load(wanted)
+    except (InvalidData, MissingData) as error:
+        others = ", ".join(str(other) for other in whole_checkpoints(folder.checkpoints))
+        advice = f"These are whole, name one of them: {others}" if others else "No other one is whole."
+        raise InvalidData(f"the best checkpoint of {path} cannot be read: {error}. {advice}") from None
+    return wanted
 
 
 def evaluate_saved(
@@ -64,7 +76,7 @@ def evaluate_saved(
         changes |= {"options": {}, "train_limit": None, "test_limit": None}
     recipe = make_recipe({**saved.recipe, "data": {**saved.recipe["data"], **changes}})
     torch.manual_seed(recipe.seed)
-    dataset = build_data(recipe)
+    dataset = data_to_test(recipe)
     model: nn.Module = load_model(recipe, dataset, saved)
     if pruned:
         model = desparsify_(prune_(model))

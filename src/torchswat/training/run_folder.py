@@ -2,6 +2,7 @@
 
 ==================  ==========================================================================================
 ``recipe.yaml``     every value of the recipe as it was run; ``torchswat train --recipe`` takes it
+``data.json``       how many images the run uses, their checksum, and the broken files that were left out
 ``versions.json``   software, git commit and hardware, one entry each time the run was started or resumed
 ``metrics.csv``     one row an epoch
 ``metrics.jsonl``   the same, one JSON object a line
@@ -10,6 +11,7 @@
 ``checkpoints/``    see docs/checkpoints.md
 ``curves.svg/png``  the learning curves
 ``summary.json``    the final table; there once the run has finished
+``.lock``           locked while a training writes into the folder
 ==================  ==========================================================================================
 """
 
@@ -20,12 +22,14 @@ import io
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +39,8 @@ from torchswat.training.checkpoint import list_checkpoints
 from torchswat.training.processes import agree
 from torchswat.training.recipe import Recipe, load_recipe
 from torchswat.training.watch import Sight
+
+Json = TypeVar("Json", dict[str, Any], list[Any])
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,26 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
         """Begin a new run in `path`, which may exist but may not hold a run."""
-        if (path / "recipe.yaml").exists():
-            raise InvalidValue(
-                f"{path} already holds a run. Continue it with `torchswat train --resume {path}`, "
-                "or choose another folder with --output."
-            )
         folder = cls(path)
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.refuse_existing()
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make {folder.checkpoints}: {error.strerror or error}") from error
         write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())
         return folder
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "recipe.yaml").exists()
+
+    def refuse_existing(self) -> None:
+        """Raise InvalidValue where the folder holds a run."""
+        if self.exists():
+            raise InvalidValue(
+                f"{self.path} already holds a run. Continue it with `{resume_command(self.path)}`, "
+                "or choose another folder with --output."
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -97,14 +114,20 @@ class RunFolder:
         found = list_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
-    def record_versions(self, processes: int) -> None:
-        """Note what the run is started with; a resumed run adds a second entry."""
-        path = self.path / "versions.json"
-        entries = json.loads(path.read_text()) if path.exists() else []
-        entries.append(
-            {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **versions(), "processes": processes}
-        )
-        write_atomically(path, (json.dumps(entries, indent=2) + "\n").encode())
+    def record_data(self, record: dict[str, Any]) -> None:
+        """Write which images the run uses."""
+        self._write_json("data.json", record)
+
+    def data_record(self) -> dict[str, Any] | None:
+        """Which images the run uses; None where no version of torchswat has recorded it yet."""
+        return self._read_json("data.json", dict)
+
+    def record_versions(self, processes: int, notes: Sequence[str] = ()) -> None:
+        """Record software and hardware, and `notes` of what was unusual; a resumed run adds an entry."""
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        entry = {"started": started, **versions(), "processes": processes}
+        entries = self._read_json("versions.json", list) or []
+        self._write_json("versions.json", [*entries, {**entry, "notes": list(notes)} if notes else entry])
 
     def append(self, row: EpochMetrics) -> None:
         """Add an epoch to both files of metrics, durably: a checkpoint that counts on it is written next."""
@@ -133,10 +156,10 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        *lines, _unfinished = path.read_text().split("\n")
         try:
+            *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
             return [EpochMetrics(**json.loads(line)) for line in lines]
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise InvalidData(f"{path} is damaged: {error}") from None
 
     def append_sights(self, sights: list[Sight]) -> None:
@@ -149,18 +172,38 @@ class RunFolder:
         path = self.path / "analysis.csv"
         if not path.exists():
             return
-        header, *lines = path.read_text().split("\n")[:-1]  # what follows the last end of line was cut off
-        kept = [line for line in lines if int(line.partition(",")[0]) <= step]
-        write_atomically(path, "".join(f"{line}\n" for line in [header, *kept]).encode())
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+            # The last line was cut off, or is empty.
+            kept = [line for line in lines if int(line.partition(",")[0]) <= step]
+        except (OSError, ValueError) as error:
+            raise InvalidData(f"{path} is damaged: {error}. Move it away to continue the run.") from None
+        header = _csv_line(field.name for field in fields(Sight))
+        write_atomically(path, (header + "".join(f"{line}\n" for line in kept)).encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the final table, which also says that the run has finished."""
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        self._write_json("summary.json", summary)
 
     def summary(self) -> dict[str, Any] | None:
         """The final table, or None where the run has not finished."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return self._read_json("summary.json", dict)
+
+    def _write_json(self, name: str, content: Any) -> None:
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def _read_json(self, name: str, kind: type[Json]) -> Json | None:
+        """The content of a file, or None where it does not exist."""
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(path, error) from None
+        if not isinstance(content, kind):
+            raise _damaged(path, f"it holds no {kind.__name__}")
+        return content
 
     def _append(self, name: str, text: str) -> None:
         path = self.path / name
@@ -171,6 +214,21 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _damaged(path: Path, problem: object) -> InvalidData:
+    return InvalidData(f"{path} is damaged ({problem}). Move it away, and resuming the run writes it again.")
+
+
+def resume_command(path: Path) -> str:
+    """The command that continues the run in a folder, as a shell takes it.
+
+    Examples
+    --------
+    >>> resume_command(Path("runs/my run"))
+    "torchswat train --resume 'runs/my run'"
+    """
+    return shlex.join(["torchswat", "train", "--resume", str(path)])
 
 
 def choose_folder(recipe: Recipe) -> Path:
