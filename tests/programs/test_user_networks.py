@@ -122,12 +122,8 @@ def skip_connections() -> nn.Module:
         coarse = F.relu(m.low(F.avg_pool2d(fine, 2)))
         return m.head(m.out(torch.cat([fine, m.up(coarse)], 1)))
 
-    modules = {
-        "down": conv(3, 8),
-        "low": conv(8, 8),
-        "up": nn.ConvTranspose2d(8, 8, 2, 2),
-        "out": conv(16, 8),
-    }
+    modules = {"down": conv(3, 8), "low": conv(8, 8), "out": conv(16, 8)}
+    modules["up"] = nn.ConvTranspose2d(8, 8, 2, 2)
     return Network(flow, **modules, head=nn.Sequential(*head(8)))
 
 
@@ -176,10 +172,8 @@ def module_used_twice() -> nn.Module:
 
 def module_under_two_names() -> nn.Module:
     layer = conv(8, 8)
-    norms = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-    return nn.Sequential(
-        conv(3, 8), nn.ReLU(), layer, norms[0], nn.ReLU(), layer, norms[1], nn.ReLU(), *head(8)
-    )
+    twice = [layer, nn.BatchNorm2d(8), nn.ReLU(), layer, nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(conv(3, 8), nn.ReLU(), *twice, *head(8))
 
 
 def checkpointed(use_reentrant: bool) -> nn.Module:
@@ -250,9 +244,7 @@ OF_VECTORS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*of subclasses of Conv2d or Linear:UserWarning"
-)  # attention's projection
+@pytest.mark.filterwarnings("ignore:.*of subclasses of Conv2d or Linear:UserWarning")  # in the attentions
 @pytest.mark.parametrize("name", [*OF_IMAGES, *OF_VECTORS])
 def test_it_trains_as_the_paper_says(name: str, setting: Setting):
     if name in OF_IMAGES:
