@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchswat.engine.plan import Timing
 
 app = typer.Typer(
-    help="Time dense and sparse side by side: products, training steps, selection, inference, memory.",
+    help="Time dense and sparse side by side: products, steps, programs, selection, inference, memory.",
     no_args_is_help=True,
 )
 console = Console(soft_wrap=True)
@@ -205,6 +205,35 @@ def memory(
         record = bench.bench_memory(
             networks, sparsities, algorithms=algorithms, batch_size=batch_size, device=device, tick=tick
         )
+    _finish(record, output)
+
+
+@app.command()
+def programs(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of names, such as `hf-*`; several times for several (default: all)."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Checkout or installation of another version to time in the same run."),
+    ] = None,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+) -> None:
+    """Time training steps of many programs, Hugging Face's among them, and what small ones pay for."""
+    _prepare(isa, threads)
+    from torchswat.bench.programs import run as bench
+    from torchswat.bench.show import bar
+
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that run the programs
+    names, rounds = bench.matching(only or [], quick), repeats or (3 if quick else 15)
+    with bar(console, "programs", bench.rounds(names, rounds)) as tick:
+        record = bench.bench_programs(names, rounds, against, tick=tick)
     _finish(record, output)
 
 

@@ -40,7 +40,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step``, ``selection``, ``inference`` or ``memory``.
+        ``products``, ``step``, ``programs``, ``selection``, ``inference`` or ``memory``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict

@@ -32,6 +32,8 @@ def tables(record: Record) -> list[Table]:
         return [_products(record.rows), _means(record.summary)]
     if record.benchmark == "step":
         return [_steps(record.rows), _parts(record.rows)]
+    if record.benchmark == "programs":
+        return [_programs(record.rows)]
     if record.benchmark == "memory":
         return [_memory(record.rows), *_layers(record.rows)]
     if record.benchmark == "inference":
@@ -140,6 +142,38 @@ def _steps(rows: list[Row]) -> Table:
             _times(row.get("limit")),
         )
     table.caption = "selection: METHOD:PERIOD, its mean over a period; speed-up: over the faster dense layout"
+    table.caption_justify = "left"
+    return table
+
+
+def _programs(rows: list[Row]) -> Table:
+    """A line a contestant; the columns of comparisons that nobody made are left out."""
+    others = [
+        (title, key)
+        for title, key in (("over other version", "over_against"), ("over float32", "over_float32"))
+        if any(row[key] for row in rows)
+    ]
+    titles = [title for name, _ in others for title in (name, "asked")]
+    table = _table(
+        "Programs at a sparsity of 0.8, all costs in",
+        ("program", "contestant"),
+        ("ms", "speed-up", "quartiles", "asked", *titles),
+    )
+    for row in rows:
+        low, high = row["speed_up_quartiles"]
+        asked = _times(row["asked"])
+        if row.get("asked_ms"):
+            asked = f"{1000 * row['asked_ms']:g} us"
+        table.add_row(
+            row["program"],
+            row["contestant"],
+            _ms(row["step_ms"], row["spread"]),
+            f"{row['speed_up']:.2f}x",
+            f"{low:.2f}-{high:.2f}",
+            asked,
+            *(_times(row[name]) for _, key in others for name in (key, f"asked_{key}")),
+        )
+    table.caption = "speed-up: over the faster dense layout; quartiles: of the ratios within a round"
     table.caption_justify = "left"
     return table
 
