@@ -23,7 +23,7 @@ from torchswat.errors import InvalidValue
 Progress = Callable[[int, int], object]
 """Called after every race with the number done and the number of all."""
 
-_SCHEDULE_SAMPLES = (0, *(step * 10**power for power in range(7) for step in (1, 2, 5)))
+_SCHEDULE_SAMPLES = (0, *(step * 10**power for power in range(7) for step in range(1, 10)))
 _REPEATS = 5
 
 

@@ -237,6 +237,13 @@ def main() -> None:
         if asked.samples:
             with asked.samples.open("a") as file:
                 file.write(sample.line() + "\n")
+    missing = set(KINDS) - {kind_of(row.shape) for row in rows[::4]} & {
+        kind_of(row.shape) for row in rows[1::4]
+    }
+    if missing:
+        parser.exit(
+            2, f"{len(rows)} samples hold too few of {', '.join(sorted(missing))}; measure for longer.\n"
+        )
     unseen, seen = rows[::4], [row for i, row in enumerate(rows) if i % 4]
     for name, found in agreement(fit(seen), unseen).items():
         print(

@@ -98,7 +98,8 @@ class TunedPlan:
             choice = _MODES.get(key[0])
             if choice is None:
                 timing = None if key[0] in _MODES else self._known().get(key_of(shape, sparsity))
-                choice = timing.choice() if timing else plan_model.choice(shape, rounded(sparsity))
+                tuned = timing and plan_model.possible(shape, timing.choice())
+                choice = tuned or plan_model.choice(shape, rounded(sparsity))
             if len(self._choices) >= self.most_choices:
                 self._choices.clear()
             self._choices[key] = choice

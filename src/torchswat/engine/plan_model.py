@@ -13,7 +13,7 @@ costs stand in `COSTS` (`torchswat.engine.plan_costs`), a row for each kind of s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,7 @@ _TILES = ((4, 4), (4, 7), (3, 7), (3, 8), (4, 6), (2, 7), (2, 8))  # as in nativ
 _FLAT_TILE = 8  # vectors of a tile of a 1x1 kernel
 _TILE_FLOATS = 9 * 1024  # of a block of channels
 _SLAB_FLOATS = 10 * 1024  # of the output gradient that one list of the weight gradient runs over
+_REACH = 2**16  # floats
 _CACHE_FLOATS = 2**20  # of a map that is still in a cache when it is read
 _LEARNT_ENTRIES = 2**15
 _MILLION = 1e-6
@@ -59,7 +60,20 @@ def choice(shape: Shape, sparsity: float, threads: int | None = None) -> Choice:
     """Return which products of `shape` are expected to be faster sparse; in doubt they run dense."""
     timing = estimate(shape, sparsity, threads)
     pairs = timing.forward, timing.grad_input, timing.grad_weight
-    return Choice(*(sparse < MARGIN * dense for sparse, dense in pairs))
+    return possible(shape, Choice(*(sparse < MARGIN * dense for sparse, dense in pairs)))
+
+
+def possible(shape: Shape, chosen: Choice) -> Choice:
+    """Return `chosen` without a sparse weight gradient where there is no kernel for it.
+
+    The kernel's 16-bit offsets reach over one row of the output gradient of a strided convolution, with all
+    the filters of a block.
+    """
+    if shape.stride == (1, 1):
+        return chosen
+    columns = shape.input[3] // shape.stride[1] + shape.weight[3]
+    reached = columns * _filters_together(Sizes.of(shape)) < _REACH
+    return chosen if reached else replace(chosen, grad_weight=False)
 
 
 def estimate(shape: Shape, sparsity: float, threads: int | None = None) -> Timing:
@@ -182,10 +196,7 @@ def _tiling(height: int, width: int, tile_height: int, tile_width: int) -> tuple
 
 
 def _sparse_weight_gradient(z: Sizes, density: float) -> tuple[float, ...]:
-    vectors = 4 if z.window == 1 else 2 if z.window <= 4 else 1
-    while vectors > 1 and z.k <= vectors // 2 * _LANES:
-        vectors //= 2
-    cell = vectors * _LANES
+    cell = _filters_together(z)
     filters, taps = _up(z.k, cell), z.r * z.s
     entries = z.n * z.c * z.h * z.w
     met = entries / z.stride  # a position meets so many taps of a strided kernel
@@ -214,6 +225,14 @@ def _dense_matrix(z: Sizes, product: str, density: float) -> tuple[float, ...]:
     }
     beyond = _beyond_cache(n * c) + _beyond_cache(n * k) + _beyond_cache(c * k)
     return n * c * k, padded[product], c * k, n * c, n * k, beyond, _kept(z, product, density)
+
+
+def _filters_together(z: Sizes) -> int:
+    """Return the filters of a block of the weight gradient."""
+    vectors = 4 if z.window == 1 else 2 if z.window <= 4 else 1
+    while vectors > 1 and z.k <= vectors // 2 * _LANES:
+        vectors //= 2
+    return vectors * _LANES
 
 
 def _kept(z: Sizes, product: str, density: float) -> float:
