@@ -210,7 +210,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _sparsities(sparsity: Any) -> list[float]:
+def _sparsities(sparsity: float | Callable[[int], float]) -> list[float]:
     """Return the different sparsities of a layer, those of a schedule rounded as the plan rounds."""
     if not callable(sparsity):
         return [float(sparsity)]

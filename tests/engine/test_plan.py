@@ -217,6 +217,32 @@ def test_threads_may_ask_at_once(file):
     assert not failed
 
 
+FORKED = """
+import os, threading
+from torchswat.engine.packed import Shape
+from torchswat.engine.plan import PLAN, choose
+held, ended = threading.Event(), threading.Event()
+def hold():
+    with PLAN._lock:
+        held.set()
+        ended.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    choose(Shape((1, 3, 8, 8), (5, 3, 3, 3), (1, 1), (1, 1)), 0.8)
+    os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+ended.set()
+raise SystemExit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_may_ask():
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60).returncode == 7
+
+
 # ---- the file ----------------------------------------------------------------------------------------------
 
 

@@ -145,9 +145,16 @@ class TunedPlan:
             self._timings = {place: rows for place, rows in self._timings.items() if place[0] != file}
             self._choices = {key: choice for key, choice in self._choices.items() if key[1] != file}
 
+    def unlock(self) -> None:
+        """Begin with a free lock, in a forked process in which its holder does not run."""
+        self._lock = threading.RLock()
+
 
 PLAN = TunedPlan()
 """That of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=PLAN.unlock)
 
 
 def choose(shape: Shape, sparsity: float) -> Choice:
