@@ -21,6 +21,7 @@ PUBLIC = [
     "schedules",
     "select",
     "sparsify_",
+    "tune",
     "tune_allocator",
 ]
 HEAVY = {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchswat.runtime.network import load
     from torchswat.runtime.package import save
     from torchswat.selection import select
+    from torchswat.tuning import tune
 
 __all__ = [
     "BatchNormReLU2d",
@@ -37,6 +38,7 @@ __all__ = [
     "schedules",
     "select",
     "sparsify_",
+    "tune",
     "tune_allocator",
 ]
 __version__ = "0.1.0.dev0"
@@ -54,6 +56,7 @@ _HOMES = {
     "save": "torchswat.runtime.package",
     "select": "torchswat.selection",
     "sparsify_": "torchswat.convert",
+    "tune": "torchswat.tuning",
     "tune_allocator": "torchswat.engine.allocator",
 }
 

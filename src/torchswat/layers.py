@@ -36,7 +36,7 @@ from torchswat.engine.arguments import (
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.function import SparseFunction, pass_forward
 from torchswat.engine.loader import native_for
-from torchswat.engine.packed import Choice, Shape
+from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue
 from torchswat.masked import MaskedProducts
@@ -167,16 +167,13 @@ class SparseLayer(nn.Module):
         sparsity = sparse.sparsity
         if callable(sparsity):
             sparsity = sparse.sparsity_now(self._this_iteration())
-        native = native_for(x, weight, bias)
-        chwn = native is not None and x.dim() == 4 and layout.is_chwn(x)
+        products = self._products(x, weight, geometry, sparsity)
+        chwn = x.dim() == 4 and products is not None and (products != 0 or layout.is_chwn(x))
         training = sparse.training_mode(self.training)
-        key = (
-            x.shape, entries, sparsity, native is None, chwn, training, wants_weight, recompute is None, grad,
-            plan.generation(),
-        )  # fmt: skip
+        key = x.shape, entries, sparsity, products, chwn, training, wants_weight, recompute is None
         a = sparse._arguments.get(key)
         if a is None:
-            a = self._arguments(x, geometry, entries, sparsity, native, chwn, wants_weight, recompute, training)
+            a = self._arguments(x, geometry, entries, sparsity, products, chwn, wants_weight, recompute, training)
             if len(sparse._arguments) >= _REMEMBERED_SHAPES:
                 sparse._arguments.clear()
             sparse._arguments[key] = a
@@ -214,7 +211,7 @@ class SparseLayer(nn.Module):
         geometry: tuple[Pair, Pair, Pair, int],
         entries: int,
         sparsity: float,
-        native: Any,
+        products: int | None,
         chwn: bool,
         wants_weight: bool,
         recompute: RecomputeInfo | None,
@@ -224,11 +221,6 @@ class SparseLayer(nn.Module):
         sparse = self.sparse
         stride, padding, dilation, groups = geometry
         weight = cast(Tensor, self.weight)
-        products = 0
-        fits = native is not None and groups == 1 and dilation == (1, 1) and x.numel() > 0 and weight.numel() > 0
-        if fits:
-            sizes = (*x.shape, 1, 1)[:4], (*weight.shape, 1, 1)[:4]
-            products = _bits(plan.choose(Shape(*sizes, stride, padding), sparsity))  # type: ignore[arg-type]
         kept = kept_count(entries, sparsity)
         whole = "activation" in sparse.selectors and sparse.selectors["activation"].in_operation
         exact = bool(sparse.search & EXACT) and not sparse.search & SAMPLED and self._period == 1 and whole
@@ -239,13 +231,28 @@ class SparseLayer(nn.Module):
             min(kept, x.numel()),
             kept if exact else -1,
             *(stride, padding, dilation, groups),
-            *(sparse.slots, sparse.search, self._period, self._warmup, products),
-            chwn=fits and x.dim() == 4 and (products != 0 or chwn),
+            *(sparse.slots, sparse.search, self._period, self._warmup, products or 0),
+            chwn=chwn,
             training=training,
             save=wants_weight,
-            recompute=recompute is not None and fits and bool(products & 4),
+            recompute=recompute is not None and bool((products or 0) & 4),
             name=sparse.name,
         )
+
+    def _products(
+        self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int], sparsity: float
+    ) -> int | None:
+        """Return which products run sparse, or None where the compiled kernels have none for this layer."""
+        stride, padding, dilation, groups = geometry
+        if groups != 1 or dilation != (1, 1) or x.numel() == 0 or weight.numel() == 0:
+            return None
+        if native_for(x, weight) is None:
+            return None
+        if x.dim() == 4:
+            shape = Shape(x.shape, weight.shape, stride, padding)  # type: ignore[arg-type]
+        else:
+            shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding)  # type: ignore[arg-type]
+        return plan.products_of(plan.choose(shape, sparsity))
 
     @property
     def _period(self) -> int:
@@ -338,10 +345,6 @@ class SparseLayer(nn.Module):
             self.sparse.forget()
 
 
-def _bits(choice: Choice) -> int:
-    return choice.forward | choice.grad_input << 1 | choice.grad_weight << 2
-
-
 def _refuse_transforms(name: str) -> None:
     """Raise `InvalidValue` under the transforms of torch that would give wrong numbers or no sense."""
     if torch._C._are_functorch_transforms_active():
@@ -412,7 +415,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             return False
         sparsity = self.sparse.sparsity_now(self._this_iteration())
         shape = Shape(tuple(input.shape), tuple(self.weight.shape), self.stride, padding)  # type: ignore[arg-type]
-        return sparsity > 0 and _bits(plan.choose(shape, sparsity)) != 0
+        return sparsity > 0 and plan.products_of(plan.choose(shape, sparsity)) != 0
 
     def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
         """Return height and width of the padded `input` and of the dilated kernel."""

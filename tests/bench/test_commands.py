@@ -182,11 +182,11 @@ def test_the_plan_as_json(plan_file, run):
 
 def test_the_plan_forgotten(plan_file, run):
     code, output, _ = run("plan", "--clear")
-    assert code == 0 and "Forgot 3 measurements" in output and not plan_file.exists()
+    assert code == 0 and "Removed 3 timings" in output and not plan_file.exists()
     code, output, _ = run("plan", "--clear")
-    assert code == 0 and "Forgot 0 measurements" in output
+    assert code == 0 and "Removed 0 timings" in output
     code, output, _ = run("plan")
-    assert code == 0 and "Nothing is measured yet" in output
+    assert code == 0 and "Nothing is tuned yet" in output
     assert run("plan", "--json")[1].strip() == "[]"
 
 

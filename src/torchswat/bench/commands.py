@@ -22,7 +22,7 @@ from torchswat.errors import InvalidValue, UnknownName
 
 if TYPE_CHECKING:
     from torchswat.bench.record import Record
-    from torchswat.engine.plan import Timing
+    from torchswat.engine.race import Timing
 
 app = typer.Typer(
     help="Time dense and sparse side by side: products, steps, programs, selection, inference, memory.",
@@ -277,18 +277,18 @@ def _print_table(table: Table) -> None:
 def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Forget all measurements; they are made again when needed.")
+        bool, typer.Option("--clear", help="Remove all timings; the cost model decides again.")
     ] = False,
 ) -> None:
-    """Show which products run sparse on this machine, and the measurements that decided it."""
-    from torchswat.engine import plan as measured
+    """Show the tuned plan: the timings of torchswat.tune, and which products run sparse by them."""
+    from torchswat.engine import plan as tuned
 
-    path, machines = measured.path(), measured.table()
+    path, machines = tuned.path(), tuned.table()
     if clear:
         if as_json:
             raise InvalidValue("--clear prints no JSON; leave out one of --clear and --json.")
         path.unlink(missing_ok=True)
-        console.print(f"Forgot {sum(map(len, machines.values()))} measurements in {path}.", highlight=False)
+        console.print(f"Removed {sum(map(len, machines.values()))} timings from {path}.", highlight=False)
     elif as_json:
         rows = [
             {"machine": name, "shape": shape, **_both_times(timing), "sparse": _sparse_products(timing)}
@@ -297,13 +297,17 @@ def plan(
         ]
         print(json.dumps(rows, indent=2))
     elif not machines:
-        console.print(f"Nothing is measured yet: {path} is not there or holds nothing.", highlight=False)
+        console.print(
+            f"Nothing is tuned yet: {path} does not exist or holds no timings. The cost model decides; "
+            "torchswat.tune(model, example) measures.",
+            highlight=False,
+        )
     else:
         for name, timings in machines.items():
-            here = " (this machine)" if name == measured.machine() else ""
+            here = " (this machine)" if name == tuned.machine() else ""
             console.print(f"{name}{here}", markup=False, highlight=False)
             _print_table(_plan_table(timings))
-        console.print(f"Read from {path}; forget it with `torchswat plan --clear`.", highlight=False)
+        console.print(f"Read from {path}; `torchswat plan --clear` removes it.", highlight=False)
 
 
 def _both_times(timing: Timing) -> dict[str, dict[str, float]]:

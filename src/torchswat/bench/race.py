@@ -1,7 +1,7 @@
 """Contestants that run in turns in one process, and what is made of their times.
 
 A machine that is shared or grows warm slows all contestants of a round alike, so ratios hold where times do
-not. The first round is not timed: it allocates, and it measures the plan of a sparse layer.
+not. The first round is not timed: it allocates.
 """
 
 from __future__ import annotations

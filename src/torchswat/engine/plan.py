@@ -1,62 +1,180 @@
-"""Dense or sparse, for each product of each shape: by measurement, never by hope.
+"""The tuned plan: which products of which shape run sparse.
 
-The first time a shape is met at a sparsity, both ways of each of its products run a few times on random
-data, with all that belongs to them (packing, compressing, changes of layout), and the faster one is taken.
-What was measured is kept in a file, so a machine measures once. The environment variable ``TORCHSWAT_PLAN``
-changes this: ``sparse`` and ``dense`` decide without measuring, anything else is the path of the file.
+A layer asks `choose` in every pass. The answer comes from what `torchswat.tune` measured on this machine or,
+for any other shape, from the cost model (`torchswat.engine.plan_model`). Nothing is measured or written in a
+pass. Tuned shapes stand for a bucket of similar ones: their batch size, height and width are rounded up to
+three significant bits.
+
+The environment variable ``TORCHSWAT_PLAN`` changes this: ``sparse`` and ``dense`` decide for all products,
+``model`` (or ``off``) takes the cost model's word only, anything else is the path of the file of timings.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from torchswat.engine import plan_model
 from torchswat.engine.loader import native
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
 from torchswat.engine.products import Conv2dProducts
-from torchswat.engine.topk import Selection
+from torchswat.engine.race import Timing
 
-VERSION = 2
-"""Of the measurements: raised when a kernel changes so much that old ones mislead."""
+try:
+    import fcntl
+except ImportError:  # Windows: processes that tune at once may lose one another's timings
+    fcntl = None  # type: ignore[assignment]
 
-_REPEATS = 3
-_NEVER = 1e9  # milliseconds, of what no kernel can do
-_STEP = 0.05  # sparsities are rounded down to multiples of it, so a schedule measures a few times only
+VERSION = 3
+"""Of the timings: raised when a kernel changes so much that old ones mislead."""
+
+MOST_CHOICES = 8192
+"""That are remembered; more shapes than that are decided anew."""
+
+_STEPS = 20  # of sparsity: a schedule meets a few buckets only
+_MODES: dict[str, Choice | None] = {"sparse": ALL_SPARSE, "dense": ALL_DENSE, "model": None, "off": None}
+_SIGNIFICANT_BITS = 3
+
+Record = Callable[[Shape, float], object]
+"""Called with the shape and the sparsity of every question, while `recorded`."""
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Milliseconds of the three products, sparse and dense."""
+class _Scope:
+    """What a ``with`` block changes."""
 
-    forward: tuple[float, float]
-    grad_input: tuple[float, float]
-    grad_weight: tuple[float, float]
+    file: Path | None = None
+    record: Record | None = None
 
-    def choice(self) -> Choice:
-        """Return which products are faster sparse."""
-        return Choice(
-            *(sparse < dense for sparse, dense in (self.forward, self.grad_input, self.grad_weight))
-        )
+
+_scope: ContextVar[_Scope | None] = ContextVar("torchswat_plan", default=None)
+
+
+class TunedPlan:
+    """The timings of this machine and the choices that were made, shared by all threads of a process.
+
+    Attributes
+    ----------
+    most_choices : int
+        The number of choices that are remembered.
+    """
+
+    def __init__(self, most_choices: int = MOST_CHOICES) -> None:
+        self.most_choices = most_choices
+        self._lock = threading.RLock()
+        self._choices: dict[tuple, Choice] = {}
+        self._timings: dict[tuple[Path, str], dict[str, Timing]] = {}  # by file and machine
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def choose(self, shape: Shape, sparsity: float) -> Choice:
+        """Return which products of `shape` run sparse at `sparsity`; see the function `choose`."""
+        scope, file = _scope.get(), None
+        if scope is not None:
+            file = scope.file
+            if scope.record is not None:
+                scope.record(shape, sparsity)
+        asked = os.environ.get("TORCHSWAT_PLAN", "")
+        step, threads = int(sparsity * _STEPS + 1e-9), torch.get_num_threads()
+        key = (asked, file, shape.input, shape.weight, shape.stride, shape.padding, step, threads)
+        choice = self._choices.get(key)
+        return self._decide(key, shape, sparsity) if choice is None else choice
+
+    def _decide(self, key: tuple, shape: Shape, sparsity: float) -> Choice:
+        with self._lock:
+            choice = _MODES.get(key[0])
+            if choice is None:
+                timing = None if key[0] in _MODES else self._known().get(key_of(shape, sparsity))
+                tuned = timing and plan_model.possible(shape, timing.choice())
+                choice = tuned or plan_model.choice(shape, rounded(sparsity))
+            if len(self._choices) >= self.most_choices:
+                self._choices.clear()
+            self._choices[key] = choice
+            return choice
+
+    def _known(self) -> dict[str, Timing]:
+        """Return the timings of this machine in the file in force, which is read once."""
+        place = path(), machine()
+        if place not in self._timings:
+            self._timings[place] = table(place[0]).get(place[1], {})
+        return self._timings[place]
+
+    def learn(self, timings: Mapping[str, Timing]) -> Path | None:
+        """Take `timings`, by `key_of`, into the plan and its file.
+
+        Returns
+        -------
+        Path or None
+            The file, or None where it cannot be written or ``TORCHSWAT_PLAN`` names none; the timings then
+            last as long as the process.
+        """
+        with self._lock:
+            self._known().update(timings)
+            self._choices.clear()
+        if os.environ.get("TORCHSWAT_PLAN", "") in _MODES:
+            return None
+        return path() if save(path(), machine(), timings) else None
+
+    def snapshot(self, file: Path) -> None:
+        """Write the timings of this machine to `file`."""
+        with self._lock:
+            save(file, machine(), self._known())
+
+    def forget(self) -> None:
+        """Drop all that was read and decided in this process."""
+        with self._lock:
+            self._choices.clear()
+            self._timings.clear()
+
+    def forget_file(self, file: Path) -> None:
+        """Drop what was read from `file` and decided by it."""
+        with self._lock:
+            self._timings = {place: rows for place, rows in self._timings.items() if place[0] != file}
+            self._choices = {key: choice for key, choice in self._choices.items() if key[1] != file}
+
+    def unlock(self) -> None:
+        """Begin with a free lock, in a forked process in which its holder does not run."""
+        self._lock = threading.RLock()
+
+
+PLAN = TunedPlan()
+"""That of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=PLAN.unlock)
+
+
+def choose(shape: Shape, sparsity: float) -> Choice:
+    """Return which products of `shape` run sparse at `sparsity`.
+
+    The same question has the same answer in every order of questions and every thread. Nothing is measured,
+    written or drawn at random.
+
+    Examples
+    --------
+    >>> choose(Shape((1, 3, 4, 4), (2, 3, 3, 3), (1, 1), (1, 1)), 0.8).forward in (True, False)
+    True
+    """
+    return PLAN.choose(shape, sparsity)
 
 
 def products_for(shape: Shape, sparsity: float, inner: bool = False) -> Conv2dProducts:
     """Return the products of `shape` as they are fastest at `sparsity`: sparse, dense or mixed.
 
-    `inner` says whether the input is batch-innermost already.
+    `inner` says whether the input is in CHWN layout already.
     """
     choice = choose(shape, sparsity)
     if choice == ALL_DENSE and not shape.is_pointwise and not inner:  # then no change of layout pays
@@ -64,77 +182,96 @@ def products_for(shape: Shape, sparsity: float, inner: bool = False) -> Conv2dPr
     return PackedConv2dProducts.of(shape, choice)
 
 
-def choose(shape: Shape, sparsity: float) -> Choice:
-    """Return which products of `shape` run sparse at `sparsity`, measuring them where that is not known."""
-    asked = os.environ.get("TORCHSWAT_PLAN", "")
-    if asked in ("sparse", "dense"):
-        return ALL_SPARSE if asked == "sparse" else ALL_DENSE
-    rounded = int(sparsity / _STEP + 1e-9) * _STEP
-    key = _key(shape, rounded, torch.get_num_threads())
-    timings = _known(path(), machine())
-    if key not in timings:
-        timings[key] = measure(shape, rounded)
-        _save(path(), machine(), timings)
-    return timings[key].choice()
-
-
-def generation() -> object:
-    """Return what changes when choices do: arguments made from them are remembered by layers until then."""
-    return os.environ.get("TORCHSWAT_PLAN")
-
-
 def products_of(choice: Choice) -> int:
-    """Return the bits of the products that run sparse."""
+    """Return the bits of the products that run sparse, as `torchswat.engine.arguments` names them."""
     return choice.forward | choice.grad_input << 1 | choice.grad_weight << 2
 
 
-@cache
-def _key(shape: Shape, sparsity: float, threads: int) -> str:
-    return f"{shape}-S{sparsity:.2f}-t{threads}"
+# ---- buckets -----------------------------------------------------------------------------------------------
 
 
-_followed: list[Path] = []
+def rounded(sparsity: float) -> float:
+    """Return `sparsity` rounded down to a multiple of 0.05."""
+    return int(sparsity * _STEPS + 1e-9) / _STEPS
+
+
+def bucket(shape: Shape) -> Shape:
+    """Return the shape that stands for `shape`: batch size, height and width rounded up.
+
+    Examples
+    --------
+    >>> bucket(Shape((100, 3, 28, 29), (8, 3, 3, 3), (1, 1), (1, 1))).input
+    (112, 3, 28, 32)
+    """
+    n, c, h, w = shape.input
+    return replace(shape, input=(_rounded_up(n), c, _rounded_up(h), _rounded_up(w)))
+
+
+def _rounded_up(size: int) -> int:
+    shift = max(0, size.bit_length() - _SIGNIFICANT_BITS)
+    return -(-size >> shift) << shift
+
+
+def key_of(shape: Shape, sparsity: float) -> str:
+    """Return the name of the bucket of `shape` at `sparsity` with the threads of torch."""
+    return f"{bucket(shape)}-S{rounded(sparsity):.2f}-t{torch.get_num_threads()}"
+
+
+# ---- scopes ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_scope(**changes: Any) -> Iterator[None]:
+    token = _scope.set(replace(_scope.get() or _Scope(), **changes))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
 
 
 @contextmanager
 def followed(file: Path) -> Iterator[None]:
-    """Keep the choices made within a ``with`` block in `file`, which begins with what the machine knows.
+    """Choose by the timings in `file` within a ``with`` block; it begins with what the machine knows.
 
-    A training that is resumed then takes the same products as before, and so rounds the same, whatever became
-    of the machine's own file. ``TORCHSWAT_PLAN`` has the last word.
+    A training that is resumed then takes the same products as before, and so rounds the same, whatever was
+    tuned meanwhile. ``TORCHSWAT_PLAN`` has the last word.
     """
     if not file.exists() and native() is not None:
-        _save(file, machine(), _known(path(), machine()))
-    _followed.append(file)
+        PLAN.snapshot(file)
     try:
-        yield
+        with _in_scope(file=file):
+            yield
     finally:
-        _followed.pop()
+        PLAN.forget_file(file)
+
+
+@contextmanager
+def recorded(record: Record) -> Iterator[None]:
+    """Call `record` with the shape and the sparsity of every question within a ``with`` block."""
+    with _in_scope(record=record):
+        yield
+
+
+# ---- the file ----------------------------------------------------------------------------------------------
 
 
 def path() -> Path:
-    """Return the file of the measurements."""
+    """Return the file of the timings."""
     asked = os.environ.get("TORCHSWAT_PLAN", "")
-    if asked and asked not in ("sparse", "dense"):
-        return _path_of(asked)
-    if _followed:
-        return _followed[-1]
+    if asked and asked not in _MODES:
+        return Path(asked)
+    scope = _scope.get()
+    if scope is not None and scope.file is not None:
+        return scope.file
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "torchswat" / "plan.json"
 
 
-_path_of = cache(Path)  # every layer asks in every pass
-
-
 def machine() -> str:
-    """Return what a measurement depends on beside the shape: processor, instruction set, torch."""
+    """Return what a timing depends on beside the shape: processor, instruction set, torch."""
     module = native()
-    return _machine(module.isa() if module else "reference", VERSION)
-
-
-@cache
-def _machine(isa: str, version: int) -> str:
-    return f"{_processor()} | {isa} | torch {torch.__version__} | plan {version}"
+    isa = module.isa() if module else "reference"
+    return f"{_processor()} | {isa} | torch {torch.__version__} | plan {VERSION}"
 
 
 @cache
@@ -147,14 +284,14 @@ def _processor() -> str:
 
 
 def table(file: Path | None = None) -> dict[str, dict[str, Timing]]:
-    """Return all that was measured, by machine and shape; empty where the file is absent or damaged."""
+    """Return all timings, by machine and bucket; empty where the file is absent or damaged."""
     try:
         stored = json.loads((file or path()).read_text())
         return {
             name: {key: Timing(**{k: _pair(v) for k, v in row.items()}) for key, row in rows.items()}
             for name, rows in stored.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -163,59 +300,43 @@ def _pair(milliseconds: Any) -> tuple[float, float]:
     return float(sparse), float(dense)
 
 
-@cache
-def _known(file: Path, name: str) -> dict[str, Timing]:
-    return table(file).get(name, {})
-
-
-def _save(file: Path, name: str, timings: dict[str, Timing]) -> None:
-    """Write the measurements atomically; where that fails they last as long as the process."""
-    stored: dict[str, Any] = {n: {k: asdict(t) for k, t in rows.items()} for n, rows in table(file).items()}
-    stored.setdefault(name, {}).update({key: asdict(timing) for key, timing in timings.items()})
-    with suppress(OSError):
+def save(file: Path, name: str, timings: Mapping[str, Timing]) -> bool:
+    """Add the timings of the machine `name` to `file`, atomically; return whether that could be done."""
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            json.dump(stored, temporary, indent=1)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        try:
-            Path(temporary.name).replace(file)
-        except OSError:
-            Path(temporary.name).unlink()
+        with _locked(file):
+            stored: dict[str, Any] = {
+                n: {k: asdict(t) for k, t in rows.items()} for n, rows in table(file).items()
+            }
+            stored.setdefault(name, {}).update({key: asdict(timing) for key, timing in timings.items()})
+            _replace(file, json.dumps(stored, indent=1))
+    except OSError:
+        return False
+    return True
 
 
-@torch.no_grad()
-def measure(shape: Shape, sparsity: float) -> Timing:
-    """Time the three products of `shape`, sparse and dense, interleaved; milliseconds, the best of a few."""
-    draw = torch.Generator().manual_seed(0)
-    n, c, h, w = shape.input
-    as_ever: Any = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
-    x = torch.randn(c, h, w, n, **as_ever).permute(3, 0, 1, 2)
-    weight = torch.randn(shape.weight, **as_ever)
-    limit = NormalDist().inv_cdf((1 + sparsity) / 2)  # of the normal distribution's magnitudes
-    selection = Selection(limit=limit)
-    sparse, dense = (PackedConv2dProducts.of(shape, choice) for choice in (ALL_SPARSE, ALL_DENSE))
-    gradient = torch.randn_like(dense.forward(x, dense.forward_weight(weight, selection), None))
-
-    def both(run: Callable[[PackedConv2dProducts], Tensor]) -> tuple[float, float]:
-        return _race(lambda: run(sparse), lambda: run(dense))
-
-    return Timing(
-        both(lambda p: p.forward(x, p.forward_weight(weight, selection), None)),
-        both(lambda p: p.grad_input(gradient, p.grad_input_weight(weight, selection), x)),
-        both(lambda p: p.grad_weight(gradient, p.grad_weight_activation(x, selection), weight)),
-    )
+def _replace(file: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
+        temporary.write(text)
+        temporary.flush()
+        os.fsync(temporary.fileno())
+    try:
+        Path(temporary.name).replace(file)
+    except OSError:
+        Path(temporary.name).unlink()
+        raise
 
 
-def _race(sparse: Callable[[], Any], dense: Callable[[], Any]) -> tuple[float, float]:
-    """Return the best milliseconds of each, run in turns."""
-    best = [math.inf] * 2
-    for _ in range(_REPEATS):
-        for i, run in enumerate((sparse, dense)):
-            start = time.perf_counter()
-            try:
-                run()
-            except ValueError:  # there is no kernel for a map as wide as that
-                return _NEVER, 0.0
-            best[i] = min(best[i], 1000 * (time.perf_counter() - start))
-    return best[0], best[1]
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the folder of `file` against other processes that save there."""
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

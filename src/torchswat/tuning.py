@@ -1,0 +1,252 @@
+"""`tune`: measure every product of a model on this machine, and remember which are faster sparse."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchswat.convert import sparse_layers
+from torchswat.engine import plan
+from torchswat.engine.packed import Choice, Shape
+from torchswat.engine.race import Timing, multiply_adds, race
+from torchswat.errors import InvalidValue
+
+Progress = Callable[[int, int], object]
+"""Called after every race with the number done and the number of all."""
+
+_SCHEDULE_SAMPLES = (0, *(step * 10**power for power in range(7) for step in range(1, 10)))
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """One layer at one sparsity: what it met, and how long its products take.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name in its model.
+    shape : Shape
+        The sizes that were timed.
+    sparsity : float
+        Rounded down to a multiple of 0.05.
+    timing : Timing
+        Milliseconds of the three products, sparse and dense.
+    """
+
+    name: str
+    shape: Shape
+    sparsity: float
+    timing: Timing
+
+    @property
+    def choice(self) -> Choice:
+        """Which products run sparse from now on."""
+        return self.timing.choice()
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What `tune` found; printed, it is a table.
+
+    Attributes
+    ----------
+    layers : tuple of TunedLayer
+        In the order in which the model runs them.
+    file : Path or None
+        Where the timings are stored; None where they last as long as the process.
+    """
+
+    layers: tuple[TunedLayer, ...]
+    file: Path | None
+
+    def __str__(self) -> str:
+        head = ("layer", "shape", "sparsity", *_PRODUCTS, "runs sparse")
+        rows = [head, *(_row(layer) for layer in self.layers)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        where = f"stored in {self.file}" if self.file else "not stored: they last as long as this process"
+        return "\n".join([*(line.rstrip() for line in lines), f"milliseconds, sparse / dense; {where}"])
+
+
+_PRODUCTS = ("forward", "grad_input", "grad_weight")
+
+
+def _row(layer: TunedLayer) -> tuple[str, ...]:
+    times = ["{:.2f} / {:.2f}".format(*getattr(layer.timing, product)) for product in _PRODUCTS]
+    chosen = ", ".join(product for product in _PRODUCTS if getattr(layer.choice, product)) or "nothing"
+    return layer.name, str(layer.shape), f"{layer.sparsity:.2f}", *times, chosen
+
+
+def tune(
+    model: nn.Module, example: Any, *, training: bool = True, progress: Progress | None = None
+) -> TuningReport:
+    """Time the products of every sparse layer of `model`, and let the faster way run from now on.
+
+    A copy of the model runs once on `example`, which tells the sizes that its layers meet. Every product is
+    then timed on random operands, sparse and dense. The result holds for similar sizes, too (batch size,
+    height and width are rounded up to three significant bits). It is stored for later processes;
+    ``torchswat plan`` shows it. Without it a cost model decides. `model` itself and all random states stay as
+    they are.
+
+    Parameters
+    ----------
+    model : Module
+        A model that `torchswat.sparsify_` changed.
+    example : Tensor, tuple or mapping
+        The input of one step, with the batch size to come; a tuple holds positional arguments, a mapping
+        keyword arguments.
+    training : bool, default True
+        Whether the copy runs in training mode or in evaluation mode.
+    progress : callable, optional
+        Called after every race with the number done and the number of all.
+
+    Returns
+    -------
+    TuningReport
+
+    Raises
+    ------
+    InvalidValue
+        For a model without sparse layers, one that cannot be copied, or one of whose sparse layers none is
+        done by the compiled engine.
+
+    Examples
+    --------
+    >>> import torchswat
+    >>> model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(16, 16, 3)), sparsity=0.8)
+    >>> report = tune(model, torch.randn(16, 16, 8, 8))
+    >>> [layer.name for layer in report.layers]
+    ['0']
+    """
+    if next(sparse_layers(model), None) is None:
+        raise InvalidValue(
+            f"{type(model).__name__} has no sparse layer to tune; call torchswat.sparsify_ on it first."
+        )
+    met = _sizes_met(model, example, training)
+    if not met:
+        raise InvalidValue(
+            "no layer of the model ran on the compiled engine, so there is nothing to tune; allowed is a "
+            "model of float32 on the CPU, without autocast. torchswat.engine.info() says which engine runs."
+        )
+    raced = _raced(_one_a_bucket(met), progress)
+    file = plan.PLAN.learn(raced)
+    return TuningReport(
+        tuple(
+            TunedLayer(name, shape, plan.rounded(sparsity), raced[plan.key_of(shape, sparsity)])
+            for name, shape, sparsity in met
+        ),
+        file,
+    )
+
+
+Met = tuple[str, Shape, float]  # a layer's name, what it met, and a sparsity of it
+
+
+def _sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
+    """Run a copy of `model` once; return what its layers asked, once for each of their sparsities."""
+    with _random_states_restored():
+        twin = _copied(model).train(training)
+        sparsities: dict[str, list[float]] = {}
+        for name, layer in sparse_layers(twin):
+            sparsities[name] = _sparsities(layer.sparse.sparsity)
+            layer.sparse.sparsity = max(
+                sparsities[name]
+            )  # in a schedule's first steps the layer may be dense
+        shapes = _shapes_asked(twin, example, training)
+    return [
+        (name, shape, sparsity) for name, shape in shapes for sparsity in sparsities[name] if sparsity > 0
+    ]
+
+
+def _shapes_asked(twin: nn.Module, example: Any, training: bool) -> list[tuple[str, Shape]]:
+    """Return the shapes that the sparse layers of `twin` ask for within their own forward."""
+    running: list[str] = []
+    shapes: dict[tuple[str, Shape], None] = {}
+
+    def record(shape: Shape, sparsity: float) -> None:
+        if running:
+            shapes[running[-1], shape] = None
+
+    for name, layer in sparse_layers(twin):
+        layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        layer.register_forward_hook(lambda *_: _drop_last(running), always_call=True)
+    with plan.recorded(record), torch.set_grad_enabled(training):
+        _call(twin, example)
+    return list(shapes)
+
+
+def _drop_last(running: list[str]) -> None:
+    running.pop()
+
+
+def _call(model: nn.Module, example: Any) -> None:
+    if isinstance(example, Mapping):
+        model(**example)
+    elif isinstance(example, tuple):
+        model(*example)
+    else:
+        model(example)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidValue(
+            f"{type(model).__name__} cannot be copied ({error}), and tuning runs a copy; tune a model of the "
+            "same layers that was just made: the result holds for both."
+        ) from error
+
+
+def _sparsities(sparsity: float | Callable[[int], float]) -> list[float]:
+    """Return the different sparsities of a layer, those of a schedule rounded as the plan rounds."""
+    if not callable(sparsity):
+        return [float(sparsity)]
+    return sorted({plan.rounded(float(sparsity(iteration))) for iteration in _SCHEDULE_SAMPLES})
+
+
+def _one_a_bucket(met: list[Met]) -> dict[str, tuple[Shape, float]]:
+    """Return the largest shape of each bucket, whatever the order."""
+    largest: dict[str, tuple[Shape, float]] = {}
+    for _, shape, sparsity in met:
+        key = plan.key_of(shape, sparsity)
+        if key not in largest or _size(shape) > _size(largest[key][0]):
+            largest[key] = shape, plan.rounded(sparsity)
+    return largest
+
+
+def _size(shape: Shape) -> tuple[int, str]:
+    return multiply_adds(shape), str(shape)
+
+
+def _raced(asked: Mapping[str, tuple[Shape, float]], progress: Progress | None) -> dict[str, Timing]:
+    raced = {}
+    for done, (key, (shape, sparsity)) in enumerate(asked.items(), start=1):
+        raced[key] = race(shape, sparsity, _REPEATS)
+        if progress is not None:
+            progress(done, len(asked))
+    return raced
+
+
+@contextmanager
+def _random_states_restored() -> Iterator[None]:
+    """Restore the random states of torch, numpy and Python, from which the model's forward may draw."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
