@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from torchswat.algorithms import Algorithm
 from torchswat.engine import kept, plan
-from torchswat.engine.batch_norm import origin_of
+from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.loader import native_for
 from torchswat.engine.ops import is_inner
 from torchswat.engine.packed import ALL_DENSE, PackedConv2dProducts, Shape
@@ -29,7 +29,6 @@ from torchswat.engine.packed_linear import PackedLinearProducts
 from torchswat.engine.products import Conv2dProducts, Form, LinearProducts, Products
 from torchswat.engine.topk import SMALLEST, Marks, Selection, count_kept
 from torchswat.errors import InvalidValue
-from torchswat.pending import settled
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
 
@@ -151,13 +150,14 @@ def _like(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.empty_strided(size, stride, **options)
 
 
-def _saved_activation(products: Products, input: Tensor, selection: Selection | None) -> Saved:
-    """Return the input as it waits for the weight's gradient, and fill the marks of its selection."""
-    origin = origin_of(input) if products.compresses else None
-    if origin is not None and selection is not None and selection.mask is None:
+def _saved_activation(
+    products: Products, input: Tensor, selection: Selection | None, recompute: RecomputeInfo | None
+) -> Saved:
+    """Return the input as it is saved for the weight's gradient, and fill the marks of its selection."""
+    if recompute is not None and products.compresses and selection is not None and selection.mask is None:
         if selection.marks is not None and selection.count is None:
             found = count_kept(input, selection.limit)
-            assert found is not None, "what has an origin is of the compiled kernels"
+            assert found is not None, "what can be recomputed is of the compiled kernels"
             selection.marks.count = found.greater + found.equal
             selection.marks.not_a_number = found.not_a_number
 
@@ -165,7 +165,7 @@ def _saved_activation(products: Products, input: Tensor, selection: Selection | 
             x, scale, shift = tensors
             return products.grad_weight_activation_again(x, scale, shift, selection)
 
-        return Saved((origin.x, origin.scale, origin.shift), compressed)
+        return Saved(tuple(recompute), compressed)
     values, *positions = products.grad_weight_activation(input, selection)
     if selection is None or positions:
         return Saved((values, *positions))
@@ -320,7 +320,12 @@ class SparseLayer(nn.Module):
     sparse: LayerSparsity
 
     def _sparse_forward(
-        self, input: Tensor, products: Products, pad: Callable[[Tensor], Tensor] | None, dense: Any
+        self,
+        input: Tensor,
+        products: Products,
+        pad: Callable[[Tensor], Tensor] | None,
+        dense: Any,
+        recompute: RecomputeInfo | None = None,
     ) -> Tensor:
         """Run one pass; selections are made on `input` before `pad`, `dense` is the dense class's pass."""
         sparse, row = self.sparse, self.sparse.algorithm
@@ -329,6 +334,7 @@ class SparseLayer(nn.Module):
         if sparsity == 0:
             sparse.forget_weight()
             return dense(input)
+        given = input
         input, weight, bias = (
             products.adapt(input),
             cast(Tensor, self.weight),
@@ -350,7 +356,11 @@ class SparseLayer(nn.Module):
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            operands = self._operands(products, input, weight, of_input, of_weight, wanted, sparsity)
+            if input is not given:  # it was laid out anew, padded or rounded
+                recompute = None
+            operands = self._operands(
+                products, input, weight, of_input, of_weight, wanted, sparsity, recompute
+            )
             of_gradient = self._gradient_selections(sparsity, iteration) if row.selects("gradient") else None
             output = SparseProducts.apply(input, weight, bias, products, operands, of_gradient)
         assert isinstance(output, Tensor)
@@ -415,6 +425,7 @@ class SparseLayer(nn.Module):
         of_weight: Selection | None,
         wanted: tuple[bool, bool],
         sparsity: float,
+        recompute: RecomputeInfo | None = None,
     ) -> Operands:
         """Bring the operands into the forms that the products take, and measure what they hold."""
         sparse, row = self.sparse, self.sparse.algorithm
@@ -428,7 +439,7 @@ class SparseLayer(nn.Module):
             grad_input_weight = Saved((weight,)) if selection is None else Saved.of(weight, selection)
         if to_weight:
             selection = of_input if row.grad_weight_activation else None
-            grad_weight_activation = _saved_activation(products, input, selection)
+            grad_weight_activation = _saved_activation(products, input, selection, recompute)
             if selection is not None and selection.marks:
                 name = f"the input of layer {sparse.name!r}"
                 sparse.selectors["activation"].counted(selection.marks, input.numel(), name)
@@ -460,7 +471,10 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (N, C, H, W) or (C, H, W)
-        input = settled(input)
+        return self.forward_recomputing(input, None)
+
+    def forward_recomputing(self, input: Tensor, recompute: RecomputeInfo | None) -> Tensor:
+        """Return what `forward` does, saving nothing of an `input` that `recompute` recomputes."""
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
             raise InvalidValue(
@@ -486,7 +500,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         def pad(tensor: Tensor) -> Tensor:
             return F.pad(tensor, sides, mode=mode)
 
-        return self._sparse_forward(input, products, pad if padding is None else None, super().forward)
+        return self._sparse_forward(input, products, pad if padding is None else None, super().forward, recompute)
 
     def takes_inner(self, input: Tensor) -> bool:
         """Tell whether an `input` (N, C, H, W) of these sizes is brought into the engine's layout here."""
@@ -538,7 +552,6 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     @_never_compiled
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
-        input = settled(input)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}; "
