@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from torchswat.engine.batch_norm import NORM_INPUTS, BatchNorm
+from torchswat.engine.batch_norm import (
+    NORM_INPUTS,
+    BatchNorm,
+    RecomputeInfo,
+    factors_for,
+    is_compiled,
+    runs_eagerly,
+)
 from torchswat.errors import UnknownName
 
 
@@ -17,9 +26,9 @@ def check_norm_input(name: str) -> None:
 
 def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
     """Tell whether `normalised` does what `norm` does with `input`: normalise by the batch's statistics."""
-    if torch.compiler.is_compiling() or not norm.training or not norm.track_running_stats:
+    if not norm.training or not norm.track_running_stats or not runs_eagerly(input):
         return False
-    if norm.momentum is None or input.dim() != 4 or not input.is_floating_point():
+    if torch.is_autocast_enabled(input.device.type) or norm.momentum is None or input.dim() != 4 or not input.is_floating_point():
         return False
     channels = input.shape[1]
     given = norm.weight, norm.bias, norm.running_mean, norm.running_var
@@ -32,13 +41,24 @@ def normalised(
     norm: nn.BatchNorm2d, input: Tensor, residual: Tensor | None, relu: bool, norm_input: str
 ) -> Tensor:
     """Return ``norm(input)``, plus `residual`, rectified if `relu`, as one autograd node."""
+    return recomputable(norm, input, residual, relu, norm_input)[0]
+
+
+def recomputable(
+    norm: nn.BatchNorm2d, input: Tensor, residual: Tensor | None, relu: bool, norm_input: str
+) -> tuple[Tensor, RecomputeInfo | None]:
+    """Return what `normalised` does, and what a layer that reads it can recompute it from, if anything."""
     norm._check_input_dim(input)
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    statistics = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, norm.momentum
-    output = BatchNorm.apply(input, residual, *statistics, relu, norm_input, torch.is_grad_enabled())
-    assert isinstance(output, Tensor)
-    return output
+    weight, bias, mean, variance = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    compiled = is_compiled(input, residual, weight, bias, mean, variance)
+    scale, shift = (compiled and factors_for(input, relu, residual, norm_input)) or (None, None)
+    statistics = weight, bias, mean, variance, norm.eps, norm.momentum
+    output: Any = BatchNorm.apply(input, residual, *statistics, relu, norm_input, compiled, scale, shift)
+    if scale is None or shift is None or not output.requires_grad:
+        return output, None
+    return output, RecomputeInfo(input.detach(), scale, shift)
 
 
 class BatchNormReLU2d(nn.BatchNorm2d):
@@ -47,8 +67,8 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     `torch.nn.BatchNorm2d` keeps its input for the backward pass and `torch.nn.ReLU` its output. This module
     keeps the input, whole or narrower, and one bit an entry. Outputs are those of the separate modules, and
     so are gradients where the input is kept whole; parameters and buffers have the same names.
-    `torchswat.sparsify_` fuses such pairs by itself where it can tell that they follow each other; this is
-    for models where it cannot, or which stay dense.
+    `torchswat.fuse_` makes the same of a BatchNorm2d and a ReLU that follow each other; this module is for
+    models that are written with it.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils.hooks import RemovableHandle
 
-from torchswat import neighbours
+from torchswat import switched
 from torchswat.algorithms import Algorithm, algorithm
 from torchswat.batch_norm import check_norm_input
 from torchswat.engine.state import ITERATION, new_state
@@ -222,7 +222,7 @@ def sparsify_(
                 module._torchswat_fast_path = getattr(module, switch)
                 setattr(module, switch, off)
     if row.is_packable:
-        neighbours.join_(model, settings.norm_input)
+        switched.switch_(model, settings.norm_input)
     if row.projected_output:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
@@ -325,7 +325,7 @@ def desparsify_(model: Model) -> Model:
         layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
         del layer.sparse, layer.sparse_state
         vars(layer).pop("sparse_schedule", None)
-    neighbours.separate_(model)
+    switched.restore_(model)
     for module in model.modules():
         hook = module.__dict__.pop("_torchswat_hook", None)
         if hook is not None:

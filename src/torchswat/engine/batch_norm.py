@@ -7,21 +7,18 @@ narrower, as its deviation from the channel's mean: in bfloat16, or in 8 bits wi
 The compiled kernels do it in one pass over each channel of a batch-innermost tensor; on any other device,
 dtype or layout torch's operations do, with torch's own numbers.
 
-An input that is kept whole says more: ``relu(x * scale + shift)`` is computed from it again, bit for bit. So
-the compiled backward pass needs no bits of the ReLU where nothing was added before it, and a layer that
-reads such an output need not keep what it selected of it either: the output tells its `Origin`.
+An input that is kept whole says more: ``relu(x * scale + shift)`` recomputes the output from it bitwise equal.
+So the compiled backward pass needs no bits of the ReLU where nothing was added before it, and a layer that
+is given this `RecomputeInfo` need not save what it selected of the output either.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakIdKeyDictionary
 
 from torchswat.engine import kept, ops
 from torchswat.engine.buffer import buffer
@@ -33,9 +30,21 @@ NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
 _STEPS = 255
 
 
+def runs_eagerly(*tensors: Tensor | None) -> bool:
+    """Return whether all of these are plain tensors, and no transform, mode or compiler looks at operations."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    return all(t is None or type(t) in _PLAIN for t in tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def takes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Tell whether the compiled kernels take `x`: it is batch-innermost, of float32, and eager."""
-    if torch.compiler.is_compiling() or x.dim() != 4 or len(x) < 2 or not ops.is_inner(x):
+    """Return whether the compiled kernels take `x`: CHWN in memory, of float32, eager."""
+    if x.dim() != 4 or not runs_eagerly(x, *parameters) or len(x) < 2 or not ops.is_inner(x):
         return False
     return native_for(x, *parameters) is not None
 
@@ -50,43 +59,30 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class RecomputeInfo(NamedTuple):
-    """What ``relu(x * scale + shift)`` was made from by the compiled kernels: it can be computed again bit for bit."""
-
-    x: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a tensor (N, C, H, W) was made from by the compiled kernels, as ``relu(x * scale + shift)``.
+    """What ``relu(x * scale + shift)`` is recomputed from, bitwise equal to what the compiled kernels returned.
 
     Attributes
     ----------
-    x : Tensor
-        Batch-innermost, of the same shape; batch norm keeps it for its own backward pass.
-    scale, shift : Tensor
-        A number a channel, (C,).
-    versions : tuple of int
-        Of the tensor and of `x` when it was made: what was changed since is not what it was.
+    x : Tensor of shape (N, C, H, W)
+        The input of the batch norm, which saves it for its own backward pass; CHWN in memory.
+    scale, shift : Tensor of shape (C,)
+        The two factors of each channel.
     """
 
     x: Tensor
     scale: Tensor
     shift: Tensor
-    versions: tuple[int, int]
 
 
-_origins: MutableMapping[Tensor, Origin] = WeakIdKeyDictionary()
+def factors_for(x: Tensor, relu: bool, residual: Tensor | None, norm_input: str) -> tuple[Tensor, ...]:
+    """Return room for scale and shift, (C,) each, where the output can be recomputed from `x`; else nothing."""
+    again = relu and residual is None and norm_input == "whole"
+    return buffer(2, x.shape[1]).unbind() if again else ()
 
 
-def origin_of(tensor: Tensor) -> Origin | None:
-    """Return what `tensor` can be computed from again, or None where nobody has said so.
-
-    A change through ``.data`` shows no sign of it.
-    """
-    origin = _origins.get(tensor)
-    return origin if origin and origin.versions == (tensor._version, origin.x._version) else None
+def is_compiled(x: Tensor, residual: Tensor | None, *channel: Tensor | None) -> bool:
+    """Return whether the compiled kernels normalise `x` with these parameters, (C,) each."""
+    return takes(x, residual) and _are_plain(*channel)
 
 
 class BatchNorm(torch.autograd.Function):
@@ -105,21 +101,17 @@ class BatchNorm(torch.autograd.Function):
         momentum: float,
         relu: bool,
         norm_input: str,
-        differentiates: bool,
+        compiled: bool,
+        scale: Tensor | None,
+        shift: Tensor | None,
     ) -> Tensor:
-        ctx.compiled = takes(x, residual) and _are_plain(weight, bias, running_mean, running_var)
-        ctx.eps, ctx.norm_input = eps, norm_input
+        ctx.compiled, ctx.eps, ctx.norm_input = compiled, eps, norm_input
         run = _forward_compiled if ctx.compiled else _forward_in_torch
         statistics = weight, bias, running_mean, running_var, eps, momentum
-        again = ctx.compiled and relu and residual is None and norm_input == "whole"
-        factors = buffer(2, x.shape[1]).unbind() if again else (None, None)
-        how = relu, norm_input, *factors
+        how = relu, norm_input, scale, shift
         y, positive, mean, inverse_deviation, copy = run(x, residual, *statistics, *how)
         ctx.strides = kept.dense_strides(y)
-        ctx.save_for_backward(weight, positive, *factors, mean, inverse_deviation, *(copy or (x,)))
-        scale, shift = factors
-        if scale is not None and shift is not None and differentiates and any(ctx.needs_input_grad):
-            _origins[y] = Origin(x.detach(), scale, shift, (y._version, x._version))
+        ctx.save_for_backward(weight, positive, scale, shift, mean, inverse_deviation, *(copy or (x,)))
         return y
 
     @staticmethod
@@ -127,7 +119,7 @@ class BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         run = _backward_compiled if ctx.compiled else _backward_in_torch
         grads = run(ctx, gradient, *ctx.saved_tensors)
-        return *grads, *[None] * 7
+        return *grads, *[None] * 9
 
 
 Copy = tuple[Tensor, ...]

@@ -1,31 +1,24 @@
-"""What stands between sparse layers, with little kept for the backward pass.
+"""Batch norms, ReLUs and pools that take tensors in the CHWN layout as they are, and save little for backward.
 
-Batch norm, ReLU and pooling are bound by memory, so they are worth their own kernels where a sparse layer
-of the compiled engine hands them a batch-innermost tensor; any other input takes torch's own path. A batch
-norm that is read by a ReLU alone waits for it (`torchswat.pending`), does both in one pass, and keeps one bit
-an entry for the backward pass instead of the ReLU's output; one whose output is only added to a residual
-waits for that and does it too.
+A sparse layer of the compiled engine returns such a tensor. Batch norm, ReLU and pooling are bound by memory,
+so they have kernels of their own for it; any other input takes torch's own operations. A ReLU saves one bit an
+entry instead of its output, a maximum the position it was found at. Every output is a plain tensor.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _autograd as autograd  # type: ignore[attr-defined]
 from torch.autograd.function import once_differentiable
-from torch.nn.modules import module as hooks
 
 from torchswat.batch_norm import fuses, normalised
-from torchswat.concatenation import as_part
-from torchswat.dataflow import readers_of
 from torchswat.engine import kept, ops
-from torchswat.engine.batch_norm import takes
+from torchswat.engine.batch_norm import runs_eagerly, takes
 from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native
 from torchswat.models.resnet import PaddingShortcut
-from torchswat.pending import Pending, settled
 
 
 class _ReLU(torch.autograd.Function):
@@ -48,7 +41,7 @@ class _ReLU(torch.autograd.Function):
 
 
 class _MaxPool(torch.autograd.Function):
-    """Maximum over square windows; keeps one byte an output."""
+    """Maximum over square windows; saves one byte an output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -79,7 +72,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 class _AveragePool(torch.autograd.Function):
-    """Means over windows that neither overlap nor are padded; keeps nothing."""
+    """Means over windows that neither overlap nor are padded; saves nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -104,7 +97,7 @@ class _AveragePool(torch.autograd.Function):
 
 
 class _PaddingShortcut(torch.autograd.Function):
-    """Every `stride`-th position, and channels of zeros behind; keeps nothing."""
+    """Every `stride`-th position, and channels of zeros behind; saves nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:
@@ -151,93 +144,31 @@ _LARGEST_WINDOW = 16
 
 
 def _differentiates(input: Tensor) -> bool:
-    """Tell whether a backward pass is to come, in eager torch."""
-    return torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
+    """Return whether a backward pass is to come, in eager torch."""
+    return torch.is_grad_enabled() and input.requires_grad and runs_eagerly(input)
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """A layer that may bring its input into the engine's layout."""
-
-    def takes_inner(self, input: Tensor) -> bool:
-        """Tell whether it would do so with this `input`."""
-        ...
-
-
-class NeighbourBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that takes batch-innermost inputs as they are, with what follows in the same pass.
-
-    Other inputs it brings into that layout where a layer behind it would do so with its output.
-
-    Where it waits for what reads it, its output is a `Pending`. With hooks on it, it does not wait: they may
-    keep what they see. Nor does it under gradient checkpointing, whose parts may end between it and its
-    reader.
+class ChwnBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d that takes CHWN inputs as they are.
 
     Attributes
     ----------
-    awaits : bool
-        Its output is read by an addition alone, which is done in the same pass.
-    rectifies : bool
-        It (or that sum) is read by a ReLU alone, which is done as well.
-    behind : tuple of Reader
-        The layers that read the result of all that.
     norm_input : str
-        How its input is kept (`torchswat.engine.batch_norm.NORM_INPUTS`).
+        How it saves its input for backward (`torchswat.engine.batch_norm.NORM_INPUTS`).
     """
 
-    awaits: bool = False
-    rectifies: bool = False
-    behind: tuple[Reader, ...] = ()
     norm_input: str = "whole"
 
     def forward(self, input: Tensor) -> Tensor:
-        input = settled(input)
         if not fuses(self, input):
             return super().forward(input)
-        if self._converts(input):
-            input = ops.as_inner(input)
-        if (self.awaits or self.rectifies) and self._may_wait(input):
-            return Pending.of(self, input, self.norm_input, self.awaits, self.rectifies)
         return normalised(self, input, None, False, self.norm_input)
 
-    def _converts(self, input: Tensor) -> bool:
-        """Tell whether a layer behind it would bring its output into the engine's layout."""
-        if torch.compiler.is_compiling() or input.dim() != 4:
-            return False
-        return any(reader.takes_inner(input) for reader in self.behind)
 
-    def _may_wait(self, input: Tensor) -> bool:
-        """Tell whether gradients are wanted, and nobody but who reads the output will look at it."""
-        tensors = input, self.weight, self.bias
-        differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        return differentiates and not _is_hooked(self) and not _is_checkpointed()
-
-
-def _is_checkpointed() -> bool:
-    """Tell whether this is a part of a model that gradient checkpointing (not reentrant) computes twice."""
-    # Before torch 2.8 nobody can tell; there a part that ends between the two raises torch's CheckpointError.
-    on_top = getattr(autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)(False)
-    return on_top is not None and on_top[0].__module__ == "torch.utils.checkpoint"
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Tell whether hooks see the output of `module`: its own, or backward hooks on all modules.
-
-    Forward hooks on all modules are those of profilers, which read names and not numbers.
-    """
-    own = module._forward_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
-
-
-class NeighbourReLU(nn.ReLU):
-    """A ReLU that keeps bits instead of its output, and leaves its work to a batch norm that waits for it."""
+class ChwnReLU(nn.ReLU):
+    """A ReLU that saves one bit an entry for backward instead of its output."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Pending:
-            rectified = input.rectified(self.inplace)
-            if rectified is not None:
-                return rectified
-        input = settled(input)
         in_torch = _differentiates(input) and not (self.inplace and input._is_view())
         if not in_torch and not takes(input):
             return super().forward(input)
@@ -246,11 +177,10 @@ class NeighbourReLU(nn.ReLU):
         return output
 
 
-class NeighbourMaxPool2d(nn.MaxPool2d):
-    """A MaxPool2d that takes batch-innermost inputs as they are, and keeps no input."""
+class ChwnMaxPool2d(nn.MaxPool2d):
+    """A MaxPool2d that takes CHWN inputs as they are, and saves no input."""
 
     def forward(self, input: Tensor) -> Any:
-        input = settled(input)
         if self._in_engine(input):
             kernel, stride, padding = (_pair(size) for size in (self.kernel_size, self.stride, self.padding))
             output = _MaxPool.apply(input, kernel[0], stride[0], padding[0])
@@ -263,7 +193,7 @@ class NeighbourMaxPool2d(nn.MaxPool2d):
         return output
 
     def _in_engine(self, input: Tensor) -> bool:
-        """Tell whether the compiled kernel does it: square windows, none of them beyond the border."""
+        """Return whether the compiled kernel does it: square windows, none of them beyond the border."""
         sizes = [_pair(size) for size in (self.kernel_size, self.stride, self.padding)]
         plain = self.return_indices or _pair(self.dilation) != (1, 1)
         if plain or any(a != b for a, b in sizes) or not takes(input):
@@ -280,11 +210,10 @@ def _averages(input: Tensor, kernel: tuple[int, int]) -> Tensor:
     return output
 
 
-class NeighbourAvgPool2d(nn.AvgPool2d):
-    """An AvgPool2d that takes batch-innermost inputs as they are."""
+class ChwnAvgPool2d(nn.AvgPool2d):
+    """An AvgPool2d that takes CHWN inputs as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
-        input = settled(input)
         kernel, stride, padding = _pair(self.kernel_size), _pair(self.stride), _pair(self.padding)
         apart = stride == kernel and padding == (0, 0)
         plain = not apart or self.divisor_override is not None or not takes(input)
@@ -295,21 +224,19 @@ class NeighbourAvgPool2d(nn.AvgPool2d):
         return _averages(input, kernel)
 
 
-class NeighbourAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """An AdaptiveAvgPool2d that takes batch-innermost inputs as they are, to one value a channel."""
+class ChwnAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """An AdaptiveAvgPool2d that takes CHWN inputs as they are, to one value a channel."""
 
     def forward(self, input: Tensor) -> Tensor:
-        input = settled(input)
         if self.output_size not in (1, (1, 1), [1, 1]) or not takes(input):
             return super().forward(input)
         return _averages(input, (input.shape[2], input.shape[3]))
 
 
-class NeighbourPaddingShortcut(PaddingShortcut):
-    """A PaddingShortcut that takes batch-innermost inputs as they are."""
+class ChwnPaddingShortcut(PaddingShortcut):
+    """A PaddingShortcut that takes CHWN inputs as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = settled(x)
         if not takes(x):
             return super().forward(x)
         output = _PaddingShortcut.apply(x, self.stride, self.new_channels)
@@ -321,38 +248,30 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
-NEIGHBOUR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: NeighbourBatchNorm2d,
-    nn.ReLU: NeighbourReLU,
-    nn.MaxPool2d: NeighbourMaxPool2d,
-    nn.AvgPool2d: NeighbourAvgPool2d,
-    nn.AdaptiveAvgPool2d: NeighbourAdaptiveAvgPool2d,
-    PaddingShortcut: NeighbourPaddingShortcut,
+SWITCHED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: ChwnBatchNorm2d,
+    nn.ReLU: ChwnReLU,
+    nn.MaxPool2d: ChwnMaxPool2d,
+    nn.AvgPool2d: ChwnAvgPool2d,
+    nn.AdaptiveAvgPool2d: ChwnAdaptiveAvgPool2d,
+    PaddingShortcut: ChwnPaddingShortcut,
 }
-"""Which class becomes which neighbour."""
+"""Which class is switched to which."""
 
 
-def join_(model: nn.Module, norm_input: str = "whole") -> None:
-    """Switch the classes of `model`'s batch norms, ReLUs and pools to neighbours, in place."""
-    readers = readers_of(model)
+def switch_(model: nn.Module, norm_input: str = "whole") -> None:
+    """Switch the classes of `model`'s batch norms, ReLUs and pools in place: those of exactly these classes."""
     for module in model.modules():
-        if type(module) in NEIGHBOUR_CLASSES:
-            module.__class__ = NEIGHBOUR_CLASSES[type(module)]
-            if isinstance(module, NeighbourBatchNorm2d):
-                module.awaits, module.rectifies = module in readers.summed, module in readers.rectified
+        if type(module) in SWITCHED_CLASSES:
+            module.__class__ = SWITCHED_CLASSES[type(module)]
+            if isinstance(module, ChwnBatchNorm2d):
                 module.norm_input = norm_input
-                module.behind = tuple(r for r in readers.behind.get(module, ()) if isinstance(r, Reader))
-    for module in readers.concatenated - {m for m in model.modules() if "_torchswat_part" in vars(m)}:
-        module._torchswat_part = module.register_forward_hook(as_part)  # type: ignore[assignment]
 
 
-def separate_(model: nn.Module) -> None:
-    """Undo `join_`."""
-    dense_classes = {neighbour: dense for dense, neighbour in NEIGHBOUR_CLASSES.items()}
+def restore_(model: nn.Module) -> None:
+    """Undo `switch_`."""
+    dense_classes = {switched: dense for dense, switched in SWITCHED_CLASSES.items()}
     for module in model.modules():
-        if "_torchswat_part" in module.__dict__:
-            module.__dict__.pop("_torchswat_part").remove()
         if type(module) in dense_classes:
-            for fused in ("awaits", "rectifies", "behind", "norm_input"):
-                module.__dict__.pop(fused, None)
+            module.__dict__.pop("norm_input", None)
             module.__class__ = dense_classes[type(module)]
