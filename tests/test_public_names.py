@@ -14,6 +14,7 @@ PUBLIC = [
     "angle",
     "cost",
     "desparsify_",
+    "fuse_",
     "load",
     "models",
     "prune_",
@@ -22,6 +23,7 @@ PUBLIC = [
     "select",
     "sparsify_",
     "tune_allocator",
+    "unfuse_",
 ]
 HEAVY = {
     "accelerate",

@@ -16,13 +16,15 @@ from torchswat.engine import ops
 from torchswat.engine.batch_norm import runs_eagerly
 
 
-def concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    """Return ``torch.cat(tensors, 1)``, in the CHWN layout where one of the operands is.
+def concatenate(tensors: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """Return ``torch.cat(tensors, dim)``, in the CHWN layout where one of the operands is.
 
     Parameters
     ----------
     tensors : sequence of Tensor of shape (N, C, H, W)
         Of one N, H, W, dtype and device; others go to `torch.cat` as they are.
+    dim : {1, -3}
+        The channels.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     True
     """
     if not _stays(tensors):
-        return torch.cat(list(tensors), 1)
+        return torch.cat(list(tensors), dim)
     rows = [ops.as_inner(tensor).permute(1, 2, 3, 0) for tensor in tensors]  # (C, H, W, N), as in memory
     return torch.cat(rows).permute(3, 0, 1, 2)
 

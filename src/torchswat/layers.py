@@ -500,7 +500,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         def pad(tensor: Tensor) -> Tensor:
             return F.pad(tensor, sides, mode=mode)
 
-        return self._sparse_forward(input, products, pad if padding is None else None, super().forward, recompute)
+        return self._sparse_forward(
+            input, products, pad if padding is None else None, super().forward, recompute
+        )
 
     def takes_inner(self, input: Tensor) -> bool:
         """Tell whether an `input` (N, C, H, W) of these sizes is brought into the engine's layout here."""
