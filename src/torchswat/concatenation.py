@@ -1,8 +1,8 @@
 """Concatenation along the channels that stays in the CHWN layout.
 
 `torch.cat` knows two layouts, and returns NCHW for tensors in neither of them. In CHWN, channels are the
-outermost dimension: the operands are copied one behind the other, and the gradient of an operand is a stretch of
-the gradient.
+outermost dimension: the operands are copied one behind the other, and the gradient of an operand is a stretch
+of the gradient.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The forward of one container as a graph: its children are calls, and nobody's forward runs but its own.
 
 The forward runs once on symbolic values (`torch.fx`), on a copy of the container whose children are copies as
-well, without hooks, and whose tensors are shared. Whatever a graph cannot hold refuses the trace: attributes set, random
-numbers drawn, something printed, values of tensors looked at.
+well, without hooks, and whose tensors are shared. Whatever a graph cannot hold refuses the trace: attributes
+set, random numbers drawn, something printed, values of tensors looked at.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ class Trace:
         these, and of no others given.
     reads : tuple of (str, str, object)
         Plain attributes that the forward looked at: path of the module, name, value (`ABSENT`: of the class).
-    types : dict of str to tuple
-        By path of each module that is not called but looked into (the container itself is the empty path):
-        names and classes of its children.
+    inside : tuple of str
+        Paths of the modules that are looked into and not called: first the container, whose path is empty.
     """
 
     graph: fx.Graph
     arguments: tuple[str, ...]
     reads: tuple[tuple[str, str, Any], ...]
-    types: dict[str, tuple[tuple[str, type], ...]]
+    inside: tuple[str, ...]
 
 
 def trace_container(container: nn.Module) -> Trace:
@@ -83,12 +82,8 @@ def trace_container(container: nn.Module) -> Trace:
 
     type(twin).forward = _with_arguments(run, names)  # type: ignore[method-assign]
     said = io.StringIO()
-    with (
-        _random_state_watched(),
-        contextlib.redirect_stdout(said),
-        _no_saved_tensor_hooks(),
-        torch.enable_grad(),
-    ):
+    quiet = contextlib.redirect_stdout(said)
+    with _random_state_watched(), quiet, _no_saved_tensor_hooks(), torch.enable_grad():
         try:
             graph = _Tracer().trace(twin)
         except NotTraceable:
@@ -101,7 +96,7 @@ def trace_container(container: nn.Module) -> Trace:
     _check_result(result[-1])
     _check_attributes(graph, container)
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    return Trace(graph, names, recorder.plain_reads(), recorder.types(called))
+    return Trace(graph, names, recorder.plain_reads(), recorder.inside(called))
 
 
 # ---- the copy ----------------------------------------------------------------------------------------------
@@ -116,7 +111,6 @@ class _Recorder:
         self.paths: dict[int, str] = {}  # by the copy
         self.before: list[tuple[nn.Module, dict[str, Any]]] = []
         self.found: dict[tuple[str, str], Any] = {}
-        self.children: dict[str, tuple[tuple[str, type], ...]] = {}
 
     def twin_of(self, module: nn.Module, path: str) -> nn.Module:
         if id(module) in self.twins:
@@ -135,7 +129,6 @@ class _Recorder:
             for name, child in module._modules.items()
         }
         attributes["_torchswat_reads"] = self
-        self.children[path] = tuple((name, type(child)) for name, child in module._modules.items())
         self.before.append((twin, _snapshot(attributes)))
         return twin
 
@@ -171,13 +164,11 @@ class _Recorder:
             plain.append((path, name, copy.deepcopy(own[name])))
         return tuple(plain)
 
-    def types(self, called: list[str]) -> dict[str, tuple[tuple[str, type], ...]]:
-        """Return names and classes of the children of all modules but those that are called, or below."""
-        return {
-            path: children
-            for path, children in self.children.items()
-            if not path or not any(path == name or path.startswith(f"{name}.") for name in called)
-        }
+    def inside(self, called: list[str]) -> tuple[str, ...]:
+        """Return the paths of all modules but those that are called, or below."""
+        paths = sorted(path for path, _, _ in self.twins.values())
+        below = (path for path in paths if path and not any(f"{path}.".startswith(f"{c}.") for c in called))
+        return "", *below
 
 
 def _of_class(module: nn.Module, name: str) -> bool:

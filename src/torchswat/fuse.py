@@ -1,4 +1,4 @@
-"""Fusion on request: `fuse_` finds chains of batch norm, sum, ReLU and sparse convolution, `unfuse_` undoes it.
+"""Fusion on request: `fuse_` finds chains of batch norm, sum and ReLU, `unfuse_` undoes it.
 
 Each container is looked at by itself: the graph of its own forward (`torchswat.containers`) shows who reads
 what. A chain is fused where that graph proves that nobody else can see what is inside.
@@ -19,7 +19,15 @@ from torch.nn import functional as F
 from torchswat.concatenation import concatenate
 from torchswat.containers import NotTraceable, Trace, trace_container
 from torchswat.effects import is_fresh, may_change, unchanged_until
-from torchswat.fused import STATE, FusedModule, Fusion, convolve, fused_class, norm_chain, recomputable_chain
+from torchswat.fused import (
+    STATE,
+    FusedModule,
+    Fusion,
+    fused_class,
+    norm_chain,
+    pass_on,
+    recomputable_chain,
+)
 from torchswat.layers import SparseConv2d, SparseLayer
 from torchswat.switched import ChwnBatchNorm2d, ChwnReLU
 
@@ -80,12 +88,13 @@ def fuse_(model: nn.Module) -> FusionReport:
 
     Batch norm, the sum with a residual and ReLU run as one operation that saves one bit an entry beside the
     batch norm's input, or nothing; a sparse convolution behind it recomputes its input for the backward pass;
-    concatenations stay in the CHWN layout. Call it after `sparsify_`. In a dense model it fuses batch norms as
-    well, which saves memory.
+    concatenations stay in the CHWN layout. Call it after `sparsify_`. In a dense model it fuses batch norms,
+    which saves memory.
 
     Keys of the state_dict, parameters and hooks stay as they are. The forward of each container runs once on
-    symbolic values, on a copy. A fused container checks in every pass that what was proven still holds (no hooks on the
-    modules in a chain, the same modules, the same plain attributes); otherwise its own forward runs.
+    symbolic values, on a copy. A fused container checks in every pass that what was proven still holds (no
+    hooks on the modules in a chain, the same classes, the same plain attributes); otherwise its own forward
+    runs.
 
     Parameters
     ----------
@@ -111,24 +120,28 @@ def fuse_(model: nn.Module) -> FusionReport:
     unfuse_(model)
     report = FusionReport()
     sparse = any(isinstance(module, SparseLayer) for module in model.modules())
-    done: set[str] = set()
-    for name, container in list(model.named_modules()):
+    found: dict[nn.Module, _Rewriting] = {}
+    for name, container in reversed(list(model.named_modules())):  # children before what they are in
         if not _is_worth_a_trace(container):
             continue
         try:
-            rewriting = _Rewriting(name, container, trace_container(container), sparse)
+            rewriting = _Rewriting(name, container, trace_container(container), sparse, found)
             rewriting.rewrite()
-            if rewriting.fused:
-                fusion = rewriting.fusion()
+            rewriting.compile()
         except NotTraceable as error:
             report.skipped[name] = str(error)
-            continue
-        done.update(rewriting.norms)
+        else:
+            found[container] = rewriting
+    used: dict[nn.Module, _Rewriting] = {}
+    for container, rewriting in reversed(found.items()):
         report.skipped.update(rewriting.skipped)
-        if rewriting.fused:
+        if rewriting.fused or any(container in other.passes_to for other in used.values()):
+            used[container] = rewriting
             report.fused += rewriting.fused
-            vars(container)[STATE] = fusion
-            container.__class__ = fused_class(type(container))
+    for container in used:
+        container.__class__ = fused_class(type(container))  # type: ignore[assignment]
+    for container, rewriting in used.items():  # when all classes are what they will be
+        vars(container)[STATE] = rewriting.fusion()
     return report
 
 
@@ -145,7 +158,7 @@ def unfuse_(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, FusedModule):
             vars(module).pop(STATE, None)
-            module.__class__ = module.original
+            module.__class__ = module.original  # type: ignore[assignment]
     return model
 
 
@@ -160,25 +173,33 @@ def _is_worth_a_trace(container: nn.Module) -> bool:
 class _Rewriting:
     """The graph of one container, and how it is rewritten."""
 
-    def __init__(self, name: str, container: nn.Module, trace: Trace, sparse: bool) -> None:
-        self.name, self.container, self.trace, self.sparse = name, container, trace, sparse
+    def __init__(
+        self,
+        name: str,
+        container: nn.Module,
+        trace: Trace,
+        sparse: bool,
+        below: dict[nn.Module, _Rewriting],
+    ) -> None:
+        self.name, self.container, self.trace, self.sparse, self.below = name, container, trace, sparse, below
         self.graph = trace.graph
         self.modules = dict(container.named_modules(remove_duplicate=False))
         self.fused: list[Fused] = []
         self.skipped: dict[str, str] = {}
-        self.norms: list[str] = []
-        self.members: dict[str, type] = {}
+        self.members: set[str] = set()
+        self.passes_to: set[nn.Module] = set()
+        self.receives = False
 
     def rewrite(self) -> None:
         """Replace chains and concatenations."""
         calls = [node for node in self.graph.nodes if type(self.called(node)) in _NORMS]
         for node in reversed(calls):  # the last one before a sum takes it
-            self.norms.append(self.full(node))
             reason = self._fuse_from(node, calls)
             if reason:
                 self.skipped[self.full(node)] = reason
         self.fused.reverse()
         if self.sparse:
+            self._receive()
             self._concatenate()
 
     def called(self, node: fx.Node) -> nn.Module | None:
@@ -243,7 +264,7 @@ class _Rewriting:
         readers = [n for n in last.users if type(self.called(n)) is SparseConv2d and n.args == (last,)]
         again: list[fx.Node] = []
         if relu is not None and not sums:
-            again = unchanged_until(last, readers, self.called)
+            again = self._takers(last)
         with graph.inserting_before(last):
             norm = graph.get_attr(str(chain[0].target))
             consumers = tuple(graph.get_attr(str(reader.target)) for reader in readers)
@@ -258,20 +279,56 @@ class _Rewriting:
             else:
                 result, info = graph.call_function(norm_chain, operands), None
         last.replace_all_uses_with(result)
-        for reader in again:
-            with graph.inserting_before(reader):
-                layer = graph.get_attr(str(reader.target))
-                replacement = graph.call_function(convolve, (layer, result, info))
-            reader.replace_all_uses_with(replacement)
-            graph.erase_node(reader)
+        self._pass_on(again, info)
         modules = [node for node in chain if node.op == "call_module"]
-        for node in (*modules, *again):
-            self.members[str(node.target)] = type(self.called(node))
+        self.members.update(str(node.target) for node in modules)
         words = ["batch norm", *["add"] * bool(sums), *["ReLU"] * (relu is not None)]
         names = tuple(map(self.full, modules))
         self.fused.append(Fused(self.name, " + ".join(words), names, tuple(map(self.full, again))))
         for node in reversed(chain):
             graph.erase_node(node)
+
+    # ---- recomputation -------------------------------------------------------------------------------------
+
+    def _takers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the calls that can recompute the value of `node`, reached before anybody may change it."""
+        values, takers = [node], []
+        for value in values:
+            for reader in value.users:
+                module = self.called(reader)
+                if reader.args != (value,) or reader.kwargs or module is None:
+                    continue
+                if type(module) is nn.Identity:
+                    values.append(reader)
+                elif type(module) is SparseConv2d or (module in self.below and self.below[module].receives):
+                    takers.append(reader)
+        return unchanged_until(node, takers, self.called)
+
+    def _pass_on(self, takers: list[fx.Node], info: fx.Node | None) -> None:
+        """Give `info` to the calls in `takers`."""
+        for call in takers:
+            module, value = self.called(call), call.args[0]
+            assert module is not None and isinstance(value, fx.Node)
+            with self.graph.inserting_before(call):
+                layer = self.graph.get_attr(str(call.target))
+                replacement = self.graph.call_function(pass_on, (layer, value, info))
+            call.replace_all_uses_with(replacement)
+            self.graph.erase_node(call)
+            self.members.add(str(call.target))
+            if value.op == "call_module":
+                self.members.add(str(value.target))
+            if module in self.below:
+                self.passes_to.add(module)
+
+    def _receive(self) -> None:
+        """Let the only tensor of the forward come with what it can be recomputed from."""
+        (tensor, *more) = (node for node in self.graph.nodes if node.op == "placeholder")
+        takers = [] if more else self._takers(tensor)
+        if takers:
+            with self.graph.inserting_after(tensor):
+                info = self.graph.placeholder("torchswat_recompute", default_value=None)
+            self._pass_on(takers, info)
+            self.receives = True
 
     # ---- concatenations ------------------------------------------------------------------------------------
 
@@ -289,19 +346,25 @@ class _Rewriting:
 
     # ---- the result ----------------------------------------------------------------------------------------
 
-    def fusion(self) -> Fusion:
-        """Return what the container is to run."""
+    def compile(self) -> None:
+        """Write the graph as Python."""
         code = self.graph.python_code("self")
         scope = {name: value for name, value in code.globals.items() if name in code.src}
         try:
             pickle.dumps({name: value for name, value in scope.items() if value is not torch})
         except Exception:
             raise NotTraceable("its forward uses functions that no file can name") from None
-        inner = dict(self.trace.types)
-        children = inner.pop("", ())
+        self.source, self.scope = code.src, scope
+
+    def fusion(self) -> Fusion:
+        """Return what the container is to run, once all classes are switched."""
+        own, *inner = (
+            (path, tuple((name, type(m)) for name, m in self.container.get_submodule(path)._modules.items()))
+            for path in self.trace.inside
+        )
         return Fusion(
-            *(code.src, scope, self.trace.arguments, children, tuple(inner.items())),
-            members=tuple(self.members.items()),
+            *(self.source, self.scope, self.trace.arguments, own[1], tuple(inner), self.receives),
+            members=tuple((name, type(self.modules[name])) for name in self.members),
             reads=self.trace.reads,
         )
 

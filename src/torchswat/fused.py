@@ -1,7 +1,8 @@
 """A container whose forward runs a rewritten graph, and the operations of such graphs.
 
-The class of a fused container is made of its own class, so it stays an instance of that; its parameters, hooks and
-keys stay as they were. Each pass first checks what the graph was proven from; where anything differs, the
+The class of a fused container is made of its own class, so it stays an instance of that; its parameters,
+hooks and keys stay as they were. Each pass first checks what the graph was proven from; where anything
+differs, the
 container's own forward runs.
 """
 
@@ -42,6 +43,8 @@ class Fusion:
         Names and classes of the container's children.
     inner : tuple of (str, tuple)
         The same of modules that the forward looks into, by path.
+    receives : bool
+        The function takes a `RecomputeInfo` of its only tensor as one more argument.
     members : tuple of (str, class)
         Modules whose work is done by others' kernels: without hooks alone.
     reads : tuple of (str, str, object)
@@ -53,6 +56,7 @@ class Fusion:
     arguments: tuple[str, ...]
     children: tuple[tuple[str, type], ...]
     inner: tuple[tuple[str, tuple[tuple[str, type], ...]], ...]
+    receives: bool
     members: tuple[tuple[str, type], ...]
     reads: tuple[tuple[str, str, Any], ...]
 
@@ -82,11 +86,8 @@ class Fusion:
             if name != own or type(modules[own]) is not kind:
                 return False
         for path, kind in self.members:
-            module = modules.get(path) or container.get_submodule(path)
-            state = module.__dict__
-            if type(module) is not kind or state["_forward_hooks"] or state["_forward_pre_hooks"]:
-                return False
-            if state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state:
+            module = modules[path] if path in modules else container.get_submodule(path)
+            if type(module) is not kind or is_observed(module):
                 return False
         return not (self.inner or self.reads) or self._looks_the_same(container)
 
@@ -105,6 +106,18 @@ class Fusion:
         return True
 
 
+def is_observed(module: Any) -> bool:
+    """Return whether `module` has hooks, or its forward was replaced: then it has to be called."""
+    state = module.__dict__
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    )
+
+
 def _only_devices() -> bool:
     modes = torch.overrides._get_current_function_mode_stack()
     return all(type(mode).__name__ == "DeviceContext" for mode in modes)
@@ -114,6 +127,13 @@ class FusedModule(nn.Module):
     """What all fused containers have in common; made by `torchswat.fuse_`."""
 
     original: type[nn.Module]
+
+    def forward_recomputing(self, input: Tensor, recompute: RecomputeInfo) -> Any:
+        """Return what ``self(input)`` does, for an `input` that layers inside can recompute."""
+        fusion: Fusion | None = self.__dict__.get(STATE)
+        if fusion is None or not fusion.receives or is_observed(self) or not fusion.holds(self, (input,)):
+            return self(input)
+        return fusion.run(self, input, recompute)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
@@ -211,6 +231,6 @@ def _fits(residual: Any, x: Tensor) -> bool:
     return (residual.shape, residual.dtype, residual.device) == (x.shape, x.dtype, x.device)
 
 
-def convolve(layer: SparseConv2d, x: Tensor, recompute: RecomputeInfo | None) -> Tensor:
+def pass_on(layer: SparseConv2d | FusedModule, x: Tensor, recompute: RecomputeInfo | None) -> Any:
     """Return ``layer(x)``, where the layer saves nothing of an `x` that it can recompute."""
     return layer(x) if recompute is None else layer.forward_recomputing(x, recompute)
