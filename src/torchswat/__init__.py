@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchswat.batch_norm import BatchNormReLU2d
     from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
     from torchswat.engine.allocator import tune_allocator
+    from torchswat.fuse import fuse_, unfuse_
     from torchswat.runtime.network import load
     from torchswat.runtime.package import save
     from torchswat.selection import select
@@ -31,6 +32,7 @@ __all__ = [
     "angle",
     "cost",
     "desparsify_",
+    "fuse_",
     "load",
     "models",
     "prune_",
@@ -40,6 +42,7 @@ __all__ = [
     "sparsify_",
     "tune",
     "tune_allocator",
+    "unfuse_",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -51,6 +54,7 @@ _HOMES = {
     "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",
     "desparsify_": "torchswat.convert",
+    "fuse_": "torchswat.fuse",
     "load": "torchswat.runtime.network",
     "prune_": "torchswat.convert",
     "save": "torchswat.runtime.package",
@@ -58,6 +62,7 @@ _HOMES = {
     "sparsify_": "torchswat.convert",
     "tune": "torchswat.tuning",
     "tune_allocator": "torchswat.engine.allocator",
+    "unfuse_": "torchswat.fuse",
 }
 
 
