@@ -244,10 +244,13 @@ class SparseLayer(nn.Module):
     ) -> int | None:
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
         stride, padding, dilation, groups = geometry
-        if groups != 1 or dilation != (1, 1) or x.numel() == 0 or weight.numel() == 0:
+        depthwise = groups == len(weight) == x.shape[1]
+        if not (groups == 1 or depthwise) or dilation != (1, 1) or x.numel() == 0 or weight.numel() == 0:
             return None
         if native_for(x, weight) is None:
             return None
+        if groups > 1:
+            return 0
         if x.dim() == 4:
             shape = Shape(x.shape, weight.shape, stride, padding)  # type: ignore[arg-type]
         else:

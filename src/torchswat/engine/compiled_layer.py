@@ -72,6 +72,11 @@ def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Pair) 
     return Sizes(shape, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w)
 
 
+def is_depthwise(input_size: tuple[int, ...], weight: Tensor, a: Any) -> bool:
+    """Return whether every channel has a kernel of its own, which the compiled kernels do in the CHWN layout."""
+    return a.groups > 1 and a.groups == input_size[1] == len(weight) and a.dilation == (1, 1)
+
+
 class Chosen(NamedTuple):
     """What is selected of one operand: what `mask` marks, or without one all of at least `limit`."""
 
@@ -212,11 +217,11 @@ def forward(
         of_weight = this.select(weight, WEIGHT, weight_mask)
     if not a.slots & FORWARD_WEIGHT:
         products &= ~FORWARD_SPARSE
-    linear = x.dim() == 2
+    linear, depthwise = x.dim() == 2, is_depthwise(x.shape, weight, a)
     source, in_chwn = x, a.chwn
     if linear and products & (FORWARD_SPARSE | GRAD_WEIGHT_SPARSE):
         source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1))
-    elif in_chwn:
+    elif in_chwn or depthwise:
         source = layout.as_chwn(x)
     kept = x.new_empty(0, dtype=torch.uint8)
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
@@ -245,11 +250,23 @@ def forward(
         used = masked(native, weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
         if linear:
             y = torch.nn.functional.linear(x, used, bias)
+        elif depthwise:
+            y = _depthwise(native, sizes, source, used.contiguous(), bias)
+            order = layout.layout_of(x)
+            y = y if in_chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order)
         elif in_chwn:
             y = chwn.forward(source, used, bias, a.stride, a.padding)
         else:
             y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
     return y, kept, this.end(of_weight, of_activation, products)
+
+
+def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = layout.empty_chwn(sizes.output, source)
+    bias = None if bias is None else bias.contiguous()
+    at = source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    native.depthwise_forward(sizes.shape, *at, torch.get_num_threads())
+    return y
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -310,8 +327,8 @@ def backward(
     products = words[PRODUCTS]
     weight = weight.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
-    maps = gradient
-    if a.chwn:
+    maps, depthwise = gradient, is_depthwise(input_size, weight, a)
+    if a.chwn or depthwise:
         maps = layout.as_chwn(gradient)
     elif gradient.dim() == 2 and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
         maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
@@ -321,7 +338,7 @@ def backward(
         ties, limit = words[WEIGHT_TIES], as_float(words[WEIGHT_LIMIT])
         mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
         chosen = Chosen(limit, mask=mask)
-    if not a.chwn and not this.linear:
+    if not (a.chwn or depthwise or this.linear):
         return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
@@ -372,7 +389,12 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
     used = weight if chosen is None else masked(native, weight, chosen)
     if this.linear:
         return this.gradient @ used
-    result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
+    if a.groups > 1:
+        result = layout.empty_chwn(this.sizes.input, this.maps)
+        at = this.maps.data_ptr(), used.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.depthwise_grad_input(this.sizes.shape, *at)
+    else:
+        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
     return layout.copy_from_chwn(result, this.input_layout)
 
 
@@ -400,4 +422,9 @@ def _grad_weight(
     assert x is not None
     if this.linear:
         return this.gradient.T @ x
+    if a.groups > 1:
+        x, result = layout.as_chwn(x), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+        at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.depthwise_grad_weight(this.sizes.shape, *at)
+        return result
     return chwn.grad_weight(this.maps, layout.as_chwn(x), weight, a.stride, a.padding)

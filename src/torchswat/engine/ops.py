@@ -129,8 +129,9 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
     for i in (0, 1):
         reach = a.dilation[i] * (weight.shape[2 + i] - 1) + 1
         _check(weight.shape[2 + i] > 0 and x.shape[2 + i] + 2 * a.padding[i] >= reach, "x", x, "maps of the kernel's size")
-    if a.chwn and (a.groups != 1 or a.dilation != (1, 1)):
-        raise InvalidValue("the CHWN layout is of convolutions without groups and dilation.")
+    depthwise = a.groups == x.shape[1] == weight.shape[0]
+    if a.chwn and ((a.groups != 1 and not depthwise) or a.dilation != (1, 1)):
+        raise InvalidValue("the CHWN layout is of convolutions without dilation, whole or depthwise.")
 
 
 def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:
