@@ -48,6 +48,7 @@ Schedule = Callable[[int], float]
 
 Pair = tuple[int, int]
 _REMEMBERED_SHAPES = 256
+_FILLED_LANES = 8  # samples below which vectors of samples are mostly empty
 
 
 @dataclass
@@ -76,6 +77,8 @@ class LayerSparsity:
     state: Tensor
     name: str = "layer"
     by_optimizer: bool = False
+    before_norm: bool = False
+    """Whether a BatchNorm2d stands right behind the layer in the order of the model's definition."""
     slots: int = 0
     search: int = 0
     share: tuple[int, int] = (0, 1)
@@ -167,8 +170,9 @@ class SparseLayer(nn.Module):
         sparsity = sparse.sparsity
         if callable(sparsity):
             sparsity = sparse.sparsity_now(self._this_iteration())
-        products = self._products(x, weight, geometry, sparsity)
-        chwn = x.dim() == 4 and products is not None and (products != 0 or layout.is_chwn(x))
+        native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
+        products = None if native is None else self._products(x, weight, geometry, sparsity)
+        chwn = x.dim() == 4 and products is not None and (products != 0 or self._prefers_chwn(x, weight, geometry))
         training = sparse.training_mode(self.training)
         key = x.shape, entries, sparsity, products, chwn, training, wants_weight, recompute is None
         a = sparse._arguments.get(key)
@@ -186,9 +190,9 @@ class SparseLayer(nn.Module):
         if selector is not None and not selector.in_operation and wants_weight and activation_mask is None:
             activation_mask = self._mask("activation", x, sparsity)
         if not grad:
-            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a)[0]
+            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a, native)[0]
         output = SparseFunction.apply(
-            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a
+            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a, native
         )
         return cast(Tensor, output)
 
@@ -245,9 +249,7 @@ class SparseLayer(nn.Module):
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
         stride, padding, dilation, groups = geometry
         depthwise = groups == len(weight) == x.shape[1]
-        if not (groups == 1 or depthwise) or dilation != (1, 1) or x.numel() == 0 or weight.numel() == 0:
-            return None
-        if native_for(x, weight) is None:
+        if not (groups == 1 or depthwise) or dilation != (1, 1):
             return None
         if groups > 1:
             return 0
@@ -256,6 +258,16 @@ class SparseLayer(nn.Module):
         else:
             shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding)  # type: ignore[arg-type]
         return plan.products_of(plan.choose(shape, sparsity))
+
+    def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
+        """Return whether dense products work in the CHWN layout: where it is that of the input, or a batch norm's to come.
+
+        That a batch norm follows is a guess by the order of the model's definition, on which no number depends.
+        """
+        if layout.is_chwn(x):
+            return True
+        matrix = weight.shape[2:] == (1, 1) and geometry[1] == (0, 0)
+        return self.sparse.before_norm and (geometry[3] > 1 or matrix) and len(x) >= _FILLED_LANES
 
     @property
     def _period(self) -> int:

@@ -220,9 +220,9 @@ def forward(
     linear, depthwise = x.dim() == 2, is_depthwise(x.shape, weight, a)
     source, in_chwn = x, a.chwn
     if linear and products & (FORWARD_SPARSE | GRAD_WEIGHT_SPARSE):
-        source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1))
+        source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1), native)
     elif in_chwn or depthwise:
-        source = layout.as_chwn(x)
+        source = layout.as_chwn(x, native)
     kept = x.new_empty(0, dtype=torch.uint8)
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
         compressed = in_chwn or (linear and bool(products & GRAD_WEIGHT_SPARSE))
@@ -253,7 +253,7 @@ def forward(
         elif depthwise:
             y = _depthwise(native, sizes, source, used.contiguous(), bias)
             order = layout.layout_of(x)
-            y = y if in_chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order)
+            y = y if in_chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
         elif in_chwn:
             y = chwn.forward(source, used, bias, a.stride, a.padding)
         else:
@@ -329,9 +329,9 @@ def backward(
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
     maps, depthwise = gradient, is_depthwise(input_size, weight, a)
     if a.chwn or depthwise:
-        maps = layout.as_chwn(gradient)
+        maps = layout.as_chwn(gradient, native)
     elif gradient.dim() == 2 and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
-        maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
+        maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1), native)
     this = Return(native, gradient, maps, weight, products, sizes, input_size, input_layout, a)
     chosen = None
     if wanted[0] and a.slots & GRAD_INPUT_WEIGHT:
@@ -385,7 +385,7 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
         native.sparse_grad_input(this.sizes.shape, this.maps.data_ptr(), *at)
         if this.linear:
             return _rows(native, result, this.sizes)
-        return layout.copy_from_chwn(result, this.input_layout)
+        return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
     if this.linear:
         return this.gradient @ used
@@ -395,7 +395,7 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
         native.depthwise_grad_input(this.sizes.shape, *at)
     else:
         result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
-    return layout.copy_from_chwn(result, this.input_layout)
+    return layout.copy_from_chwn(result, this.input_layout, native)
 
 
 def _grad_weight(
@@ -405,7 +405,7 @@ def _grad_weight(
     if products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
-        kept = saved.compress(native, layout.as_chwn(before), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
+        kept = saved.compress(native, layout.as_chwn(before, native), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
         products |= CHWN_SAVED
     selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & GRAD_WEIGHT_SPARSE:
@@ -423,8 +423,8 @@ def _grad_weight(
     if this.linear:
         return this.gradient.T @ x
     if a.groups > 1:
-        x, result = layout.as_chwn(x), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+        x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
         native.depthwise_grad_weight(this.sizes.shape, *at)
         return result
-    return chwn.grad_weight(this.maps, layout.as_chwn(x), weight, a.stride, a.padding)
+    return chwn.grad_weight(this.maps, layout.as_chwn(x, native), weight, a.stride, a.padding)

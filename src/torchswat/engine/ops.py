@@ -10,6 +10,7 @@ The output of `sparse_forward` is ``(y, saved, record)``: the activation as it i
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +61,13 @@ def run_forward(
     activation_mask: Tensor | None,
     schedule: Tensor | None,
     a: Arguments,
+    native: ModuleType | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward pass on plain tensors, by the compiled kernels where they apply."""
+    """Run the forward pass on plain tensors, by the compiled kernels where they apply (`native` where it is known)."""
     operands = x, weight, bias, state, weight_mask, activation_mask, schedule, a
     moment = moment_of(a.training)
-    native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
+    if native is None and x.numel() and weight.numel():
+        native = native_for(x, weight, bias)
     if native is None:
         return reference_layer.forward(*operands, moment)
     return compiled_layer.forward(native, *operands, moment)
