@@ -10,6 +10,7 @@ import operator
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -268,9 +269,9 @@ class _Rewriting:
         with graph.inserting_before(last):
             norm = graph.get_attr(str(chain[0].target))
             consumers = tuple(graph.get_attr(str(reader.target)) for reader in readers)
-            rectify: Any = None
+            rectify: Any = False
             if relu is not None:
-                rectify = graph.get_attr(str(relu.target)) if relu.op == "call_module" else torch.relu
+                rectify = graph.get_attr(str(relu.target)) if relu.op == "call_module" else True
             operands = norm, x, residual, sums, rectify, consumers
             if again:
                 both = graph.call_function(recomputable_chain, operands)
@@ -349,9 +350,11 @@ class _Rewriting:
     def compile(self) -> None:
         """Write the graph as Python."""
         code = self.graph.python_code("self")
-        scope = {name: value for name, value in code.globals.items() if name in code.src}
+        used = {name: value for name, value in code.globals.items() if name in code.src}
+        self.homes = {name: value.__name__ for name, value in used.items() if isinstance(value, ModuleType)}
+        scope = {name: value for name, value in used.items() if name not in self.homes}
         try:
-            pickle.dumps({name: value for name, value in scope.items() if value is not torch})
+            pickle.dumps(scope)
         except Exception:
             raise NotTraceable("its forward uses functions that no file can name") from None
         self.source, self.scope = code.src, scope
@@ -363,7 +366,7 @@ class _Rewriting:
             for path in self.trace.inside
         )
         return Fusion(
-            *(self.source, self.scope, self.trace.arguments, own[1], tuple(inner), self.receives),
+            *(self.source, self.scope, self.homes, self.trace.arguments, own[1], tuple(inner), self.receives),
             members=tuple((name, type(self.modules[name])) for name in self.members),
             reads=self.trace.reads,
         )
