@@ -139,12 +139,13 @@ class FusedModule(nn.Module):
             return self(input)
         return fusion.run(self, input, recompute)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(protocol)
-        if not isinstance(reduced, tuple) or reduced[1][:1] != (type(self),):
-            return reduced
-        assert reduced[0] is copyreg.__newobj__  # type: ignore[attr-defined]
-        return rebuild, (self.original, *reduced[1][1:]), *reduced[2:]
+
+@functools.cache
+def _metaclass(kind: type) -> Any:
+    """Return a metaclass whose classes travel in files by what they were made of."""
+    made = type(f"Fused{kind.__name__}", (kind,), {})
+    copyreg.pickle(made, lambda fused: (fused_class, (fused.original,)))  # type: ignore[arg-type]
+    return made
 
 
 @functools.cache
@@ -168,13 +169,7 @@ def fused_class(original: type[nn.Module]) -> type[nn.Module]:
 
     attributes = {"forward": forward, "original": original, "__doc__": original.__doc__}
     attributes |= {"__module__": original.__module__}
-    return type(f"Fused{original.__name__}", (FusedModule, original), attributes)
-
-
-def rebuild(original: type[nn.Module], *arguments: Any) -> nn.Module:
-    """Return an empty fused container of class `original`, for copies and files."""
-    kind = fused_class(original)
-    return kind.__new__(kind, *arguments)
+    return _metaclass(type(original))(f"Fused{original.__name__}", (FusedModule, original), attributes)
 
 
 # ---- operations --------------------------------------------------------------------------------------------
