@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchswat import models, sparsify_
+from torchswat import fuse_, models, sparsify_
 from torchswat.bench import footprint, memory
 from torchswat.bench.footprint import Setting, kept_bytes, measure, peak_bytes
 from torchswat.bench.memory import bench_memory, rounds, settings
@@ -90,7 +90,7 @@ def test_a_sparse_residual_network_keeps_what_the_formula_says(which, norm_input
         bits_of = dict.fromkeys(norms, bits)
     bound = sum(n * (4 * (1 - sparsity) + bits) for n in convolutions.values())
     bound += sum(n * (NORM_INPUTS[norm_input] + bits_of.get(name, 0)) for name, n in norms.items())
-    sparsify_(model, sparsity=sparsity, norm_input=norm_input)
+    fuse_(sparsify_(model, sparsity=sparsity, norm_input=norm_input))
     with engine(which):
         found = totals(model, x)["activations"]
     slack = 0.01 * bound + 20_000  # starts of channels, statistics, the last layer
