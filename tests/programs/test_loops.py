@@ -227,7 +227,7 @@ def test_a_loop_gives_what_the_emulation_gives(name: str, setting: Setting):
         check_alike(actual[key], tensor, 1e-8 if setting.dtype == torch.float64 else 2e-2, key, least=1e-3)
 
 
-@pytest.mark.parametrize("algorithm", ["swat"])
+@pytest.mark.parametrize("algorithm", ["swat", "meprop"])
 def test_a_gradient_that_overflows_lets_the_scaler_skip_the_step(algorithm: str, setting: Setting):
     model = sparse_copy(network().to(setting.dtype), setting, algorithm=algorithm)
     optimizer = sgd(model)
