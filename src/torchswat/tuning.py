@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +15,7 @@ from torchswat.engine import plan
 from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.race import Timing, multiply_adds, race
 from torchswat.errors import InvalidValue
+from torchswat.examples import call, copied, random_states_restored
 
 Progress = Callable[[int, int], object]
 """Called after every race with the number done and the number of all."""
@@ -156,8 +153,8 @@ Met = tuple[str, Shape, float]  # a layer's name, what it met, and a sparsity of
 
 def _sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
     """Run a copy of `model` once; return what its layers asked, once for each of their sparsities."""
-    with _random_states_restored():
-        twin = _copied(model).train(training)
+    with random_states_restored():
+        twin = copied(model, "tuning").train(training)
         sparsities: dict[str, list[float]] = {}
         for name, layer in sparse_layers(twin):
             sparsities[name] = _sparsities(layer.sparse.sparsity)
@@ -183,31 +180,12 @@ def _shapes_asked(twin: nn.Module, example: Any, training: bool) -> list[tuple[s
         layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
         layer.register_forward_hook(lambda *_: _drop_last(running), always_call=True)
     with plan.recorded(record), torch.set_grad_enabled(training):
-        _call(twin, example)
+        call(twin, example)
     return list(shapes)
 
 
 def _drop_last(running: list[str]) -> None:
     running.pop()
-
-
-def _call(model: nn.Module, example: Any) -> None:
-    if isinstance(example, Mapping):
-        model(**example)
-    elif isinstance(example, tuple):
-        model(*example)
-    else:
-        model(example)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidValue(
-            f"{type(model).__name__} cannot be copied ({error}), and tuning runs a copy; tune a model of the "
-            "same layers that was just made: the result holds for both."
-        ) from error
 
 
 def _sparsities(sparsity: float | Callable[[int], float]) -> list[float]:
@@ -238,15 +216,3 @@ def _raced(asked: Mapping[str, tuple[Shape, float]], progress: Progress | None) 
         if progress is not None:
             progress(done, len(asked))
     return raced
-
-
-@contextmanager
-def _random_states_restored() -> Iterator[None]:
-    """Restore the random states of torch, numpy and Python, from which the model's forward may draw."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
