@@ -17,6 +17,7 @@ from torchswat.engine import layout, ops
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.loader import is_plain
+from torchswat.errors import InvalidValue
 
 _TWICE = (
     b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, which has none. "
@@ -43,6 +44,20 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    """Refuse forward-mode differentiation.
+
+    Raises
+    ------
+    InvalidValue
+        In every case.
+    """
+    raise InvalidValue(
+        "a sparse layer was reached by forward-mode differentiation (torch.autograd.forward_ad); its gradient is a "
+        "straight-through estimate that has no forward form. Call torchswat.desparsify_ first."
+    )
+
+
 class SparseFunction(torch.autograd.Function):
     """The three products of a layer with their operands selected."""
 
@@ -64,6 +79,8 @@ class SparseFunction(torch.autograd.Function):
         ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
         ctx.save_for_backward(dense, weight, kept, record, weight_mask, *(recompute or ()))
         return y
+
+    jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     @differentiable_once
