@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchswat import layers, models, sparsify_
+from torchswat import fuse_, layers, models, sparsify_
 from torchswat.bench.race import median, race, spread
 from torchswat.bench.record import Record, circumstances
-from torchswat.layers import Operands, Saved, SparseLayer
+from torchswat.layers import Operands, Saved, SparseConv2d, SparseLayer
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "memory-step.json"
 NETWORKS, SPARSITIES, BATCH_SIZE = ("resnet18", "vgg16"), (0.5, 0.7, 0.8), 128
@@ -31,7 +31,7 @@ NETWORKS, SPARSITIES, BATCH_SIZE = ("resnet18", "vgg16"), (0.5, 0.7, 0.8), 128
 @contextmanager
 def _kept_at_hand() -> Iterator[None]:
     """Keep operands in the forms that products take, from the forward pass on."""
-    operands_of, saved, origin_of = SparseLayer._operands, layers.Saved, layers.origin_of
+    operands_of, saved, convolve = SparseLayer._operands, layers.Saved, SparseConv2d.forward_recomputing
     products: Any = None
 
     class Whole(Saved):
@@ -45,16 +45,19 @@ def _kept_at_hand() -> Iterator[None]:
         products = its_products
         return operands_of(layer, its_products, *arguments)
 
-    SparseLayer._operands, layers.Saved, layers.origin_of = operands, Whole, lambda tensor: None  # type: ignore
+    SparseLayer._operands, layers.Saved = operands, Whole  # type: ignore
+    SparseConv2d.forward_recomputing = lambda layer, input, recompute: convolve(layer, input, None)  # type: ignore
     try:
         yield
     finally:
-        SparseLayer._operands, layers.Saved, layers.origin_of = operands_of, saved, origin_of  # type: ignore
+        SparseLayer._operands, layers.Saved = operands_of, saved  # type: ignore
+        SparseConv2d.forward_recomputing = convolve  # type: ignore
 
 
 def _compare(name: str, sparsity: float, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = sparsify_(models.create(name).train(), "swat", sparsity, method="sample")
+    fuse_(model)
     pictures, classes = torch.randn(BATCH_SIZE, 3, 32, 32), torch.randint(10, (BATCH_SIZE,))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 

@@ -14,6 +14,7 @@ PUBLIC = [
     "angle",
     "cost",
     "desparsify_",
+    "fuse_",
     "load",
     "models",
     "prune_",
@@ -23,6 +24,7 @@ PUBLIC = [
     "sparsify_",
     "tune",
     "tune_allocator",
+    "unfuse_",
 ]
 HEAVY = {
     "accelerate",

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         sparsify_,
     )
     from torchswat.engine.allocator import tune_allocator
+    from torchswat.fuse import fuse_, unfuse_
     from torchswat.runtime.network import load
     from torchswat.runtime.package import save
     from torchswat.selection import select
-    from torchswat.summary import summary
+    from torchswat.summaries import summary
     from torchswat.tuning import tune
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "count_steps_",
     "desparsify_",
     "errors",
+    "fuse_",
     "load",
     "load_sparse_state_",
     "models",
@@ -56,6 +58,7 @@ __all__ = [
     "summary",
     "tune",
     "tune_allocator",
+    "unfuse_",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -68,6 +71,7 @@ _HOMES = {
     "cost": "torchswat.accounting",
     "count_steps_": "torchswat.convert",
     "desparsify_": "torchswat.convert",
+    "fuse_": "torchswat.fuse",
     "load": "torchswat.runtime.network",
     "load_sparse_state_": "torchswat.convert",
     "prune_": "torchswat.convert",
@@ -76,9 +80,10 @@ _HOMES = {
     "sparse_layers": "torchswat.convert",
     "sparse_state": "torchswat.convert",
     "sparsify_": "torchswat.convert",
-    "summary": "torchswat.summary",
+    "summary": "torchswat.summaries",
     "tune": "torchswat.tuning",
     "tune_allocator": "torchswat.engine.allocator",
+    "unfuse_": "torchswat.fuse",
 }
 
 

@@ -28,7 +28,12 @@ def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
     """Tell whether `normalised` does what `norm` does with `input`: normalise by the batch's statistics."""
     if not norm.training or not norm.track_running_stats or not runs_eagerly(input):
         return False
-    if torch.is_autocast_enabled(input.device.type) or norm.momentum is None or input.dim() != 4 or not input.is_floating_point():
+    if (
+        torch.is_autocast_enabled(input.device.type)
+        or norm.momentum is None
+        or input.dim() != 4
+        or not input.is_floating_point()
+    ):
         return False
     channels = input.shape[1]
     given = norm.weight, norm.bias, norm.running_mean, norm.running_var

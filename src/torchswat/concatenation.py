@@ -1,8 +1,8 @@
 """Concatenation along the channels that stays in the CHWN layout.
 
 `torch.cat` knows two layouts, and returns NCHW for tensors in neither of them. In CHWN, channels are the
-outermost dimension: the operands are copied one behind the other, and the gradient of an operand is a stretch of
-the gradient.
+outermost dimension: the operands are copied one behind the other, and the gradient of an operand is a stretch
+of the gradient.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from torchswat.engine import ops
 from torchswat.engine.batch_norm import runs_eagerly
 
 
-def concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    """Return ``torch.cat(tensors, 1)``, in the CHWN layout where one of the operands is.
+def concatenate(tensors: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """Return ``torch.cat(tensors, dim)``, in the CHWN layout where one of the operands is.
 
     Parameters
     ----------
     tensors : sequence of Tensor of shape (N, C, H, W)
         Of one N, H, W, dtype and device; others go to `torch.cat` as they are.
+    dim : {1, -3}
+        The channels.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     True
     """
     if not _stays(tensors):
-        return torch.cat(list(tensors), 1)
+        return torch.cat(list(tensors), dim)
     rows = [ops.as_inner(tensor).permute(1, 2, 3, 0) for tensor in tensors]  # (C, H, W, N), as in memory
     return torch.cat(rows).permute(3, 0, 1, 2)
 

@@ -23,6 +23,7 @@ from torchswat.algorithms import Algorithm, algorithm
 from torchswat.batch_norm import check_norm_input
 from torchswat.engine.state import ITERATION, new_state
 from torchswat.errors import InvalidValue, UnknownName
+from torchswat.fuse import unfuse_
 from torchswat.layers import SPARSE_CLASSES, LayerSparsity, Schedule, SparseLayer
 from torchswat.masked import zeroed
 from torchswat.selection import METHODS, SCOPES, Selector, check_sparsity
@@ -328,6 +329,8 @@ def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -
 def desparsify_(model: Model) -> Model:
     """Make all layers of `model` plain torch modules again, in place; weights stay as they are.
 
+    What `torchswat.fuse_` fused is undone as well.
+
     Call `prune_` first to keep the sparse network that was trained.
 
     Raises
@@ -357,6 +360,7 @@ def desparsify_(model: Model) -> Model:
         layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
         del layer.sparse, layer.sparse_state
         vars(layer).pop("sparse_schedule", None)
+    unfuse_(model)
     switched.restore_(model)
     for module in model.modules():
         vars(module).pop(SETTINGS, None)

@@ -1,8 +1,8 @@
-"""Batch norms, ReLUs and pools that take tensors in the CHWN layout as they are, and save little for backward.
+"""Batch norms, ReLUs and pools that take tensors in the CHWN layout, and save little for backward.
 
 A sparse layer of the compiled engine returns such a tensor. Batch norm, ReLU and pooling are bound by memory,
-so they have kernels of their own for it; any other input takes torch's own operations. A ReLU saves one bit an
-entry instead of its output, a maximum the position it was found at. Every output is a plain tensor.
+so they have kernels of their own for it; any other input takes torch's own operations. A ReLU saves one bit
+an entry instead of its output, a maximum the position it was found at. Every output is a plain tensor.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ SWITCHED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def switch_(model: nn.Module, norm_input: str = "whole") -> None:
-    """Switch the classes of `model`'s batch norms, ReLUs and pools in place: those of exactly these classes."""
+    """Switch the classes of `model`'s batch norms, ReLUs and pools in place."""
     for module in model.modules():
         if type(module) in SWITCHED_CLASSES:
             module.__class__ = SWITCHED_CLASSES[type(module)]

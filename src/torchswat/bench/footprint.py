@@ -10,6 +10,7 @@ own (Linux) or the device's, above what it holds between steps.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -24,11 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from torchswat import models
 from torchswat.convert import sparse_layers, sparsify_
-from torchswat.layers import Operands
+from torchswat.fuse import fuse_
+from torchswat.layers import Operands, SparseConv2d
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
 """Lets glibc map every larger tensor by itself: the peak is of what is in use, and not of gaps in a heap."""
@@ -128,19 +129,27 @@ def _storage(tensor: Tensor) -> int:
 def _modules_followed(running: list[nn.Module]) -> Iterator[None]:
     """Keep the modules whose forward is running in the list, the innermost last."""
 
-    def left(module: nn.Module, inputs: Any, output: Any) -> None:
-        running.pop()
+    def followed(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapper(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+            running.append(module)
+            try:
+                return call(module, *arguments, **keywords)
+            finally:
+                running.pop()
 
-    # hooks of single modules would keep batch norms from being fused; these do not
-    hooks = [
-        register_module_forward_pre_hook(lambda module, inputs: running.append(module)),
-        register_module_forward_hook(left),
-    ]
+        return wrapper
+
+    # hooks would keep fused containers from running as they do in training
+    calls = (nn.Module, "__call__"), (SparseConv2d, "forward_recomputing")
+    originals = [getattr(kind, name) for kind, name in calls]
+    for (kind, name), original in zip(calls, originals, strict=True):
+        setattr(kind, name, followed(original))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for (kind, name), original in zip(calls, originals, strict=True):
+            setattr(kind, name, original)
 
 
 @contextmanager
@@ -204,6 +213,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     classes = torch.randint(info.num_classes, (setting.batch_size,)).to(setting.device)
     if setting.algorithm != "dense":
         sparsify_(model, setting.algorithm, setting.sparsity, method="sample", norm_input=setting.norm_input)
+        fuse_(model)
     model.to(setting.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 

@@ -26,6 +26,7 @@ from torchswat.bench.record import Record, Row, circumstances
 from torchswat.convert import Sparsity, sparse_layers, sparsify_
 from torchswat.engine import info
 from torchswat.errors import InvalidValue, UnknownName
+from torchswat.fuse import fuse_
 from torchswat.selection import check_sparsity
 
 
@@ -174,6 +175,12 @@ class _Step:
         self.optimizer.step()
 
 
+def _sparse(model: nn.Module, sparsity: float, search: Search) -> nn.Module:
+    sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, method=search.method, period=search.period)
+    fuse_(sparse)
+    return sparse
+
+
 def _compare(
     network: Network, sparsities: Sequence[float], searches: Sequence[Search], repeats: int, tick: Tick
 ) -> list[Row]:
@@ -184,7 +191,7 @@ def _compare(
     dense = _dense_steps(model, pictures, classes)
     sparse = {
         (sparsity, search): _Step(
-            sparsify_(copy.deepcopy(model), "swat", sparsity, method=search.method, period=search.period),
+            _sparse(model, sparsity, search),
             pictures,
             classes,
         )

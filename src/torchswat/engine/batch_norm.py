@@ -7,7 +7,7 @@ narrower, as its deviation from the channel's mean: in bfloat16, or in 8 bits wi
 The compiled kernels do it in one pass over each channel of a batch-innermost tensor; on any other device,
 dtype or layout torch's operations do, with torch's own numbers.
 
-An input that is kept whole says more: ``relu(x * scale + shift)`` recomputes the output from it bitwise equal.
+An input that is kept whole says more: ``relu(x * scale + shift)`` recomputes the output bitwise.
 So the compiled backward pass needs no bits of the ReLU where nothing was added before it, and a layer that
 is given this `RecomputeInfo` need not save what it selected of the output either.
 """
@@ -31,7 +31,7 @@ _STEPS = 255
 
 
 def runs_eagerly(*tensors: Tensor | None) -> bool:
-    """Return whether all of these are plain tensors, and no transform, mode or compiler looks at operations."""
+    """Return whether these are plain tensors, and no transform, mode or compiler sees operations."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
@@ -59,7 +59,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class RecomputeInfo(NamedTuple):
-    """What ``relu(x * scale + shift)`` is recomputed from, bitwise equal to what the compiled kernels returned.
+    """What ``relu(x * scale + shift)`` is recomputed from, bitwise as the compiled kernels returned it.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class RecomputeInfo(NamedTuple):
 
 
 def factors_for(x: Tensor, relu: bool, residual: Tensor | None, norm_input: str) -> tuple[Tensor, ...]:
-    """Return room for scale and shift, (C,) each, where the output can be recomputed from `x`; else nothing."""
+    """Return empty scale and shift, (C,), where the output can be recomputed from `x`; else nothing."""
     again = relu and residual is None and norm_input == "whole"
     return buffer(2, x.shape[1]).unbind() if again else ()
 

@@ -29,7 +29,16 @@ from torchswat.engine.arguments import (
     not_a_number,
 )
 from torchswat.engine.packed import Shape
-from torchswat.engine.state import ACTIVATION, PRODUCTS, WEIGHT, WEIGHT_LIMIT, WEIGHT_TIES, WORDS, get
+from torchswat.engine.state import (
+    ACTIVATION,
+    ACTIVATION_LIMIT,
+    PRODUCTS,
+    WEIGHT,
+    WEIGHT_LIMIT,
+    WEIGHT_TIES,
+    WORDS,
+    as_float,
+)
 from torchswat.engine.topk import SMALLEST
 
 CHWN_SAVED, NOT_SAVED = 8, 16
@@ -90,10 +99,15 @@ def tied(native, tensor: Tensor, limit: float, ties: int) -> Tensor:
     return mask
 
 
-def masked(tensor: Tensor, chosen: Chosen) -> Tensor:
-    """Return `tensor` with zeros where nothing is kept."""
-    mask = tensor.abs() >= chosen.limit if chosen.mask is None else chosen.mask
-    return torch.where(mask, tensor, tensor.new_zeros(()))
+def masked(native, tensor: Tensor, chosen: Chosen) -> Tensor:
+    """Return a contiguous `tensor` with zeros where nothing is kept."""
+    result = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    n, threads = tensor.numel(), torch.get_num_threads()
+    if chosen.mask is None:
+        native.keep_large(tensor.data_ptr(), n, chosen.limit, result.data_ptr(), threads)
+    else:
+        native.keep_marked(tensor.data_ptr(), chosen.mask.data_ptr(), n, result.data_ptr(), threads)
+    return result
 
 
 class Pass:
@@ -155,7 +169,7 @@ class Pass:
                 raise self.not_a_number("input", x)
             return buffer, chosen._replace(count=count), CHWN_SAVED
         chosen = self.counted(x, chosen, "input")
-        return saved.keep_flat(x, chosen.mask, chosen.limit, a.room)[0], chosen, 0
+        return saved.keep_flat(self.native, x, chosen.mask, chosen.limit, a.room)[0], chosen, 0
 
     def end(self, weight: Chosen | None, activation: Chosen | None, products: int) -> Tensor:
         """Finish the record."""
@@ -228,7 +242,7 @@ def forward(
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
-        used = masked(weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
+        used = masked(native, weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
         if linear:
             y = torch.nn.functional.linear(x, used, bias)
         elif in_chwn:
@@ -256,6 +270,27 @@ def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
 # ---- backward ----------------------------------------------------------------------------------------------
 
 
+class Return(NamedTuple):
+    """One backward pass of a layer: what it was given, and what its forward pass has written down."""
+
+    native: Any
+    gradient: Tensor
+    """As it came."""
+    maps: Tensor
+    """CHWN where a product works so; else as it came."""
+    weight: Tensor
+    products: int
+    sizes: Sizes
+    input_size: tuple[int, ...]
+    input_layout: int
+    a: Any
+
+    @property
+    def linear(self) -> bool:
+        """Whether the layer is fully connected."""
+        return self.gradient.dim() == 2
+
+
 def backward(
     native,
     gradient: Tensor,
@@ -273,72 +308,78 @@ def backward(
     """Return the gradients of input, weight and bias that are `wanted`."""
     words = record.tolist()
     products = words[PRODUCTS]
-    linear = gradient.dim() == 2
     weight = weight.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
-    in_chwn = a.chwn
-    plain = gradient
-    if in_chwn:
-        gradient = layout.as_chwn(gradient)
-    elif linear and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
-        gradient = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
+    maps = gradient
+    if a.chwn:
+        maps = layout.as_chwn(gradient)
+    elif gradient.dim() == 2 and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
+        maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
+    this = Return(native, gradient, maps, weight, products, sizes, input_size, input_layout, a)
+    chosen = None
+    if wanted[0] and a.slots & GRAD_INPUT_WEIGHT:
+        ties, limit = words[WEIGHT_TIES], as_float(words[WEIGHT_LIMIT])
+        mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
+        chosen = Chosen(limit, mask=mask)
+    if not a.chwn and not this.linear:
+        return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
-        grad_weight = _grad_weight(
-            native, plain, gradient, x, weight, kept, get(record, 10), products, recompute, input_size,
-            input_layout, sizes, a,
-        )  # fmt: skip
+        limit = as_float(words[ACTIVATION_LIMIT])
+        grad_weight = _grad_weight(this, x, kept, limit, recompute)
     if wanted[2]:
-        grad_bias = _grad_bias(native, gradient if in_chwn else plain, in_chwn)
+        grad_bias = gradient.sum(0) if this.linear else _sums(native, maps)
     if wanted[0]:
-        chosen = None
-        if a.slots & GRAD_INPUT_WEIGHT:
-            ties, limit = words[WEIGHT_TIES], get(record, WEIGHT_LIMIT)
-            mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
-            chosen = Chosen(limit, mask=mask)
-        grad_input = _grad_input(
-            native, plain, gradient, weight, chosen, products, input_size, input_layout, sizes, a
-        )
+        grad_input = _grad_input(this, chosen)
     return grad_input, grad_weight, grad_bias
 
 
-def _grad_bias(native, gradient: Tensor, in_chwn: bool) -> Tensor:
-    if not in_chwn:
-        return gradient.sum((0, 2, 3) if gradient.dim() == 4 else 0)
-    n, k, p, q = gradient.shape
-    sums = torch.empty(k, dtype=gradient.dtype, device=gradient.device)
-    native.channel_sums(gradient.data_ptr(), k, n * p * q, sums.data_ptr(), torch.get_num_threads())
+def _in_torch(
+    this: Return, x: Tensor | None, kept: Tensor, chosen: Chosen | None, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return all gradients by one call of torch: that of the input reads the weight alone, and the other way round."""
+    a, weight = this.a, this.weight
+    like = layout.empty_in(this.input_layout, this.input_size, this.gradient)
+    if wanted[1] and a.slots & GRAD_WEIGHT_ACTIVATION:
+        x = saved.restore_flat(this.native, kept, like)
+    used = weight if chosen is None else masked(this.native, weight, chosen)
+    geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
+    grad_input, grad_weight, grad_bias = _convolution_backward(
+        this.gradient, like if x is None else x, used, weight.shape[:1], *geometry, wanted
+    )
+    if wanted[0] and layout.layout_of(grad_input) != this.input_layout:
+        grad_input = layout.empty_in(this.input_layout, this.input_size, this.gradient).copy_(grad_input)
+    return grad_input, grad_weight.contiguous() if wanted[1] else None, grad_bias
+
+
+def _sums(native, maps: Tensor) -> Tensor:
+    n, k, p, q = maps.shape
+    sums = torch.empty(k, dtype=maps.dtype, device=maps.device)
+    native.channel_sums(maps.data_ptr(), k, n * p * q, sums.data_ptr(), torch.get_num_threads())
     return sums
 
 
-def _grad_input(
-    native, plain: Tensor, gradient: Tensor, weight: Tensor, chosen: Chosen | None, products: int,
-    input_size: tuple[int, ...], input_layout: int, sizes: Sizes, a: Any,
-) -> Tensor:  # fmt: skip
-    linear = plain.dim() == 2
-    if chosen is not None and products & GRAD_INPUT_SPARSE:
-        result = layout.empty_chwn(sizes.input, gradient)
+def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
+    native, weight, a = this.native, this.weight, this.a
+    if chosen is not None and this.products & GRAD_INPUT_SPARSE:
+        result = layout.empty_chwn(this.sizes.input, this.maps)
         mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
         at = weight.data_ptr(), mask, chosen.limit, result.data_ptr(), torch.get_num_threads()
-        native.sparse_grad_input(sizes.shape, gradient.data_ptr(), *at)
-        return _rows(native, result, sizes) if linear else layout.copy_from_chwn(result, input_layout)
-    used = weight if chosen is None else masked(weight, chosen)
-    if linear:
-        return plain @ used
-    if a.chwn:
-        result = chwn.grad_input(gradient, used, input_size, a.stride, a.padding)
-        return layout.copy_from_chwn(result, input_layout)
-    like = layout.empty_in(input_layout, input_size, plain)
-    result = _dense_backward(plain, like, used, a, (True, False, False))[0]
-    return result if layout.layout_of(result) == input_layout else like.copy_(result)
+        native.sparse_grad_input(this.sizes.shape, this.maps.data_ptr(), *at)
+        if this.linear:
+            return _rows(native, result, this.sizes)
+        return layout.copy_from_chwn(result, this.input_layout)
+    used = weight if chosen is None else masked(native, weight, chosen)
+    if this.linear:
+        return this.gradient @ used
+    result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
+    return layout.copy_from_chwn(result, this.input_layout)
 
 
 def _grad_weight(
-    native, plain: Tensor, gradient: Tensor, x: Tensor | None, weight: Tensor, kept: Tensor, limit: float,
-    products: int, recompute: tuple[Tensor, Tensor, Tensor] | None, input_size: tuple[int, ...],
-    input_layout: int, sizes: Sizes, a: Any,
-) -> Tensor:  # fmt: skip
-    linear = plain.dim() == 2
+    this: Return, x: Tensor | None, kept: Tensor, limit: float, recompute: tuple[Tensor, Tensor, Tensor] | None
+) -> Tensor:
+    native, weight, a, products = this.native, this.weight, this.a, this.products
     if products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
@@ -347,23 +388,16 @@ def _grad_weight(
     selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-        addresses = saved.chwn_addresses(kept, sizes.input)
-        at = *addresses, gradient.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        native.grad_weight(sizes.shape, *at)
+        addresses = saved.chwn_addresses(kept, this.sizes.input)
+        at = *addresses, this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.grad_weight(this.sizes.shape, *at)
         return result
     if selected and products & CHWN_SAVED:
-        x = saved.expand(native, kept, sizes.input, gradient)
+        x = saved.expand(native, kept, this.sizes.input, this.maps)
     elif selected:
-        like = layout.empty_in(input_layout, input_size, plain)
-        x = saved.restore_flat(kept, like)
+        like = layout.empty_in(this.input_layout, this.input_size, this.gradient)
+        x = saved.restore_flat(native, kept, like)
     assert x is not None
-    if linear:
-        return plain.T @ x
-    if a.chwn:
-        return chwn.grad_weight(gradient, layout.as_chwn(x), weight, a.stride, a.padding)
-    return _dense_backward(plain, x, weight, a, (False, True, False))[1].contiguous()
-
-
-def _dense_backward(gradient: Tensor, x: Tensor, weight: Tensor, a: Any, wanted: tuple[bool, bool, bool]):
-    geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
-    return _convolution_backward(gradient, x, weight, None, *geometry, wanted)
+    if this.linear:
+        return this.gradient.T @ x
+    return chwn.grad_weight(this.maps, layout.as_chwn(x), weight, a.stride, a.padding)

@@ -84,7 +84,7 @@ def forward(
     kept = x.new_empty(0, dtype=torch.uint8)
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
         mask = select(x, ACTIVATION, kept_activations, activation_mask, "input")
-        kept, count = saved.keep_flat(x, mask, 0.0, a.room)
+        kept, count = saved.keep_flat(None, x, mask, 0.0, a.room)
         record[ACTIVATION_COUNT] = count
         if a.chwn and a.room >= 0:  # the size that was said of the other format, which is the larger one
             full = x.new_empty(saved.chwn_bytes(x.shape, a.room), dtype=torch.uint8)
@@ -157,7 +157,7 @@ def backward(
             grad_input = found if layout.layout_of(found) == input_layout else like.copy_(found)
     if wanted[1]:
         if a.slots & GRAD_WEIGHT_ACTIVATION:
-            x = saved.restore_flat(kept, layout.empty_in(input_layout, input_size, gradient))
+            x = saved.restore_flat(None, kept, layout.empty_in(input_layout, input_size, gradient))
         assert x is not None
         if linear:
             grad_weight = gradient.T @ x

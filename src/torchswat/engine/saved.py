@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from torchswat.engine import layout
-from torchswat.engine.loader import native_for
 from torchswat.engine.topk import SMALLEST, memory_order
 
 UNIT = 16  # positions in a word of bits of the CHWN format
@@ -103,14 +102,16 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1) if flat is None else flat
 
 
-def keep_flat(x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
+def keep_flat(
+    native, x: Tensor, mask: Tensor | None, limit: float, room: int
+) -> tuple[Tensor, int]:
     """Return `x` in the flat format and how many entries are kept (never a zero).
 
-    Kept are those marked by `mask`, laid out like `x`, or without one all of at least `limit`.
+    Kept are those marked by `mask`, laid out like `x`, or without one all of at least `limit`. The compiled kernels do
+    it where `native` is given; either way writes the same bytes.
     """
     flat, n = _flat(x), x.numel()
     marks = None if mask is None else _flat(mask)
-    native = native_for(x)
     head = 8 * ((n + WORD - 1) // WORD)
     if native is None:
         kept = (flat.abs() >= limit if marks is None else marks) & (flat != 0)
@@ -137,14 +138,13 @@ def keep_flat(x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[
     return saved, count
 
 
-def restore_flat(saved: Tensor, like: Tensor) -> Tensor:
+def restore_flat(native, saved: Tensor, like: Tensor) -> Tensor:
     """Return the dense tensor again, written to `like`, which has shape, dtype and strides of the one kept."""
     n = like.numel()
     flat = memory_order(like)
     result = like if flat is not None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
     flat = result.view(-1) if flat is None else flat
     head = 8 * ((n + WORD - 1) // WORD)
-    native = native_for(like)
     if native is None:
         kept = unpack_bits(saved[:head], n)
         count = int(kept.count_nonzero())

@@ -7,6 +7,8 @@ that hold a float hold the bits of a float64, so no cast of a model to another d
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,11 @@ def put(state: Tensor, at: int, value: float) -> None:
 def get(state: Tensor, at: int) -> float:
     """Return the float in a word."""
     return float(state[at : at + 1].view(torch.float64))
+
+
+def as_float(word: int) -> float:
+    """Return the float whose bits a word is."""
+    return struct.unpack("d", struct.pack("q", word))[0]
 
 
 def density(state: Tensor, operand: str) -> float:

@@ -82,6 +82,8 @@ def largest_mask(tensor: Tensor, k: int) -> tuple[Tensor, float, int]:
 
 def memory_order(tensor: Tensor) -> Tensor | None:
     """Return a flat view of `tensor` in the order of its memory, or None where it has gaps."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
     by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     permuted = tensor.permute(by_stride)
     return permuted.view(-1) if permuted.is_contiguous() else None

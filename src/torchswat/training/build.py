@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from torchswat import data, models
-from torchswat.convert import load_sparse_state_, sparsify_
+from torchswat.convert import load_sparse_state_, sparse_layers, sparsify_
 from torchswat.data import Batches, Dataset
 from torchswat.errors import InvalidData
+from torchswat.fuse import fuse_
 from torchswat.models.registry import MODELS
 from torchswat.schedules import Cubic
 from torchswat.training.checkpoint import Checkpoint
@@ -66,12 +67,12 @@ def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
 
 
 def sparsify_as(recipe: Recipe, model: nn.Module) -> nn.Module:
-    """Make a plain network sparse in place, as the recipe says."""
+    """Make a plain network sparse in place, as the recipe says, and fuse what lies between its layers."""
     section = recipe.sparse
     targets = section.sparsity if isinstance(section.sparsity, dict) else {"*": section.sparsity}
     ramp = section.ramp
     by_layer = {name: Cubic(final, steps=ramp) if ramp else final for name, final in targets.items()}
-    return sparsify_(
+    sparsify_(
         model,
         algorithm=section.algorithm,
         sparsity=by_layer,
@@ -83,6 +84,9 @@ def sparsify_as(recipe: Recipe, model: nn.Module) -> nn.Module:
         skip=section.skip,
         norm_input=section.norm_input,
     )
+    if any(True for _ in sparse_layers(model)):
+        fuse_(model)
+    return model
 
 
 def load_model(recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint) -> nn.Module:

@@ -41,7 +41,7 @@ Selected select_operand(double* memory, const float* values, int64_t n, int64_t 
     if (sampled) {
         threshold = sampled_threshold(values, n, k, sample_size, 0, threads);
     } else {
-        const Threshold found = kth_largest(values, n, k, threads);
+        const Threshold found = kth_largest_near(values, n, k, float(last > 0 ? last : 0), threads);
         threshold = found.value;
         selected.not_a_number = found.not_a_number;
         selected.count = found.greater + (threshold > 0 ? found.equal : 0);
