@@ -503,7 +503,17 @@ def _is_pruned(parameter: str, pruned: Mapping[str, nn.Module]) -> bool:
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
-    """Yield the sparse layers of `model` with their names."""
+    """Yield the sparse layers of `model` with their names.
+
+    Each has an attribute ``sparse``, with its settings, its ``iteration`` and its ``selectors`` (`density`,
+    `threshold`).
+
+    Examples
+    --------
+    >>> model = sparsify_(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), sparsity=0.5)
+    >>> [(name, layer.sparse.sparsity) for name, layer in sparse_layers(model)]
+    [('0', 0.5)]
+    """
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             yield name, module

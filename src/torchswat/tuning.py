@@ -15,6 +15,7 @@ from torchswat.engine import plan
 from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.race import Timing, multiply_adds, race
 from torchswat.errors import InvalidValue
+from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
 from torchswat.examples import call, copied, random_states_restored
 
 Progress = Callable[[int, int], object]
@@ -67,7 +68,7 @@ class TuningReport:
     file: Path | None
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "sparsity", *_PRODUCTS, "runs sparse")
+        head = ("layer", "shape", "sparsity", *PRODUCTS, "runs sparse")
         rows = [head, *(_row(layer) for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -77,12 +78,9 @@ class TuningReport:
         return "\n".join([*(line.rstrip() for line in lines), f"milliseconds, sparse / dense; {where}"])
 
 
-_PRODUCTS = ("forward", "grad_input", "grad_weight")
-
-
 def _row(layer: TunedLayer) -> tuple[str, ...]:
-    times = ["{:.2f} / {:.2f}".format(*getattr(layer.timing, product)) for product in _PRODUCTS]
-    chosen = ", ".join(product for product in _PRODUCTS if getattr(layer.choice, product)) or "nothing"
+    times = ["{:.2f} / {:.2f}".format(*getattr(layer.timing, product)) for product in PRODUCTS]
+    chosen = ", ".join(product for product in PRODUCTS if getattr(layer.choice, product)) or "nothing"
     return layer.name, str(layer.shape), f"{layer.sparsity:.2f}", *times, chosen
 
 
@@ -113,6 +111,11 @@ def tune(
     -------
     TuningReport
 
+    Warns
+    -----
+    UserWarning
+        Once for a model that is expected to be slower than dense, with what helps.
+
     Raises
     ------
     InvalidValue
@@ -122,8 +125,8 @@ def tune(
     Examples
     --------
     >>> import torchswat
-    >>> model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(16, 16, 3)), sparsity=0.8)
-    >>> report = tune(model, torch.randn(16, 16, 8, 8))
+    >>> model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(32, 32, 3)), sparsity=0.9)
+    >>> report = tune(model, torch.randn(64, 32, 16, 16))
     >>> [layer.name for layer in report.layers]
     ['0']
     """
@@ -131,7 +134,7 @@ def tune(
         raise InvalidValue(
             f"{type(model).__name__} has no sparse layer to tune; call torchswat.sparsify_ on it first."
         )
-    met = _sizes_met(model, example, training)
+    met = sizes_met(model, example, training)
     if not met:
         raise InvalidValue(
             "no layer of the model ran on the compiled engine, so there is nothing to tune; allowed is a "
@@ -139,6 +142,7 @@ def tune(
         )
     raced = _raced(_one_a_bucket(met), progress)
     file = plan.PLAN.learn(raced)
+    warn_if_slower(model, expected_layers(model, met), stacklevel=2)
     return TuningReport(
         tuple(
             TunedLayer(name, shape, plan.rounded(sparsity), raced[plan.key_of(shape, sparsity)])
@@ -151,7 +155,28 @@ def tune(
 Met = tuple[str, Shape, float]  # a layer's name, what it met, and a sparsity of it
 
 
-def _sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
+def expected_layers(model: nn.Module, met: list[Met]) -> dict[str, Expected]:
+    """Return what a step of each layer is expected to take, at the largest of its sparsities."""
+    largest: dict[str, float] = {}
+    for name, _, sparsity in met:
+        largest[name] = max(sparsity, largest.get(name, 0.0))
+    found: dict[str, Expected] = {}
+    layers = dict(sparse_layers(model))
+    for name, shape, sparsity in met:
+        if sparsity == largest[name]:
+            one = expected_layer(layers[name].sparse, shape, sparsity)
+            before = found.get(name)
+            found[name] = one if before is None else _both(before, one)
+    return found
+
+
+def _both(one: Expected, other: Expected) -> Expected:
+    """Return what two calls of a layer take together."""
+    runs = tuple(p for p in PRODUCTS if p in one.runs_sparse or p in other.runs_sparse)
+    return Expected(one.sparse + other.sparse, one.dense + other.dense, one.tuned and other.tuned, runs)
+
+
+def sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
     """Run a copy of `model` once; return what its layers asked, once for each of their sparsities."""
     with random_states_restored():
         twin = copied(model, "tuning").train(training)
