@@ -8,8 +8,8 @@ turns any of them into one line and exit code 2.
 >>> try:
 ...     torchswat.sparsify_(torch.nn.Linear(4, 2), sparsity=1.5)
 ... except torchswat.errors.InvalidValue as error:
-...     print(error)
-sparsity is 1.5; allowed is 0 <= sparsity < 1.
+...     print(str(error).partition(",")[0])
+sparsity is 1.5; allowed is a number from 0 (dense) to below 1
 """
 
 from __future__ import annotations

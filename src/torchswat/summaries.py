@@ -187,7 +187,7 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     first = next((m for m in model.modules() if SETTINGS in vars(m)), None)
     settings: Sparsity | None = None if first is None else vars(first)[SETTINGS]
     row = None if settings is None else settings.algorithm
-    iterations = [m.sparse.iteration for m in model.modules() if isinstance(m, SparseLayer)]
+    iterations = [_iteration(m) for m in model.modules() if isinstance(m, SparseLayer)]
     warn_if_slower(model, by_layer, stacklevel=2)
     algorithm = row if row is None or isinstance(row, str) else row.name
     return Summary(tuple(layers), algorithm, max(iterations, default=0), total(by_layer.values()))
@@ -224,8 +224,8 @@ def _sparse_summary(name: str, layer: SparseLayer, fused: str | None, expected: 
     sparse, asked = layer.sparse, layer.sparse.sparsity
     if callable(asked):
         last = getattr(asked, "last", None)
-        asked = sparse.sparsity_now(last if isinstance(last, int) else sparse.last_iteration())
-    ran = sparse.iteration > 0 and not layer.sparse_state.is_meta
+        asked = sparse.sparsity_now(last if isinstance(last, int) else max(0, _iteration(layer) - 1))
+    ran = _iteration(layer) > 0
     density = {operand: s.density for operand, s in sparse.selectors.items()} if ran else {}
     in_force = state_words.get(layer.sparse_state, state_words.SPARSITY) if ran else None
     why = "" if fused is None else f"part of a fused chain {fused}"
@@ -233,6 +233,10 @@ def _sparse_summary(name: str, layer: SparseLayer, fused: str | None, expected: 
         *(name, type(layer).__name__, SPARSE, why, _kernels(layer), float(asked), in_force),
         *(density.get("weight"), density.get("activation"), _nonzero(layer), expected),
     )
+
+
+def _iteration(layer: SparseLayer) -> int:
+    return 0 if layer.sparse_state.is_meta else layer.sparse.iteration
 
 
 def _nonzero(module: nn.Module) -> float | None:
