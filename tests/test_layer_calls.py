@@ -1,4 +1,4 @@
-"""Counts by hand for layers that are not made sparse, for frozen models, and for inputs and outputs of any form."""
+"""Counts by hand for layers that are not made sparse, frozen models, and any form of input and output."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
@@ -60,7 +60,7 @@ def test_a_norm_multiplies_nothing_and_keeps_its_input(norm):
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), length=st.integers(1, 6), heads=st.integers(1, 3), frozen=st.booleans())
 def test_multi_head_attention_by_hand(batch, length, heads, frozen):
-    """Four projections of E x E, scores and their sum: also where torch has a fast path (evaluation, frozen)."""
+    """Four projections of E x E, scores and their sum: also where torch has a fast path (frozen)."""
     width = 4 * heads
     layer = nn.MultiheadAttention(width, heads, batch_first=True).requires_grad_(not frozen)
     x = torch.randn(batch, length, width)

@@ -42,7 +42,9 @@ TRACERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*legacy TorchScript")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*legacy TorchScript"
+)
 @pytest.mark.parametrize("name", TRACERS)
 def test_tracers_are_refused_with_what_to_call_and_that_helps(name):
     model = sparsify_(network()).eval()
@@ -80,7 +82,9 @@ def _dual(model: nn.Module) -> None:
 
 
 TRANSFORMS = {
-    "grad": lambda m: torch.func.grad(lambda p: torch.func.functional_call(m, p, (example(),)).sum())(_parameters(m)),
+    "grad": lambda m: torch.func.grad(lambda p: torch.func.functional_call(m, p, (example(),)).sum())(
+        _parameters(m)
+    ),
     "vmap": lambda m: torch.func.vmap(m)(example().unsqueeze(1)),
     "jvp": lambda m: torch.func.jvp(m, (example(),), (example(),)),
     "forward_ad": _dual,
@@ -119,7 +123,11 @@ def _prune(layer: nn.Module) -> None:
 
 
 COMPUTED = {
-    "torch.nn.utils.prune": (_prune, lambda layer: prune.remove(layer, "weight"), "prune.remove(layer, 'weight')"),
+    "torch.nn.utils.prune": (
+        _prune,
+        lambda layer: prune.remove(layer, "weight"),
+        "prune.remove(layer, 'weight')",
+    ),
     "weight_norm": (nn.utils.weight_norm, nn.utils.remove_weight_norm, "remove_weight_norm(layer)"),
     "spectral_norm": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm, "remove_spectral_norm(layer)"),
     "a parametrization": (
@@ -190,7 +198,9 @@ QUANTIZERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated", "ignore:.*reduce_range", "ignore:.*quantize_per_tensor")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.ao.quantization is deprecated", "ignore:.*reduce_range", "ignore:.*quantize_per_tensor"
+)
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_quantizers_that_skip_sparse_layers_say_so(kind):
     model = sparsify_(network())
@@ -214,7 +224,9 @@ class Tied(nn.Module):
 
 
 def test_a_tied_embedding_that_is_pruned_is_named():
-    with pytest.warns(UserWarning, match=r"'decoder.weight' to zero.*same tensor as 'embedding.weight'.*skip="):
+    with pytest.warns(
+        UserWarning, match=r"'decoder.weight' to zero.*same tensor as 'embedding.weight'.*skip="
+    ):
         prune_(sparsify_(Tied()))
 
 
@@ -234,7 +246,12 @@ def test_save_pretrained_and_from_pretrained(tmp_path):
     """A checkpoint is that of a plain network; `summary` shows whether it was pruned before."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
     )
     model = sparsify_(transformers.ViTForImageClassification(config), sparsity=0.5)
     model(torch.randn(2, 3, 8, 8)).logits.sum().backward()

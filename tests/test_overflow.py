@@ -1,4 +1,4 @@
-"""Gradients that overflow go on, so that a GradScaler skips the step; NaN to select from in a forward pass is an error."""
+"""Gradients that overflow go on, so that a GradScaler skips the step; a NaN in a forward pass is an error."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIndexIssue=false
 

@@ -61,7 +61,12 @@ def test_a_function_is_found_whatever_was_imported_before():
     """No module of the package has the name of a public function, which it would take the place of."""
     code = "import pkgutil, torchswat; print(*(m.name for m in pkgutil.iter_modules(torchswat.__path__)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {name for name in PUBLIC if name in run.stdout.split()} == {"algorithms", "errors", "models", "schedules"}
+    assert {name for name in PUBLIC if name in run.stdout.split()} == {
+        "algorithms",
+        "errors",
+        "models",
+        "schedules",
+    }
 
 
 def test_import_needs_torch_and_numpy_alone():

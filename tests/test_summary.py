@@ -99,7 +99,9 @@ def test_the_kernels_in_use_and_why():
     }
     model = sparsify_(nn.Sequential(*kinds.values()))
     for layer, words in zip(summary(model).layers, kinds, strict=True):
-        assert ("compiled" if words == "plain" else f"torch: {words}") in layer.kernels.replace(" on selected operands", "")
+        assert ("compiled" if words == "plain" else f"torch: {words}") in layer.kernels.replace(
+            " on selected operands", ""
+        )
     with engine("reference"):
         assert all("compiled (" not in layer.kernels for layer in summary(model).layers)
     assert "'meprop' selects operands" in summary(sparsify_(nn.Linear(2, 2), "meprop")).layers[0].kernels
@@ -140,7 +142,9 @@ def test_what_sparsify_was_told_goes_with_the_model(algorithm):
     file.seek(0)
     copies.append(torch.load(file, weights_only=False))
     for one in (model, *copies):
-        assert one.state_dict().keys() == nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)).state_dict().keys()
+        assert (
+            one.state_dict().keys() == nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)).state_dict().keys()
+        )
         why = summary(one).layers[0].why
         assert why == ("skip: 'first'" if algorithm == "swat" else "the algorithm is 'dense'")
     torchswat.desparsify_(model)
@@ -253,7 +257,9 @@ def test_tune_warns_too(monkeypatch, tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    times=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 10), st.booleans()), min_size=1, max_size=5),
+    times=st.lists(
+        st.tuples(st.floats(0.01, 10), st.floats(0.01, 10), st.booleans()), min_size=1, max_size=5
+    ),
 )
 def test_totals_are_sums(times):
     found = expectation.total(Expected(*time) for time in times)
@@ -277,7 +283,9 @@ def test_an_example_that_does_not_fit_is_refused():
         summary(nn.Sequential(nn.Conv1d(3, 3, 3)), torch.randn(1, 4, 8))
 
 
-@pytest.mark.filterwarnings("ignore:.*subclasses of Conv2d or Linear", "ignore:.*a training step of this model")
+@pytest.mark.filterwarnings(
+    "ignore:.*subclasses of Conv2d or Linear", "ignore:.*a training step of this model"
+)
 def test_a_table_and_plain_numbers():
     model = sparsify_(every_kind())
     found = summary(model)
@@ -296,4 +304,7 @@ def test_a_table_and_plain_numbers():
             return {"y": self.layer(x) * scale}
 
     for example in (torch.randn(4, 8), (torch.randn(4, 8), 2.0), {"x": torch.randn(4, 8)}):
-        assert "expected of a training step" in str(summary(sparsify_(Two()), example)) or not info()["available"]
+        assert (
+            "expected of a training step" in str(summary(sparsify_(Two()), example))
+            or not info()["available"]
+        )

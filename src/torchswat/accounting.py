@@ -145,7 +145,8 @@ def cost(model: nn.Module, example_input: Any) -> Cost:
     A copy of the model runs one forward and backward pass, so the model itself, its counters and its batch
     statistics stay untouched. Every product of matrices counts, of layers that are sparse, of others (Conv1d,
     ConvTranspose2d, attention, recurrent cells) and of a module's own forward; a layer that runs twice counts
-    twice. A frozen weight has no weight gradient. Elementwise layers, pooling and the optimizer are not counted.
+    twice. A frozen weight has no weight gradient. Elementwise layers, pooling and the optimizer are not
+    counted.
 
     Parameters
     ----------

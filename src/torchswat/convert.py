@@ -313,7 +313,8 @@ def reasons(settings: Sparsity, layers: Mapping[str, nn.Module]) -> dict[str, st
     found = {}
     for pattern in (*settings.skip, *row.skip):
         whose = "skip" if pattern in settings.skip else f"the algorithm {row.name!r} skips it"
-        found.update({name: f"{whose}: {pattern!r}" for name in _fitting(layers, pattern) if name not in found})
+        for name in _fitting(layers, pattern):
+            found.setdefault(name, f"{whose}: {pattern!r}")
     for name in layers:
         if name not in found and settings.of_layer(name) is None:
             found[name] = "no pattern of the sparsities fits its name"
@@ -350,8 +351,10 @@ def desparsify_(model: Model) -> Model:
     for name, layer in sparse_layers(model):
         if "FSDPModule" in (base.__name__ for base in type(layer).__mro__):
             raise InvalidValue(
-                f"layer {name!r} was wrapped by torch.distributed.fsdp.fully_shard itself, so its class cannot be switched. "
-                "Gather the whole state_dict (torch.distributed.checkpoint.state_dict.get_model_state_dict), whose keys "
+                f"layer {name!r} was wrapped by torch.distributed.fsdp.fully_shard itself, so its class "
+                "cannot be switched. "
+                "Gather the whole state_dict "
+                "(torch.distributed.checkpoint.state_dict.get_model_state_dict), whose keys "
                 "are the plain model's, and load it into a plain model; prune_ works before."
             )
         if type(layer) not in _DENSE_CLASSES:
@@ -381,7 +384,7 @@ _FAST_PATHS: dict[type[nn.Module], tuple[str, Any]] = {
 
 
 def check_weight_is_own(name: str, layer: nn.Module) -> None:
-    """Raise `InvalidValue` where the weight of a layer is no parameter but computed from others in each pass."""
+    """Raise `InvalidValue` where the weight of a layer is computed from others in each pass."""
     own = layer._parameters
     if own.get("weight") is not None and type(layer) in _DENSE_CLASSES:
         return
@@ -430,7 +433,8 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     Warns
     -----
     UserWarning
-        Where no weight was set to zero, and where a weight that was is used by another module, too (tied weights).
+        Where no weight was set to zero, and where a weight that was is used by another module, too (tied
+        weights).
 
     Notes
     -----
@@ -489,11 +493,13 @@ def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
         names.setdefault(id(parameter), []).append(name)
     prefixed = {id(layer.weight): f"{name}.weight".lstrip(".") for name, layer in pruned.items()}
     for identity, name in prefixed.items():
-        others = [other for other in names.get(identity, ()) if other != name and not _is_pruned(other, pruned)]
-        if others:
+        others = [other for other in names.get(identity, ()) if other != name and not _is_pruned(other,
+        pruned)] if others:
             warnings.warn(
-                f"prune_ set entries of {name!r} to zero, which is the same tensor as {', '.join(map(repr, others))}: "
-                "that changed, too. Name the layer in skip= of sparsify_ to leave both, or untie them before.",
+                f"prune_ set entries of {name!r} to zero, which is the same tensor as "
+                f"{', '.join(map(repr, others))}: "
+                "that changed, too. Name the layer in skip= of sparsify_ to leave both, or untie them "
+                "before.",
                 stacklevel=4,
             )
 

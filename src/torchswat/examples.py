@@ -17,7 +17,7 @@ from torchswat.errors import InvalidValue
 
 
 def call(model: nn.Module, example: Any) -> Any:
-    """Return what `model` makes of `example`: a tuple holds positional arguments, a mapping keyword arguments."""
+    """Return ``model(example)``; a tuple holds positional arguments, a mapping keyword arguments."""
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
@@ -35,7 +35,8 @@ def copied(model: nn.Module, what: str) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise InvalidValue(
-            f"{type(model).__name__} cannot be copied ({error}), and {what} runs a copy; take a model of the same "
+            f"{type(model).__name__} cannot be copied ({error}), and {what} runs a copy; take a model of "
+            "the same "
             "layers that was just made: the result holds for both."
         ) from error
 

@@ -1,7 +1,8 @@
 """How long a training step of the sparse layers is expected to take, beside dense ones, by the tuned plan.
 
-A layer's time is that of its three products (tuned, or by the cost model) and of its selections. The constants
-below are medians of `native.select_operand` on one thread of an AMD Zen 5, on normal values from step to step.
+A layer's time is that of its three products (tuned, or by the cost model) and of its selections. The
+constants below are medians of `native.select_operand` on one thread of an AMD Zen 5, on normal values from
+step to step.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ def total(layers: Iterable[Expected]) -> Expected | None:
     each = list(layers)
     if not each:
         return None
-    return Expected(
-        sum(e.sparse for e in each), sum(e.dense for e in each), all(e.tuned for e in each)
-    )
+    return Expected(sum(e.sparse for e in each), sum(e.dense for e in each), all(e.tuned for e in each))
 
 
 _warned: WeakSet[nn.Module] = WeakSet()
@@ -105,14 +104,18 @@ def warn_if_slower(model: nn.Module, by_layer: dict[str, Expected], stacklevel: 
     losses = sorted(by_layer, key=lambda name: by_layer[name].dense - by_layer[name].sparse)
     layers = dict(sparse_layers(model))
     selectors = [s for name in by_layer if name in layers for s in layers[name].sparse.selectors.values()]
-    helps = [f"skip=({', '.join(map(repr, losses[:3]))}) leaves the layers dense that lose most", "a larger batch"]
+    helps = [
+        f"skip=({', '.join(map(repr, losses[:3]))}) leaves the layers dense that lose most",
+        "a larger batch",
+    ]
     if any(s.period == 1 for s in selectors):
         helps.insert(0, "period=10 keeps thresholds for ten iterations")
     if any(s.method != "sample" for s in selectors):
         helps.insert(0, "method='sample' estimates thresholds")
     source = "the tuned plan" if whole.tuned else "the cost model (torchswat.tune measures)"
     warnings.warn(
-        f"by {source}, a training step of this model's sparse layers takes {whole.sparse:.2f} ms where dense ones take "
+        f"by {source}, a training step of this model's sparse layers takes {whole.sparse:.2f} ms where "
+        "dense ones take "
         f"{whole.dense:.2f} ms: {whole.speedup:.2f} times their speed. What helps: {'; '.join(helps)}.",
         stacklevel=stacklevel + 1,
     )

@@ -1,7 +1,8 @@
 """What the layers of a model compute in one pass: a record for each call of a layer, of ours or anybody's.
 
-A layer of a known class is counted from its sizes. In any other module the matrix products that its own forward
-runs are counted as torch dispatches them: attention, recurrent cells, `F.linear` on a parameter of its own.
+A layer of a known class is counted from its sizes. In any other module the matrix products that its own
+forward runs are counted as torch dispatches them: attention, recurrent cells, `F.linear` on a parameter of
+its own.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class LayerCall:
 
 
 def record(model: nn.Module, example: Any) -> list[LayerCall]:
-    """Run `model` forward and backward on `example`; return its calls of layers in the order in which they ended.
+    """Run `model` forward and backward on `example`; return its calls of layers as they ended.
 
     Raises
     ------
@@ -140,7 +141,8 @@ def _count_known(one: LayerCall, module: nn.Module, input: Tensor, output: Tenso
     """Count a layer of a known class from its sizes."""
     one.input, one.output, one.size = input.numel(), output.numel(), input.element_size()
     trained = [p for p in module.parameters(recurse=False) if p.requires_grad]
-    # the first layer's input needs no gradient; the count of the paper includes it, unless the layer is frozen
+    # the first layer's input needs no gradient; the count of the paper includes it, unless the layer is
+    # frozen
     one.input_grad, one.weight_grad = input.requires_grad or bool(trained), bool(trained)
     if isinstance(module, (*NORMS, *_TABLES)):
         return

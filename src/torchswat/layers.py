@@ -37,8 +37,8 @@ from torchswat.engine.arguments import (
 )
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.function import SparseFunction, pass_forward
-from torchswat.engine.ops import not_traceable
 from torchswat.engine.loader import native_for
+from torchswat.engine.ops import not_traceable
 from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue, NotFinite
@@ -346,7 +346,8 @@ class SparseLayer(nn.Module):
     def qconfig(self, value: Any) -> None:
         vars(self)["qconfig"] = value
         warnings.warn(
-            "a quantizer looked at sparse layers. Quantizers find layers by their exact class, so they leave these as they "
+            "a quantizer looked at sparse layers. Quantizers find layers by their exact class, so they "
+            "leave these as they "
             "are; call torchswat.desparsify_(torchswat.prune_(model)) first.",
             stacklevel=3,
         )
@@ -380,7 +381,8 @@ def _refuse_transforms(name: str, input: Any) -> None:
     if torch._C._are_functorch_transforms_active():
         raise InvalidValue(
             f"layer {name!r} is sparse and was reached by a transform of torch.func (grad, vmap, jvp, functionalize); "
-            "its gradient is a straight-through estimate that these cannot use. Call torchswat.desparsify_ first, or "
+            "its gradient is a straight-through estimate that these cannot use. Call torchswat.desparsify_ "
+            "first, or "
             "torch.func.functional_call with torch.autograd.grad."
         )
     if torch._C._get_tracing_state() is not None:

@@ -1,4 +1,4 @@
-"""`summary`: what every layer of a model is, what runs it, how sparse it is, and how fast it is expected to be."""
+"""`summary`: what every layer of a model is, what runs it, how sparse it is, and its expected speed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class LayerSummary:
     name, kind : str
         Its name in the model and its class.
     state : {"sparse", "switched", "fused", "dense"}
-        ``switched`` are batch norms, ReLUs and pools that keep the engine's CHWN layout, ``fused`` are those that
-        run as one with their neighbours (`torchswat.fuse_`).
+        ``switched`` are batch norms, ReLUs and pools that keep the engine's CHWN layout, ``fused`` are those
+        that run as one with their neighbours (`torchswat.fuse_`).
     why : str
         Why a dense layer is dense; what a fused one is fused into.
     kernels : str
@@ -115,7 +115,18 @@ class Summary:
         return lines
 
 
-_HEAD = ("layer", "class", "is", "sparsity", "weights", "activations", "nonzero", "runs on, or why", "runs sparse", "ms, dense")
+_HEAD = (
+    "layer",
+    "class",
+    "is",
+    "sparsity",
+    "weights",
+    "activations",
+    "nonzero",
+    "runs on, or why",
+    "runs sparse",
+    "ms, dense",
+)
 
 
 def _row(layer: LayerSummary, timed: bool) -> tuple[str, ...]:
@@ -149,9 +160,9 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     model : Module
         Any; it stays as it is.
     example : Tensor, tuple or mapping, optional
-        The input of one training step; a tuple holds positional arguments, a mapping keyword arguments. With it a
-        copy of the model runs once, and the summary says which products run sparse, and how long a step is expected
-        to take: by what `torchswat.tune` measured, else by a cost model.
+        The input of one training step; a tuple holds positional arguments, a mapping keyword arguments. With
+        it a copy of the model runs once, and the summary says which products run sparse, and how long a step
+        is expected to take: by what `torchswat.tune` measured, else by a cost model.
 
     Returns
     -------
@@ -170,7 +181,8 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     Examples
     --------
     >>> import torchswat
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10), nn.Linear(10, 10))
+    >>> layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10), nn.Linear(10, 10)
+    >>> model = nn.Sequential(*layers)
     >>> found = summary(torchswat.sparsify_(model, sparsity=0.9, skip=("last",)))
     >>> [(layer.name, layer.state) for layer in found.layers]
     [('0', 'sparse'), ('1', 'switched'), ('2', 'dense'), ('3', 'sparse'), ('4', 'dense')]
@@ -183,7 +195,9 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     layers = []
     for name, module in model.named_modules():
         if _is_layer(module):
-            layers.append(_layer_summary(name, module, notes.get(name, ""), fused.get(id(module)), by_layer.get(name)))
+            layers.append(
+                _layer_summary(name, module, notes.get(name, ""), fused.get(id(module)), by_layer.get(name))
+            )
     first = next((m for m in model.modules() if SETTINGS in vars(m)), None)
     settings: Sparsity | None = None if first is None else vars(first)[SETTINGS]
     row = None if settings is None else settings.algorithm
@@ -220,7 +234,9 @@ def _layer_summary(
     return LayerSummary(name, kind, DENSE, _why_dense(module, note), nonzero=nonzero)
 
 
-def _sparse_summary(name: str, layer: SparseLayer, fused: str | None, expected: Expected | None) -> LayerSummary:
+def _sparse_summary(
+    name: str, layer: SparseLayer, fused: str | None, expected: Expected | None
+) -> LayerSummary:
     sparse, asked = layer.sparse, layer.sparse.sparsity
     if callable(asked):
         last = getattr(asked, "last", None)
@@ -263,7 +279,9 @@ def _kernels(layer: SparseLayer) -> str:
 
 
 def _kernels_of(module: nn.Module) -> str:
-    tensor = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.empty(0))
+    tensor = next(
+        (t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.empty(0)
+    )
     info = loader.info()
     if native_for(tensor) is not None:
         return f"compiled ({info['isa']})"
@@ -290,7 +308,7 @@ def _why_dense(module: nn.Module, note: str) -> str:
 
 def _notes(model: nn.Module) -> dict[str, str]:
     """Return why layers of the classes that could be sparse are dense, by name."""
-    found = {name: "sparsify_ was not called" for name in covered_layers(model)}
+    found = dict.fromkeys(covered_layers(model), "sparsify_ was not called")
     for prefix, module in model.named_modules():  # the settings nearest to a layer are its own
         settings: Sparsity | None = vars(module).get(SETTINGS)
         if settings is None:

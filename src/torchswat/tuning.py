@@ -15,8 +15,8 @@ from torchswat.engine import plan
 from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.race import Timing, multiply_adds, race
 from torchswat.errors import InvalidValue
-from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
 from torchswat.examples import call, copied, random_states_restored
+from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
 
 Progress = Callable[[int, int], object]
 """Called after every race with the number done and the number of all."""

@@ -1,7 +1,7 @@
 """A sparse layer's pass in eager mode as one node of autograd's graph.
 
-Its gradients are deliberately not derivatives of its output: they are the straight-through estimate of the paper,
-with the operands of each product selected as the row of `torchswat.algorithms` says.
+Its gradients are deliberately not derivatives of its output: they are the straight-through estimate of the
+paper, with the operands of each product selected as the row of `torchswat.algorithms` says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torchswat.engine.loader import is_plain
 from torchswat.errors import InvalidValue
 
 _TWICE = (
-    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, which has none. "
+    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, "
+    b"which has none. "
     b"Call torchswat.desparsify_ first, or leave the layer out by skip=."
 )
 
@@ -28,8 +29,8 @@ _TWICE = (
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a second derivative an error, whatever the first one is of.
 
-    torch's `once_differentiable` says nothing where the incoming gradient needs no gradient itself, though what was
-    saved may: a gradient penalty then lacks a term.
+    torch's `once_differentiable` says nothing where the incoming gradient needs no gradient itself, though
+    what was saved may: a gradient penalty then lacks a term.
     """
 
     @wraps(backward)
@@ -53,7 +54,8 @@ def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
         In every case.
     """
     raise InvalidValue(
-        "a sparse layer was reached by forward-mode differentiation (torch.autograd.forward_ad); its gradient is a "
+        "a sparse layer was reached by forward-mode differentiation (torch.autograd.forward_ad); its "
+        "gradient is a "
         "straight-through estimate that has no forward form. Call torchswat.desparsify_ first."
     )
 

@@ -56,7 +56,8 @@ def _warn_once(reason: str) -> None:
 def _warn_of_one_thread() -> None:
     warnings.warn(
         f"torchswat's compiled engine was built without OpenMP, so it runs on one thread where torch has "
-        f"{torch.get_num_threads()}. Install it again with a compiler that has OpenMP (on macOS: brew install libomp).",
+        f"{torch.get_num_threads()}. Install it again with a compiler that has OpenMP (on macOS: brew "
+        "install libomp).",
         stacklevel=4,
     )
 

@@ -146,7 +146,8 @@ def not_traceable(layer: str, by: str) -> InvalidValue:
     """Return the error for a sparse layer in what can hold plain layers only."""
     return InvalidValue(
         f"layer {layer!r} is sparse and was reached by {by}. Give it the plain network: "
-        "torchswat.desparsify_(torchswat.prune_(model)). torch.export and torch.compile take the sparse one, and "
+        "torchswat.desparsify_(torchswat.prune_(model)). torch.export and torch.compile take the sparse "
+        "one, and "
         "torchswat.save writes it into a small file."
     )
 
