@@ -493,8 +493,9 @@ def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
         names.setdefault(id(parameter), []).append(name)
     prefixed = {id(layer.weight): f"{name}.weight".lstrip(".") for name, layer in pruned.items()}
     for identity, name in prefixed.items():
-        others = [other for other in names.get(identity, ()) if other != name and not _is_pruned(other,
-        pruned)] if others:
+        twins = [other for other in names.get(identity, ()) if other != name]
+        others = [other for other in twins if other.rpartition(".")[0] not in pruned]
+        if others:
             warnings.warn(
                 f"prune_ set entries of {name!r} to zero, which is the same tensor as "
                 f"{', '.join(map(repr, others))}: "
@@ -502,10 +503,6 @@ def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
                 "before.",
                 stacklevel=4,
             )
-
-
-def _is_pruned(parameter: str, pruned: Mapping[str, nn.Module]) -> bool:
-    return parameter.rpartition(".")[0] in pruned
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:

@@ -191,7 +191,7 @@ class _Products(TorchDispatchMode):
         trained = False
         for tensor in operands:
             memory = _storage(tensor)
-            where = memory, tensor.storage_offset()
+            where = memory, int(tensor.storage_offset())
             if memory in self._weights:
                 if tensor.dim() > 1:  # biases are added, not multiplied
                     module.weights[where] = max(module.weights.get(where, 0), tensor.numel())

@@ -570,7 +570,7 @@ def _masked_pass(
     if sparsity == 0:
         return cast(Any, super(SparseLayer, layer)).forward(x)
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    mask = gradient_mask = output_mask = None
+    mask = output_mask = None
     if row.forward_activation:
         name = f"the input of layer {sparse.name!r}"
         with torch.no_grad():
@@ -584,14 +584,12 @@ def _masked_pass(
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if row.selects("gradient"):
-
-        def gradient_mask(gradient: Tensor) -> Tensor | None:
-            name = f"the output gradient of layer {sparse.name!r}"
-            try:
-                return sparse.selectors["gradient"](gradient, sparsity, iteration, name, moment.remembers)
-            except NotFinite:  # all of it goes on: a GradScaler sees the NaN and skips the step
-                return None
+    def gradient_mask(gradient: Tensor) -> Tensor | None:
+        name = f"the output gradient of layer {sparse.name!r}"
+        try:
+            return sparse.selectors["gradient"](gradient, sparsity, iteration, name, moment.remembers)
+        except NotFinite:  # all of it goes on: a GradScaler sees the NaN and skips the step
+            return None
 
     with autocast:
         if row.projected_output:
@@ -600,7 +598,8 @@ def _masked_pass(
                 share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
                 state_words.put_density(layer.sparse_state, "output", share)
         of = bool(row.grad_input_gradient), bool(row.grad_weight_gradient)
-        output = MaskedProducts.apply(x, weight, bias, products, mask, output_mask, gradient_mask, *of)
+        masks = mask, output_mask, gradient_mask if row.selects("gradient") else None
+        output = MaskedProducts.apply(x, weight, bias, products, *masks, *of)
     assert isinstance(output, Tensor)
     if output_mask is not None:  # for DSG's second mask, behind batch norm
         output.torchswat_mask = output_mask  # type: ignore[attr-defined]
