@@ -20,6 +20,7 @@ OPTIONS = {
     "demo": "help output",
     "evaluate": "data data-root help json pruned",
     "cost": "algorithm batch-size form help input-size json model skip sparsity",
+    "summary": "algorithm batch-size form help json model skip sparsity",
     "models": "help json",
     "algorithms": "help json",
     "data": "check data-root help json",

@@ -13,15 +13,21 @@ PUBLIC = [
     "algorithms",
     "angle",
     "cost",
+    "count_steps_",
     "desparsify_",
+    "errors",
     "fuse_",
     "load",
+    "load_sparse_state_",
     "models",
     "prune_",
     "save",
     "schedules",
     "select",
+    "sparse_layers",
+    "sparse_state",
     "sparsify_",
+    "summary",
     "tune",
     "tune_allocator",
     "unfuse_",
@@ -49,6 +55,18 @@ def test_every_public_name_is_documented():
     for name in PUBLIC:
         thing = getattr(torchswat, name)
         assert thing.__doc__ and ">>>" in thing.__doc__, f"{name} has no example"
+
+
+def test_a_function_is_found_whatever_was_imported_before():
+    """No module of the package has the name of a public function, which it would take the place of."""
+    code = "import pkgutil, torchswat; print(*(m.name for m in pkgutil.iter_modules(torchswat.__path__)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name for name in PUBLIC if name in run.stdout.split()} == {
+        "algorithms",
+        "errors",
+        "models",
+        "schedules",
+    }
 
 
 def test_import_needs_torch_and_numpy_alone():

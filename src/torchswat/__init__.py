@@ -13,16 +13,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchswat import algorithms, models, schedules
+    from torchswat import algorithms, errors, models, schedules
     from torchswat.accounting import cost
     from torchswat.analysis import angle
     from torchswat.batch_norm import BatchNormReLU2d
-    from torchswat.convert import Sparsity, desparsify_, prune_, sparsify_
+    from torchswat.convert import (
+        Sparsity,
+        count_steps_,
+        desparsify_,
+        load_sparse_state_,
+        prune_,
+        sparse_layers,
+        sparse_state,
+        sparsify_,
+    )
     from torchswat.engine.allocator import tune_allocator
     from torchswat.fuse import fuse_, unfuse_
     from torchswat.runtime.network import load
     from torchswat.runtime.package import save
     from torchswat.selection import select
+    from torchswat.summaries import summary
     from torchswat.tuning import tune
 
 __all__ = [
@@ -31,35 +41,46 @@ __all__ = [
     "algorithms",
     "angle",
     "cost",
+    "count_steps_",
     "desparsify_",
+    "errors",
     "fuse_",
     "load",
+    "load_sparse_state_",
     "models",
     "prune_",
     "save",
     "schedules",
     "select",
+    "sparse_layers",
+    "sparse_state",
     "sparsify_",
+    "summary",
     "tune",
     "tune_allocator",
     "unfuse_",
 ]
 __version__ = "0.1.0.dev0"
 
-_MODULES = ("algorithms", "models", "schedules")
+_MODULES = ("algorithms", "errors", "models", "schedules")
 # Imported when they are first used, so that the command line can answer before torch is there.
 _HOMES = {
     "BatchNormReLU2d": "torchswat.batch_norm",
     "Sparsity": "torchswat.convert",
     "angle": "torchswat.analysis",
     "cost": "torchswat.accounting",
+    "count_steps_": "torchswat.convert",
     "desparsify_": "torchswat.convert",
     "fuse_": "torchswat.fuse",
     "load": "torchswat.runtime.network",
+    "load_sparse_state_": "torchswat.convert",
     "prune_": "torchswat.convert",
     "save": "torchswat.runtime.package",
     "select": "torchswat.selection",
+    "sparse_layers": "torchswat.convert",
+    "sparse_state": "torchswat.convert",
     "sparsify_": "torchswat.convert",
+    "summary": "torchswat.summaries",
     "tune": "torchswat.tuning",
     "tune_allocator": "torchswat.engine.allocator",
     "unfuse_": "torchswat.fuse",

@@ -6,21 +6,19 @@ from the masks of a real pass. These are counts, not seconds; for seconds see th
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 from torchswat.convert import sparse_layers
 from torchswat.engine.batch_norm import NORM_INPUTS
 from torchswat.errors import InvalidValue
-from torchswat.layers import LayerSparsity, SparseLayer
+from torchswat.examples import copied, random_states_restored, tensors_in
+from torchswat.layer_calls import NORMS, LayerCall, record
+from torchswat.layers import SparseLayer
 from torchswat.projection import dimensions
 
 
@@ -91,9 +89,10 @@ class Cost:
     Attributes
     ----------
     layers : tuple of LayerCost
-        Conv2d, Linear and batch norm layers in the order in which they ran.
+        One for each call, in the order in which they ran: layers with weights, normalisations (which multiply
+        nothing and save their input), and modules whose own forward multiplies matrices.
     batch : int
-        Samples in the example input.
+        The first size of the first tensor in the example input.
     """
 
     layers: tuple[LayerCost, ...]
@@ -140,18 +139,22 @@ def _short(number: float) -> str:
     raise AssertionError
 
 
-def cost(model: nn.Module, example_input: Tensor) -> Cost:
+def cost(model: nn.Module, example_input: Any) -> Cost:
     """Count what one training step of `model` on `example_input` costs.
 
     A copy of the model runs one forward and backward pass, so the model itself, its counters and its batch
-    statistics stay untouched. Elementwise layers, pooling and the optimizer are not counted.
+    statistics stay untouched. Every product of matrices counts, of layers that are sparse, of others (Conv1d,
+    ConvTranspose2d, attention, recurrent cells) and of a module's own forward; a layer that runs twice counts
+    twice. A frozen weight has no weight gradient. Elementwise layers, pooling and the optimizer are not
+    counted.
 
     Parameters
     ----------
     model : Module
         Dense or sparse.
-    example_input : Tensor
-        A batch as the model takes it, such as (N, C, H, W).
+    example_input : Tensor, tuple or mapping
+        A batch as the model takes it, such as a float tensor of shape (N, C, H, W); a tuple holds positional
+        arguments, a mapping keyword arguments.
 
     Returns
     -------
@@ -160,7 +163,7 @@ def cost(model: nn.Module, example_input: Tensor) -> Cost:
     Raises
     ------
     InvalidValue
-        Where the model does not run on the example.
+        Where the model does not run on the example, or cannot be copied.
 
     References
     ----------
@@ -168,107 +171,85 @@ def cost(model: nn.Module, example_input: Tensor) -> Cost:
 
     Examples
     --------
-    >>> import torchswat
+    >>> import torch, torchswat
     >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> count = cost(torchswat.sparsify_(model, sparsity=0.75), torch.randn(2, 8, 4, 4)).total("macs")
     >>> count.dense, count.dense / count.formula, count.saving
     (110592, 4.0, 4.0)
     """
-    twin = copy.deepcopy(model).eval()  # batch norm in eval mode takes a batch of one
+    twin = copied(model, "counting").eval()  # batch norm in eval mode takes a batch of one
     for _, layer in sparse_layers(twin):
         layer.train()
-    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-    for name, module in twin.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)):
-            module.register_forward_hook(_recorder(seen, name))
-    devices = [example_input.device] if example_input.is_cuda else []
-    with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+    with random_states_restored():
         try:
-            output = twin(example_input.detach())
-        except (RuntimeError, ValueError) as error:
-            shape = tuple(example_input.shape)
+            calls = record(twin, _detached(example_input))
+        except (RuntimeError, ValueError, TypeError) as error:
             raise InvalidValue(
-                f"{type(model).__name__} does not run on an input of shape {shape}: {error}"
+                f"{type(model).__name__} does not run on an input of shape {_shapes(example_input)}: {error}"
             ) from error
-        results = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
-        if results:
-            torch.autograd.backward(results, [torch.ones_like(x) for x in results])
-    layers = tuple(_layer_cost(*record) for record in seen)
-    return Cost(layers, len(example_input))
+    return Cost(tuple(_layer_cost(one) for one in calls), len(tensors_in(example_input)[0]))
 
 
-def _recorder(seen: list, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-    def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        seen.append((name, module, inputs[0].detach(), output.detach()))
+def _detached(example: Any) -> Any:
+    if isinstance(example, Tensor):
+        return example.detach()
+    if isinstance(example, Mapping):
+        return {name: _detached(value) for name, value in example.items()}
+    return tuple(map(_detached, example)) if isinstance(example, tuple) else example
 
-    return record
+
+def _shapes(example: Any) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
 
 
-def _layer_cost(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> LayerCost:
-    kind = next(c.__name__ for c in (nn.Conv2d, nn.Linear, type(layer)) if isinstance(layer, c))
-    size = input.element_size()
-    if isinstance(layer, _BatchNorm):  # keeps its input (section 3.3), whole unless it is asked for less
-        whole = input.numel() * size
+def _layer_cost(one: LayerCall) -> LayerCost:
+    size, layer = one.size, one.module
+    if isinstance(layer, NORMS):  # keeps its input (section 3.3), whole unless it is asked for less
+        whole = one.input * size
         form = getattr(layer, "norm_input", "whole")
-        kept_bytes = whole if form == "whole" else input.numel() * NORM_INPUTS[form]
-        return LayerCost(name, kind, activations=Count(whole, kept_bytes, kept_bytes))
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    macs = output.numel() * weight[0].numel()
-    sparse = layer.sparse if isinstance(layer, SparseLayer) else None
-    asked, real = _densities(sparse)
-    row = sparse.algorithm if sparse else None
+        kept_bytes = whole if form == "whole" else one.input * NORM_INPUTS[form]
+        saved = Count(whole, kept_bytes, kept_bytes) if one.input_grad else Count()
+        return LayerCost(one.name, one.kind, activations=saved)
+    row = layer.sparse.algorithm if isinstance(layer, SparseLayer) else None
+    real = one.densities
+    asked = dict.fromkeys(real, 1 - one.sparsity)
 
-    def product(*slots: str) -> Count:
+    def product(runs: bool, *slots: str) -> Count:
         selected = [slot.rsplit("_", 1)[1] for slot in slots if row and getattr(row, slot)] + ["output"]
         shares = [math.prod(density.get(operand, 1.0) for operand in selected) for density in (asked, real)]
-        return Count(macs, macs * shares[0], macs * shares[1])
+        return Count(one.macs, one.macs * shares[0], one.macs * shares[1]) if runs else Count()
 
-    def stored(tensor: Tensor, slot: str) -> tuple[Count, Count]:
-        operand = slot.rsplit("_", 1)[1]
-        values = tensor.numel() * tensor.element_size()
+    def stored(entries: int, slot: str, reads: bool) -> tuple[Count, Count]:
+        operand, values = slot.rsplit("_", 1)[1], entries * size
+        if not reads:
+            return Count(), Count()
         if not (row and getattr(row, slot)) or operand not in asked:
             return Count(values, values, values), Count()
         counts = Count(values, values * asked[operand], values * real[operand])
-        return counts, Count(0, *(_position_bytes(tensor.numel(), d[operand]) for d in (asked, real)))
+        return counts, Count(0, *(_position_bytes(entries, d[operand]) for d in (asked, real)))
 
-    weights, weight_positions = stored(weight, "grad_input_weight")
-    activations, activation_positions = stored(input, "grad_weight_activation")
-    sizes = {
-        "weight": weight.numel(),
-        "activation": input.numel(),
-        "gradient": output.numel(),
-        "output": output.numel(),
-    }
+    weights, weight_positions = stored(one.weight, "grad_input_weight", one.input_grad)
+    activations, activation_positions = stored(one.input, "grad_weight_activation", one.weight_grad)
+    sizes = {"weight": one.weight, "activation": one.input, "gradient": one.output, "output": one.output}
     looked_at = sum(sizes[operand] for operand in asked)
     predicted = 0.0
     if "output" in asked:
-        filters, entries = len(weight), weight[0].numel()
-        predicted = dimensions(filters, entries) * (entries / 3 + filters) * output.numel() / filters
+        filters = len(layer.weight)  # type: ignore[arg-type]
+        entries = one.weight // filters
+        predicted = dimensions(filters, entries) * (entries / 3 + filters) * one.output / filters
     return LayerCost(
-        name,
-        kind,
+        one.name,
+        one.kind,
         prediction=Count(0, predicted, predicted),
-        forward=product("forward_weight", "forward_activation"),
-        grad_input=product("grad_input_gradient", "grad_input_weight"),
-        grad_weight=product("grad_weight_gradient", "grad_weight_activation"),
+        forward=product(True, "forward_weight", "forward_activation"),
+        grad_input=product(one.input_grad, "grad_input_gradient", "grad_input_weight"),
+        grad_weight=product(one.weight_grad, "grad_weight_gradient", "grad_weight_activation"),
         weights=weights,
         weight_positions=weight_positions,
         activations=activations,
         activation_positions=activation_positions,
         selection=Count(0, looked_at, looked_at),
     )
-
-
-def _densities(sparse: LayerSparsity | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the density of each selected operand: as asked for, and as the last pass measured it."""
-    sparsity = sparse.sparsity_now(sparse.last_iteration()) if sparse else 0.0
-    if sparse is None or sparsity == 0:
-        return {}, {}
-    real = {operand: float(selector.density) for operand, selector in sparse.selectors.items()}
-    if sparse.algorithm.projected_output:
-        real["output"] = float(sparse.output_density)
-    return dict.fromkeys(real, 1 - sparsity), real
 
 
 def _position_bytes(entries: int, density: float) -> float:

@@ -280,6 +280,36 @@ def cost(
 
 
 @app.command()
+def summary(
+    model: Annotated[str, typer.Option(help="Network; see `models`.")],
+    form: Annotated[str | None, typer.Option(help="cifar, imagenet or digits.")] = None,
+    algorithm: Annotated[str, typer.Option(help="See `algorithms`.")] = "swat",
+    sparsity: Annotated[float, typer.Option(help="Fraction of entries set to zero.")] = 0.8,
+    skip: Annotated[str, typer.Option(help="Layers to leave dense: first, last, patterns; by commas.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, max=2**16, help="Images in the step.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """What every layer is (sparse, fused, dense and why), and the speed expected of a training step."""
+    import torch
+
+    from torchswat import models
+    from torchswat.convert import sparsify_
+    from torchswat.fuse import fuse_
+    from torchswat.summaries import summary as summarise
+
+    info = models.info(model, form)
+    torch.manual_seed(0)
+    network = models.create(model, form=form)
+    sparsify_(network, algorithm, sparsity, skip=tuple(p.strip() for p in skip.split(",") if p.strip()))
+    fuse_(network)
+    found = summarise(network, torch.randn(batch_size, info.in_channels, info.image_size, info.image_size))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        console.print(str(found), highlight=False, markup=False)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the networks."""
     from torchswat.models.registry import MODELS

@@ -32,6 +32,9 @@ from torchswat.selection import METHODS, SCOPES, Selector, check_sparsity
 Model = TypeVar("Model", bound=nn.Module)
 _DENSE_CLASSES = {sparse: dense for dense, sparse in SPARSE_CLASSES.items()}
 
+SETTINGS = "torchswat_settings"
+"""The attribute of a model that holds the settings it was made sparse with, until `desparsify_`."""
+
 
 @dataclass(frozen=True)
 class Sparsity:
@@ -204,6 +207,7 @@ def sparsify_(
         settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip, norm_input)
     chosen = _chosen_layers(model, settings)
     desparsify_(model)
+    vars(model)[SETTINGS] = settings  # for `torchswat.summary`
     row = _row(settings)
     if row.is_dense:
         return model
@@ -211,8 +215,7 @@ def sparsify_(
     normed = _before_norms(model)
     for name, layer in chosen.items():
         layer_sparsity = settings.of_layer(name)
-        if layer_sparsity is None:
-            continue
+        assert layer_sparsity is not None
         selectors = {
             operand: settings.selector(random=row.selection_of(operand) == "random")
             for operand in ("weight", "activation", "gradient")
@@ -273,8 +276,7 @@ def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]
         raise InvalidValue(
             f"layer {lazy[0]!r} is lazy and has no weight yet; run the model once on an example first."
         )
-    classes = {**SPARSE_CLASSES, **_DENSE_CLASSES}
-    layers = {name: m for name, m in model.named_modules() if type(m) in classes}
+    layers = covered_layers(model)
     if not layers:
         raise InvalidValue(f"{type(model).__name__} has no Conv2d or Linear layer to make sparse.")
     left_dense = [
@@ -287,21 +289,45 @@ def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]
             stacklevel=3,
         )
     names = list(layers)
-    convolutions = [name for name in names if isinstance(layers[name], nn.Conv2d)]
-    words = {"first": convolutions[:1] or names[:1], "last": names[-1:]}
-
-    def fitting(pattern: str) -> list[str]:
-        return words.get(pattern) or fnmatch.filter(names, pattern)
-
-    unfit = [pattern for pattern in settings.skip if not fitting(pattern)]
+    unfit = [pattern for pattern in settings.skip if not _fitting(layers, pattern)]
     unfit += [pattern for pattern in settings.by_pattern() if not fnmatch.filter(names, pattern)]
     if unfit:
         raise InvalidValue(
             f"the pattern {unfit[0]!r} fits no layer; the layers are "
             f"{', '.join(names[:8])}{', ...' * (len(names) > 8)}."
         )
-    skipped = {name for pattern in (*settings.skip, *_row(settings).skip) for name in fitting(pattern)}
-    return {name: layer for name, layer in layers.items() if name not in skipped}
+    dense = reasons(settings, layers)
+    return {name: layer for name, layer in layers.items() if name not in dense}
+
+
+def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of the classes that `sparsify_` covers, by name."""
+    classes = {**SPARSE_CLASSES, **_DENSE_CLASSES}
+    return {name: m for name, m in model.named_modules() if type(m) in classes}
+
+
+def _fitting(layers: Mapping[str, nn.Module], pattern: str) -> list[str]:
+    """Return the names that a pattern of `skip` fits."""
+    names = list(layers)
+    convolutions = [name for name in names if isinstance(layers[name], nn.Conv2d)]
+    words = {"first": convolutions[:1] or names[:1], "last": names[-1:]}
+    return words.get(pattern) or fnmatch.filter(names, pattern)
+
+
+def reasons(settings: Sparsity, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return why layers stay dense under `settings`, by name; `layers` are all that could take part."""
+    row = _row(settings)
+    if row.is_dense:
+        return dict.fromkeys(layers, f"the algorithm is {row.name!r}")
+    found = {}
+    for pattern in (*settings.skip, *row.skip):
+        whose = "skip" if pattern in settings.skip else f"the algorithm {row.name!r} skips it"
+        for name in _fitting(layers, pattern):
+            found.setdefault(name, f"{whose}: {pattern!r}")
+    for name in layers:
+        if name not in found and settings.of_layer(name) is None:
+            found[name] = "no pattern of the sparsities fits its name"
+    return found
 
 
 def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -320,7 +346,8 @@ def desparsify_(model: Model) -> Model:
     Raises
     ------
     InvalidValue
-        Where a sparse layer was parametrized (`torch.nn.utils.parametrize`) meanwhile.
+        Where the weight of a sparse layer is computed from others, as by `torch.nn.utils.parametrize`, or
+        ``fully_shard`` was called on the layer itself.
 
     Examples
     --------
@@ -331,8 +358,16 @@ def desparsify_(model: Model) -> Model:
     )
     """
     for name, layer in sparse_layers(model):
+        if "FSDPModule" in (base.__name__ for base in type(layer).__mro__):
+            raise InvalidValue(
+                f"layer {name!r} was wrapped by torch.distributed.fsdp.fully_shard itself, so its class "
+                "cannot be switched. "
+                "Gather the whole state_dict "
+                "(torch.distributed.checkpoint.state_dict.get_model_state_dict), whose keys "
+                "are the plain model's, and load it into a plain model; prune_ works before."
+            )
         if type(layer) not in _DENSE_CLASSES:
-            raise _parametrized(name)
+            check_weight_is_own(name, layer)
     for _, layer in sparse_layers(model):
         layer.__class__ = _DENSE_CLASSES[type(layer)]  # type: ignore[assignment]
         del layer.sparse, layer.sparse_state
@@ -340,6 +375,7 @@ def desparsify_(model: Model) -> Model:
     unfuse_(model)
     switched.restore_(model)
     for module in model.modules():
+        vars(module).pop(SETTINGS, None)
         hook = module.__dict__.pop("_torchswat_hook", None)
         if hook is not None:
             hook.remove()
@@ -356,10 +392,25 @@ _FAST_PATHS: dict[type[nn.Module], tuple[str, Any]] = {
 """What makes torch go around the layers in these modules, and read their dense weights by itself."""
 
 
-def _parametrized(name: str) -> InvalidValue:
-    return InvalidValue(
-        f"the weight of layer {name!r} is computed from others (a parametrization, weight or spectral norm) "
-        "in each pass; take that off first, as torch.nn.utils.parametrize.remove_parametrizations does."
+def check_weight_is_own(name: str, layer: nn.Module) -> None:
+    """Raise `InvalidValue` where the weight of a layer is computed from others in each pass."""
+    own = layer._parameters
+    if own.get("weight") is not None and type(layer) in _DENSE_CLASSES:
+        return
+    if hasattr(layer, "parametrizations"):
+        by, undo = "a parametrization", "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+    elif "weight_g" in own:
+        by, undo = "weight_norm", "torch.nn.utils.remove_weight_norm(layer)"
+    elif "weight_orig" in own and "weight_mask" in layer._buffers:
+        by, undo = "torch.nn.utils.prune", "torch.nn.utils.prune.remove(layer, 'weight')"
+    elif "weight_orig" in own:
+        by, undo = "spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"
+    elif own.get("weight") is not None:
+        return
+    else:
+        by, undo = "something", "what undoes that"
+    raise InvalidValue(
+        f"the weight of layer {name!r} is computed from others by {by} in each pass; call {undo} first."
     )
 
 
@@ -386,12 +437,17 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     Raises
     ------
     InvalidValue
-        Where the weight of a sparse layer is no parameter but computed from others, or is sharded.
+        Where the weight of a sparse layer is no parameter but computed from others.
 
     Warns
     -----
     UserWarning
-        Where no weight was set to zero.
+        Where no weight was set to zero, and where a weight that was is used by another module, too (tied
+        weights).
+
+    Notes
+    -----
+    Weights that FSDP2 shards (``DTensor``) are gathered layer by layer: call it on all processes.
 
     Examples
     --------
@@ -401,8 +457,8 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     """
     layers = list(sparse_layers(model))
     for name, layer in layers:
-        _check_prunable(name, layer)
-    pruned = selecting = 0
+        check_weight_is_own(name, layer)
+    selecting, pruned = 0, {}
     wanted = Sparsity(sparsity=sparsity) if sparsity is not None else None
     for name, layer in layers:
         sparse = layer.sparse
@@ -410,9 +466,9 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
         selecting += "weight" in sparse.selectors
         if "weight" not in sparse.selectors or not share:
             continue
-        mask = layer.weight_mask(float(cast(float, share)))
-        cast(Tensor, layer.weight).masked_fill_(~mask, 0)
-        pruned += 1
+        _prune_layer(layer, float(cast(float, share)))
+        pruned[name] = layer
+    _warn_of_tied(model, pruned)
     if not pruned:
         why = "it has no sparse layers"
         if selecting:
@@ -427,20 +483,49 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     return model
 
 
-def _check_prunable(name: str, layer: SparseLayer) -> None:
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        raise _parametrized(name)
-    if type(weight.data) is not Tensor:
-        raise InvalidValue(
-            f"the weight of layer {name!r} is a {type(weight.data).__name__}, of which this process holds a part at "
-            "most. Gather the whole state_dict, load it into a plain model, call sparsify_ with the same settings, and "
-            "prune that."
-        )
+def _prune_layer(layer: SparseLayer, sparsity: float) -> None:
+    weight = cast(Any, layer.weight)
+    if not hasattr(weight.data, "full_tensor"):
+        weight.masked_fill_(~layer.selected_weights(sparsity), 0)
+        return
+    from torch.distributed.tensor import distribute_tensor  # a second to import, and seldom needed
+
+    whole = weight.detach().full_tensor()
+    whole.masked_fill_(~layer.selected_weights(sparsity, whole), 0)
+    weight.copy_(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None))
+
+
+def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
+    """Warn of weights that were pruned and are used under another name, too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    prefixed = {id(layer.weight): f"{name}.weight".lstrip(".") for name, layer in pruned.items()}
+    for identity, name in prefixed.items():
+        twins = [other for other in names.get(identity, ()) if other != name]
+        others = [other for other in twins if other.rpartition(".")[0] not in pruned]
+        if others:
+            warnings.warn(
+                f"prune_ set entries of {name!r} to zero, which is the same tensor as "
+                f"{', '.join(map(repr, others))}: "
+                "that changed, too. Name the layer in skip= of sparsify_ to leave both, or untie them "
+                "before.",
+                stacklevel=4,
+            )
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
-    """Yield the sparse layers of `model` with their names."""
+    """Yield the sparse layers of `model` with their names.
+
+    Each has an attribute ``sparse``, with its settings, its ``iteration`` and its ``selectors`` (`density`,
+    `threshold`).
+
+    Examples
+    --------
+    >>> model = sparsify_(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), sparsity=0.5)
+    >>> [(name, layer.sparse.sparsity) for name, layer in sparse_layers(model)]
+    [('0', 0.5)]
+    """
     for name, module in model.named_modules():
         if isinstance(module, SparseLayer):
             yield name, module

@@ -3,6 +3,13 @@
 Every one says what was wrong, with which value, what is allowed and what to do. They derive from the
 built-in exception a caller would expect, so that ``except ValueError`` keeps working. The command line
 turns any of them into one line and exit code 2.
+
+>>> import torch, torchswat
+>>> try:
+...     torchswat.sparsify_(torch.nn.Linear(4, 2), sparsity=1.5)
+... except torchswat.errors.InvalidValue as error:
+...     print(str(error).partition(",")[0])
+sparsity is 1.5; allowed is a number from 0 (dense) to below 1
 """
 
 from __future__ import annotations

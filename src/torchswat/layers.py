@@ -7,7 +7,9 @@ estimate of the paper. The optimizer updates the dense weight with a dense gradi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -36,9 +38,10 @@ from torchswat.engine.arguments import (
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.function import SparseFunction, pass_forward
 from torchswat.engine.loader import native_for
+from torchswat.engine.ops import not_traceable
 from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
-from torchswat.errors import InvalidValue
+from torchswat.errors import InvalidValue, NotFinite
 from torchswat.masked import MaskedProducts
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
@@ -325,9 +328,13 @@ class SparseLayer(nn.Module):
         return self.sparse_schedule
 
     @torch.no_grad()
-    def weight_mask(self, sparsity: float) -> Tensor:
-        """Return the mask (bool, like the weight) of the weights that an evaluation selects at `sparsity`."""
-        sparse, weight = self.sparse, cast(Tensor, self.weight).detach()
+    def selected_weights(self, sparsity: float, weight: Tensor | None = None) -> Tensor:
+        """Return the mask (bool, like the weight) of the weights that an evaluation selects at `sparsity`.
+
+        `weight` stands for the layer's own, of which this process may hold a part only.
+        """
+        sparse = self.sparse
+        weight = cast(Tensor, self.weight if weight is None else weight).detach()
         selector, last = sparse.selectors["weight"], sparse.last_iteration()
         name = f"the weight of layer {sparse.name!r}"
         if selector.in_operation:
@@ -339,6 +346,30 @@ class SparseLayer(nn.Module):
         return selector(weight, sparsity, last, name, remember=False)
 
     # ---- nn.Module -----------------------------------------------------------------------------------------
+
+    def __prepare_scriptable__(self) -> Any:
+        raise not_traceable(self.sparse.name, "torch.jit.script")
+
+    @property
+    def qconfig(self) -> Any:
+        """What a quantizer of torch sets on every layer that it looks at."""
+        if "qconfig" not in vars(self):
+            raise AttributeError("qconfig")
+        return vars(self)["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        vars(self)["qconfig"] = value
+        warnings.warn(
+            "a quantizer looked at sparse layers. Quantizers find layers by their exact class, so they "
+            "leave these as they "
+            "are; call torchswat.desparsify_(torchswat.prune_(model)) first.",
+            stacklevel=3,
+        )
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        vars(self).pop("qconfig", None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Apply as torch does, but keep what the layer remembers where memory is made anew (`to_empty`)."""
@@ -360,18 +391,19 @@ class SparseLayer(nn.Module):
             self.sparse.forget()
 
 
-def _refuse_transforms(name: str) -> None:
+def _refuse_transforms(name: str, input: Any) -> None:
     """Raise `InvalidValue` under the transforms of torch that would give wrong numbers or no sense."""
     if torch._C._are_functorch_transforms_active():
         raise InvalidValue(
             f"layer {name!r} is sparse and was reached by a transform of torch.func (grad, vmap, jvp, functionalize); "
-            "its gradient is a straight-through estimate that these cannot use. Call torchswat.desparsify_ first."
+            "its gradient is a straight-through estimate that these cannot use. Call torchswat.desparsify_ "
+            "first, or "
+            "torch.func.functional_call with torch.autograd.grad."
         )
     if torch._C._get_tracing_state() is not None:
-        raise InvalidValue(
-            f"layer {name!r} is sparse and was reached by torch.jit.trace or by the old ONNX exporter. Trace the plain "
-            "network: torchswat.desparsify_(torchswat.prune_(model))."
-        )
+        raise not_traceable(name, "torch.jit.trace or by the old ONNX exporter")
+    if type(input) is torch.fx.Proxy:
+        raise not_traceable(name, "torch.fx.symbolic_trace (torch's graph mode quantization calls it)")
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
@@ -393,6 +425,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     def forward_recomputing(self, input: Tensor, recompute: RecomputeInfo | None) -> Tensor:
         """Return ``self(input)``; given what `input` was computed from, it is not saved but computed again."""
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name, input)
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
             raise InvalidValue(
@@ -401,8 +435,6 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             )
         if input.dim() == 3:
             return self.forward_recomputing(input.unsqueeze(0), None).squeeze(0)
-        if not torch.compiler.is_compiling():
-            _refuse_transforms(self.sparse.name)
         padded, kernel = self._extents(input)
         if padded[0] < kernel[0] or padded[1] < kernel[1]:
             raise InvalidValue(
@@ -459,13 +491,13 @@ class SparseLinear(SparseLayer, nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name, input)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}; "
                 f"allowed is (*, {self.in_features})."
             )
-        if not torch.compiler.is_compiling():
-            _refuse_transforms(self.sparse.name)
         matrix = input if input.dim() == 2 else input.reshape(-1, self.in_features)
         if self.sparse.algorithm.is_packable:
             output = _in_autocast(self, matrix, _MATRIX, None, None)
@@ -503,12 +535,17 @@ def _in_autocast(
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not _in_force(device) or x.dtype == torch.float64:
         return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
+
+
+def _in_force(device: str) -> bool:
+    """Return whether autocast is on; devices without memory (meta) have none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -548,7 +585,7 @@ def _masked_pass(
     if sparsity == 0:
         return cast(Any, super(SparseLayer, layer)).forward(x)
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    mask = gradient_mask = output_mask = None
+    mask = output_mask = None
     if row.forward_activation:
         name = f"the input of layer {sparse.name!r}"
         with torch.no_grad():
@@ -557,24 +594,27 @@ def _masked_pass(
         mask = None if mask is None else pad(mask.to(torch.float32)) != 0
         x = pad(x)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    autocast = torch.autocast(device, enabled=False) if _in_force(device) else nullcontext()
+    if _in_force(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if row.selects("gradient"):
-
-        def gradient_mask(gradient: Tensor) -> Tensor:
-            name = f"the output gradient of layer {sparse.name!r}"
+    def gradient_mask(gradient: Tensor) -> Tensor | None:
+        name = f"the output gradient of layer {sparse.name!r}"
+        try:
             return sparse.selectors["gradient"](gradient, sparsity, iteration, name, moment.remembers)
+        except NotFinite:  # all of it goes on: a GradScaler sees the NaN and skips the step
+            return None
 
-    with torch.autocast(device, enabled=False):
+    with autocast:
         if row.projected_output:
             output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
             if moment.remembers:
                 share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
                 state_words.put_density(layer.sparse_state, "output", share)
         of = bool(row.grad_input_gradient), bool(row.grad_weight_gradient)
-        output = MaskedProducts.apply(x, weight, bias, products, mask, output_mask, gradient_mask, *of)
+        masks = mask, output_mask, gradient_mask if row.selects("gradient") else None
+        output = MaskedProducts.apply(x, weight, bias, products, *masks, *of)
     assert isinstance(output, Tensor)
     if output_mask is not None:  # for DSG's second mask, behind batch norm
         output.torchswat_mask = output_mask  # type: ignore[attr-defined]

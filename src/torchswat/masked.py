@@ -1,8 +1,8 @@
-"""Layers of the algorithms that select forward activations, output gradients or outputs: always dense products.
+"""Layers of algorithms that select forward activations, output gradients or outputs: dense products.
 
-`torchswat.engine.ops` covers the rows of the table whose operands are weights and saved activations. The others
-(meProp, DSG, forward-activation) multiply dense operands with zeros here, in plain torch: the arithmetic is right,
-no time is saved.
+`torchswat.engine.ops` covers the rows of the table whose operands are weights and saved activations. The
+others (meProp, DSG, forward-activation) multiply dense operands with zeros here, in plain torch: the
+arithmetic is right, no time is saved.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchswat.engine.function import differentiable_once
+from torchswat.engine.function import differentiable_once, no_forward_mode
 from torchswat.engine.products import Products
 
-GradientMask = Callable[[Tensor], Tensor]
+GradientMask = Callable[[Tensor], "Tensor | None"]
+"""Returns which entries of an output gradient are selected; None for all, where it has NaN."""
 
 
 def zeroed(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -44,6 +45,8 @@ class MaskedProducts(torch.autograd.Function):
         ctx.save_for_backward(activation, weight, output_mask)
         output = products.forward(zeroed(activation, activation_mask), (weight,), bias)
         return zeroed(output, output_mask)
+
+    jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     @differentiable_once

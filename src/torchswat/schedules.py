@@ -3,6 +3,18 @@
 >>> import torch, torchswat
 >>> ramp = torchswat.schedules.Cubic(final=0.8, steps=2000)
 >>> model = torchswat.sparsify_(torch.nn.Linear(100, 10), sparsity=ramp)
+
+Iterations are passes of training. Where a step of the optimizer takes several (gradient accumulation, SAM),
+let them be its steps:
+
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> handle = torchswat.count_steps_(model, optimizer)
+>>> for step in range(3):
+...     for half in torch.randn(2, 16, 100):
+...         model(half).square().mean().backward()
+...     optimizer.step()
+>>> model.sparse.iteration
+3
 """
 
 from __future__ import annotations

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +15,8 @@ from torchswat.engine import plan
 from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.race import Timing, multiply_adds, race
 from torchswat.errors import InvalidValue
+from torchswat.examples import call, copied, random_states_restored
+from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
 
 Progress = Callable[[int, int], object]
 """Called after every race with the number done and the number of all."""
@@ -70,7 +68,7 @@ class TuningReport:
     file: Path | None
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "sparsity", *_PRODUCTS, "runs sparse")
+        head = ("layer", "shape", "sparsity", *PRODUCTS, "runs sparse")
         rows = [head, *(_row(layer) for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -80,12 +78,9 @@ class TuningReport:
         return "\n".join([*(line.rstrip() for line in lines), f"milliseconds, sparse / dense; {where}"])
 
 
-_PRODUCTS = ("forward", "grad_input", "grad_weight")
-
-
 def _row(layer: TunedLayer) -> tuple[str, ...]:
-    times = ["{:.2f} / {:.2f}".format(*getattr(layer.timing, product)) for product in _PRODUCTS]
-    chosen = ", ".join(product for product in _PRODUCTS if getattr(layer.choice, product)) or "nothing"
+    times = ["{:.2f} / {:.2f}".format(*getattr(layer.timing, product)) for product in PRODUCTS]
+    chosen = ", ".join(product for product in PRODUCTS if getattr(layer.choice, product)) or "nothing"
     return layer.name, str(layer.shape), f"{layer.sparsity:.2f}", *times, chosen
 
 
@@ -116,6 +111,11 @@ def tune(
     -------
     TuningReport
 
+    Warns
+    -----
+    UserWarning
+        Once for a model that is expected to be slower than dense, with what helps.
+
     Raises
     ------
     InvalidValue
@@ -125,8 +125,8 @@ def tune(
     Examples
     --------
     >>> import torchswat
-    >>> model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(16, 16, 3)), sparsity=0.8)
-    >>> report = tune(model, torch.randn(16, 16, 8, 8))
+    >>> model = torchswat.sparsify_(nn.Sequential(nn.Conv2d(32, 32, 3)), sparsity=0.9)
+    >>> report = tune(model, torch.randn(64, 32, 16, 16))
     >>> [layer.name for layer in report.layers]
     ['0']
     """
@@ -134,7 +134,7 @@ def tune(
         raise InvalidValue(
             f"{type(model).__name__} has no sparse layer to tune; call torchswat.sparsify_ on it first."
         )
-    met = _sizes_met(model, example, training)
+    met = sizes_met(model, example, training)
     if not met:
         raise InvalidValue(
             "no layer of the model ran on the compiled engine, so there is nothing to tune; allowed is a "
@@ -142,6 +142,7 @@ def tune(
         )
     raced = _raced(_one_a_bucket(met), progress)
     file = plan.PLAN.learn(raced)
+    warn_if_slower(model, expected_layers(model, met), stacklevel=2)
     return TuningReport(
         tuple(
             TunedLayer(name, shape, plan.rounded(sparsity), raced[plan.key_of(shape, sparsity)])
@@ -154,10 +155,31 @@ def tune(
 Met = tuple[str, Shape, float]  # a layer's name, what it met, and a sparsity of it
 
 
-def _sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
+def expected_layers(model: nn.Module, met: list[Met]) -> dict[str, Expected]:
+    """Return what a step of each layer is expected to take, at the largest of its sparsities."""
+    largest: dict[str, float] = {}
+    for name, _, sparsity in met:
+        largest[name] = max(sparsity, largest.get(name, 0.0))
+    found: dict[str, Expected] = {}
+    layers = dict(sparse_layers(model))
+    for name, shape, sparsity in met:
+        if sparsity == largest[name]:
+            one = expected_layer(layers[name].sparse, shape, sparsity)
+            before = found.get(name)
+            found[name] = one if before is None else _both(before, one)
+    return found
+
+
+def _both(one: Expected, other: Expected) -> Expected:
+    """Return what two calls of a layer take together."""
+    runs = tuple(p for p in PRODUCTS if p in one.runs_sparse or p in other.runs_sparse)
+    return Expected(one.sparse + other.sparse, one.dense + other.dense, one.tuned and other.tuned, runs)
+
+
+def sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
     """Run a copy of `model` once; return what its layers asked, once for each of their sparsities."""
-    with _random_states_restored():
-        twin = _copied(model).train(training)
+    with random_states_restored():
+        twin = copied(model, "tuning").train(training)
         sparsities: dict[str, list[float]] = {}
         for name, layer in sparse_layers(twin):
             sparsities[name] = _sparsities(layer.sparse.sparsity)
@@ -183,31 +205,12 @@ def _shapes_asked(twin: nn.Module, example: Any, training: bool) -> list[tuple[s
         layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
         layer.register_forward_hook(lambda *_: _drop_last(running), always_call=True)
     with plan.recorded(record), torch.set_grad_enabled(training):
-        _call(twin, example)
+        call(twin, example)
     return list(shapes)
 
 
 def _drop_last(running: list[str]) -> None:
     running.pop()
-
-
-def _call(model: nn.Module, example: Any) -> None:
-    if isinstance(example, Mapping):
-        model(**example)
-    elif isinstance(example, tuple):
-        model(*example)
-    else:
-        model(example)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidValue(
-            f"{type(model).__name__} cannot be copied ({error}), and tuning runs a copy; tune a model of the "
-            "same layers that was just made: the result holds for both."
-        ) from error
 
 
 def _sparsities(sparsity: float | Callable[[int], float]) -> list[float]:
@@ -238,15 +241,3 @@ def _raced(asked: Mapping[str, tuple[Shape, float]], progress: Progress | None) 
         if progress is not None:
             progress(done, len(asked))
     return raced
-
-
-@contextmanager
-def _random_states_restored() -> Iterator[None]:
-    """Restore the random states of torch, numpy and Python, from which the model's forward may draw."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUILT, instruction_sets
+from conftest import BUILT, NAME, instruction_sets
 
 from torchswat.engine import info, loader
 from torchswat.engine.loader import engine
@@ -100,6 +101,36 @@ def test_nothing_is_said_where_the_reference_is_asked_for(absent, monkeypatch):
     monkeypatch.setenv("TORCHSWAT_ENGINE", "reference")
     assert loader.native() is None
     assert info()["reason"] == "asked for by TORCHSWAT_ENGINE"
+
+
+# ---- threads -----------------------------------------------------------------------------------------------
+
+
+@needs_native
+def test_it_is_known_whether_the_kernels_have_threads():
+    assert info()["openmp"] is importlib.import_module(NAME).openmp
+    with engine("reference"):
+        assert info()["openmp"] is None
+
+
+@needs_native
+def test_one_thread_for_lack_of_openmp_is_said_once(monkeypatch):
+    module = importlib.import_module(NAME)
+    monkeypatch.setattr(module, "openmp", False)
+    loader._warn_of_one_thread.cache_clear()
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.set_num_threads(1)
+            assert loader.native() is module  # torch has one as well
+        torch.set_num_threads(3)
+        with pytest.warns(UserWarning, match="built without OpenMP.*one thread where torch has 3") as said:
+            assert loader.native() is module and loader.native() is module
+        assert len(said) == 1 and info()["openmp"] is False
+    finally:
+        torch.set_num_threads(threads)
+        loader._warn_of_one_thread.cache_clear()
 
 
 # ---- instruction sets, in real processes -------------------------------------------------------------------

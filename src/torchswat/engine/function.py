@@ -1,7 +1,7 @@
 """A sparse layer's pass in eager mode as one node of autograd's graph.
 
-Its gradients are deliberately not derivatives of its output: they are the straight-through estimate of the paper,
-with the operands of each product selected as the row of `torchswat.algorithms` says.
+Its gradients are deliberately not derivatives of its output: they are the straight-through estimate of the
+paper, with the operands of each product selected as the row of `torchswat.algorithms` says.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from torchswat.engine import layout, ops
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.loader import is_plain
+from torchswat.errors import InvalidValue
 
 _TWICE = (
-    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, which has none. "
+    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, "
+    b"which has none. "
     b"Call torchswat.desparsify_ first, or leave the layer out by skip=."
 )
 
@@ -28,8 +30,8 @@ _TWICE = (
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a second derivative an error, whatever the first one is of.
 
-    torch's `once_differentiable` says nothing where the incoming gradient needs no gradient itself, though what was
-    saved may: a gradient penalty then lacks a term.
+    torch's `once_differentiable` says nothing where the incoming gradient needs no gradient itself, though
+    what was saved may: a gradient penalty then lacks a term.
     """
 
     @wraps(backward)
@@ -42,6 +44,21 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
         return refuse(*[None if grad is None else grad.detach().requires_grad_() for grad in grads])
 
     return checked
+
+
+def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    """Refuse forward-mode differentiation.
+
+    Raises
+    ------
+    InvalidValue
+        In every case.
+    """
+    raise InvalidValue(
+        "a sparse layer was reached by forward-mode differentiation (torch.autograd.forward_ad); its "
+        "gradient is a "
+        "straight-through estimate that has no forward form. Call torchswat.desparsify_ first."
+    )
 
 
 class SparseFunction(torch.autograd.Function):
@@ -66,6 +83,8 @@ class SparseFunction(torch.autograd.Function):
         ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
         ctx.save_for_backward(dense, weight, kept, record, weight_mask, *(recompute or ()))
         return y
+
+    jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     @differentiable_once

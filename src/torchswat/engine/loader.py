@@ -52,6 +52,16 @@ def _warn_once(reason: str) -> None:
     )
 
 
+@functools.cache
+def _warn_of_one_thread() -> None:
+    warnings.warn(
+        f"torchswat's compiled engine was built without OpenMP, so it runs on one thread where torch has "
+        f"{torch.get_num_threads()}. Install it again with a compiler that has OpenMP (on macOS: brew "
+        "install libomp).",
+        stacklevel=4,
+    )
+
+
 def choice() -> str:
     """Return which engine is asked for: one of `CHOICES`."""
     asked = _forced.get() or os.environ.get("TORCHSWAT_ENGINE", "auto")
@@ -78,6 +88,8 @@ def native() -> ModuleType | None:
                 f"TORCHSWAT_ENGINE=native, but the compiled engine is not there: {reason}."
             )
         _warn_once(reason)
+    elif not getattr(module, "openmp", True) and torch.get_num_threads() > 1:
+        _warn_of_one_thread()
     return module
 
 
@@ -142,10 +154,12 @@ def engine(asked: str):
 def info() -> dict[str, Any]:
     """Return what runs here: engine, instruction set, threads, and the reason where it is the reference.
 
+    ``openmp`` is whether the compiled kernels can run on more than one thread; None for the reference.
+
     Examples
     --------
     >>> sorted(info())
-    ['available', 'engine', 'isa', 'reason', 'threads']
+    ['available', 'engine', 'isa', 'openmp', 'reason', 'threads']
     """
     module, reason = _load()
     asked = choice()
@@ -155,5 +169,6 @@ def info() -> dict[str, Any]:
         "reason": reason if asked != "reference" else "asked for by TORCHSWAT_ENGINE",
         "isa": used.isa() if used else None,
         "available": used.available() if used else [],
+        "openmp": getattr(used, "openmp", True) if used else None,
         "threads": torch.get_num_threads(),
     }

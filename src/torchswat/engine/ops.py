@@ -10,6 +10,7 @@ The output of `sparse_forward` is ``(y, saved, record)``: the activation as it i
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -145,10 +146,22 @@ def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:
     return [x.shape[0], weight.shape[0], *sides]
 
 
+def not_traceable(layer: str, by: str) -> InvalidValue:
+    """Return the error for a sparse layer in what can hold plain layers only."""
+    return InvalidValue(
+        f"layer {layer!r} is sparse and was reached by {by}. Give it the plain network: "
+        "torchswat.desparsify_(torchswat.prune_(model)). torch.export and torch.compile take the sparse "
+        "one, and "
+        "torchswat.save writes it into a small file."
+    )
+
+
 def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *arguments):
     sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
     pairs = tuple(stride), tuple(padding), tuple(dilation)
     a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)
+    if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
+        raise not_traceable(a.name, "torch.onnx.export")
     if x.dim() == 2:
         y = x.new_empty(x.shape[0], weight.shape[0])
     elif a.chwn:

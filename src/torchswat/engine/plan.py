@@ -105,6 +105,13 @@ class TunedPlan:
             self._choices[key] = choice
             return choice
 
+    def timing(self, shape: Shape, sparsity: float) -> tuple[Timing, bool]:
+        """Return the milliseconds that the plan goes by, and whether they were measured."""
+        with self._lock:
+            asked = os.environ.get("TORCHSWAT_PLAN", "")
+            tuned = None if asked in _MODES else self._known().get(key_of(shape, sparsity))
+        return tuned or plan_model.estimate(shape, rounded(sparsity)), tuned is not None
+
     def _known(self) -> dict[str, Timing]:
         """Return the timings of this machine in the file in force, which is read once."""
         place = path(), machine()

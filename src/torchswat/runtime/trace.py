@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from torchswat.convert import desparsify_, prune_, sparse_layers
+from torchswat.convert import check_weight_is_own, desparsify_, prune_, sparse_layers
 from torchswat.errors import InvalidValue
 from torchswat.models.resnet import PaddingShortcut
 from torchswat.runtime.graph import INPUT, Graph, Node, Shape
@@ -31,6 +31,9 @@ def pruned(model: nn.Module) -> nn.Module:
     Layers whose forward pass leaves weights out are pruned. Where only the backward pass does (SAW), all
     weights stay: without them the network would be another.
     """
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            check_weight_is_own(name, layer)
     model = copy.deepcopy(model)
     for _, layer in sparse_layers(model):
         if layer.sparse.algorithm.forward_weight:

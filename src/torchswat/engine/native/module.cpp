@@ -68,6 +68,11 @@ void end_pass(uintptr_t record, bool remembers, double sparsity_now, double limi
 
 NB_MODULE(_native, module) {
     module.doc() = "The compiled kernels of torchswat; see kernels.h for the list and each file for its layout.";
+#ifdef _OPENMP
+    module.attr("openmp") = true;
+#else
+    module.attr("openmp") = false;  // every kernel then runs on one thread
+#endif
     module.def("available", &available, "Instruction sets that are built in and run here, best first.");
     module.def("force", &force, nb::arg("name"), "Use this instruction set from now on.");
     module.def("isa", &isa, "The instruction set that is in use.");

@@ -8,6 +8,8 @@
 #include <cstring>
 #if defined(__SSE__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #ifndef SWAT_ISA
 #error "compile kernel files with -DSWAT_ISA=plain, avx2 or avx512"
@@ -69,7 +71,8 @@ static inline void store_first(float* p, vf x, int lanes) {
 #endif
 }
 
-// x * scale + shift, rounded the same wherever it is computed: what is recomputed must be what it was.
+// x * scale + shift, rounded the same wherever it is computed: what is recomputed must be what it was. One rounding where
+// the set has fused multiply-add; else two, and CMakeLists.txt forbids the compiler to contract them in some places.
 static inline vf affine_at(vf x, vf scale, vf shift) {
 #if defined(__AVX512F__)
     return reinterpret_cast<vf>(_mm512_fmadd_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(scale),
@@ -77,6 +80,9 @@ static inline vf affine_at(vf x, vf scale, vf shift) {
 #elif defined(__AVX2__)
     return reinterpret_cast<vf>(_mm256_fmadd_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(scale),
                                                 reinterpret_cast<__m256>(shift)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<vf>(vfmaq_f32(reinterpret_cast<float32x4_t>(shift), reinterpret_cast<float32x4_t>(x),
+                                          reinterpret_cast<float32x4_t>(scale)));
 #else
     return x * scale + shift;
 #endif
