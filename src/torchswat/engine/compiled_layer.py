@@ -185,6 +185,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, saved activation and record; see `torchswat.engine.ops`."""
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
     this = Pass(native, sizes, state, schedule, a, moment)
     products = a.products
@@ -209,7 +210,7 @@ def forward(
         compressed = in_chwn or (linear and bool(products & GRAD_WEIGHT_SPARSE))
         operand, mask = source, activation_mask
         if not compressed:
-            operand = _dense(x)
+            operand = saved.without_gaps(x)
         if mask is not None:
             mask = mask.view(*mask.shape, 1, 1) if mask.dim() < operand.dim() else mask
             mask = torch.empty_like(operand, dtype=torch.bool).copy_(mask)
@@ -236,13 +237,6 @@ def forward(
         else:
             y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
     return y, kept, this.end(of_weight, of_activation, products)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Return `x` without gaps in its memory."""
-    if x.is_contiguous() or (x.dim() == 4 and layout.layout_of(x) != layout.NCHW):
-        return x
-    return x.contiguous()
 
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
@@ -275,6 +269,7 @@ def backward(
     products = words[PRODUCTS]
     linear = gradient.dim() == 2
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
     in_chwn = a.chwn
     plain = gradient
