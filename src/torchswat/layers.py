@@ -39,7 +39,7 @@ from torchswat.engine.loader import native_for
 from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue
-from torchswat.masked import MaskedProducts
+from torchswat.masked import MaskedProducts, Masks
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
 
@@ -196,14 +196,17 @@ class SparseLayer(nn.Module):
         moment = moment_of(self.sparse.training_mode(self.training))
         return self.sparse.last_iteration() if moment.last else self.sparse.iteration
 
-    def _mask(self, operand: str, tensor: Tensor, sparsity: float) -> Tensor:
+    def _mask(
+        self, operand: str, tensor: Tensor, sparsity: float, iteration: int | None = None
+    ) -> Tensor:
         """Return the mask of an operand that the operation does not select by itself."""
         sparse = self.sparse
         what = "weight" if operand == "weight" else "input"
         name = f"the {what} of layer {sparse.name!r}"
         remember = moment_of(sparse.training_mode(self.training)).remembers
+        iteration = self._this_iteration() if iteration is None else iteration
         with torch.no_grad():
-            return sparse.selectors[operand](tensor.detach(), sparsity, self._this_iteration(), name, remember)
+            return sparse.selectors[operand](tensor.detach(), sparsity, iteration, name, remember)
 
     def _arguments(
         self,
@@ -315,7 +318,7 @@ class SparseLayer(nn.Module):
         sparse, weight = self.sparse, cast(Tensor, self.weight).detach()
         selector, last = sparse.selectors["weight"], sparse.last_iteration()
         name = f"the weight of layer {sparse.name!r}"
-        if selector.in_operation:
+        if selector.in_operation and sparse.algorithm.is_packable:
             due = selector.period == 1 or last < selector.warmup or last % selector.period == 0
             threshold = state_words.threshold(sparse.state, "weight")
             if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
@@ -533,11 +536,11 @@ def _masked_pass(
     if sparsity == 0:
         return cast(Any, super(SparseLayer, layer)).forward(x)
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    mask = gradient_mask = output_mask = None
-    if row.forward_activation:
-        name = f"the input of layer {sparse.name!r}"
-        with torch.no_grad():
-            mask = sparse.selectors["activation"](x.detach(), sparsity, iteration, name, moment.remembers)
+    mask = weight_mask = gradient_mask = output_mask = None
+    if row.selects("activation"):
+        mask = layer._mask("activation", x, sparsity, iteration)
+    if row.selects("weight"):
+        weight_mask = layer._mask("weight", weight, sparsity, iteration)
     if pad is not None:
         mask = None if mask is None else pad(mask.to(torch.float32)) != 0
         x = pad(x)
@@ -558,8 +561,8 @@ def _masked_pass(
             if moment.remembers:
                 share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
                 state_words.put_density(layer.sparse_state, "output", share)
-        of = bool(row.grad_input_gradient), bool(row.grad_weight_gradient)
-        output = MaskedProducts.apply(x, weight, bias, products, mask, output_mask, gradient_mask, *of)
+        masks = Masks(mask, weight_mask, output_mask, gradient_mask)
+        output = MaskedProducts.apply(x, weight, bias, products, row, masks)
     assert isinstance(output, Tensor)
     if output_mask is not None:  # for DSG's second mask, behind batch norm
         output.torchswat_mask = output_mask  # type: ignore[attr-defined]

@@ -107,9 +107,10 @@ class Moment(NamedTuple):
 
 def moment_of(training: int) -> Moment:
     """Return the moment of a pass; a recomputation for a backward pass is the same iteration again."""
+    # It remembers, too: under reentrant checkpointing no earlier pass of the iteration selects activations.
     again = torch._C._current_graph_task_id() != -1
     return Moment(
-        remembers=training > 0 and not again,
+        remembers=training > 0,
         advances=training == COUNTS and not again,
         last=training == EVALUATION or (training == COUNTS and again),
     )
