@@ -26,7 +26,7 @@ ENGINES = ["auto", "reference"]
 def totals(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Return the bytes that a forward pass of `model` on `x` keeps, by kind."""
     layers = kept_bytes(model, lambda: model(x).sum(), (x,))
-    return {kind: sum(getattr(layer, kind) for layer in layers) for kind in ("activations", "weights")}
+    return {kind: sum(getattr(layer, kind) for layer in layers) for kind in ("activations", "weights", "parameters")}
 
 
 # ---- counting ----------------------------------------------------------------------------------------------
@@ -53,12 +53,19 @@ def test_a_storage_of_which_a_part_is_used_counts_whole():
 
 
 @pytest.mark.parametrize("which", ENGINES)
-def test_weights_are_values_and_a_bit_an_entry(which):
+def test_of_weights_nothing_is_saved_and_the_kept_ones_are_read(which):
     model = sparsify_(nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 32, 3)), sparsity=0.75)
     with engine(which):
         found = totals(model, torch.randn(4, 8, 8, 8))
-    entries = 16 * 32 * 9
-    assert found["weights"] == entries * (4 * 0.25 + 1 / 8)  # the first layer's input wants no gradient
+    entries = 16 * 32 * 9  # the first layer's input wants no gradient
+    packed = which == "auto" and info()["isa"]
+    assert found["weights"] == 0
+    assert found["parameters"] == entries * (6 * 0.25 if packed else 4)
+
+
+def test_masks_of_weights_are_saved_beside_them():
+    model = sparsify_(nn.Sequential(nn.Conv2d(8, 16, 3)), "random", sparsity=0.75)
+    assert totals(model, torch.randn(4, 8, 8, 8))["weights"] == 8 * 16 * 9
 
 
 # ---- nothing dense stays alive -----------------------------------------------------------------------------
@@ -81,15 +88,8 @@ def test_a_sparse_residual_network_keeps_what_the_formula_says(which, norm_input
         module._forward_hooks.clear()
     convolutions = {name: n for name, n in shapes.items() if "conv" in name}
     norms = {name: n for name, n in shapes.items() if "bn" in name}
-    bits = 1 / 8
-    again = {name.replace("bn1", "conv2") for name in norms if "bn1" in name} | {"layer1.0.conv1"}
-    if which == "auto" and norm_input == "whole" and info()["isa"]:  # made from batch norm's input again
-        convolutions = {name: n for name, n in convolutions.items() if name not in again}
-        bits_of = {name: bits for name in norms if "bn2" in name}
-    else:
-        bits_of = dict.fromkeys(norms, bits)
-    bound = sum(n * (4 * (1 - sparsity) + bits) for n in convolutions.values())
-    bound += sum(n * (NORM_INPUTS[norm_input] + bits_of.get(name, 0)) for name, n in norms.items())
+    bound = sum(n * (4 * (1 - sparsity) + 1 / 8) for n in convolutions.values())
+    bound += sum(n * (NORM_INPUTS[norm_input] + 1 / 8) for n in norms.values())  # a bit of each ReLU
     sparsify_(model, sparsity=sparsity, norm_input=norm_input)
     with engine(which):
         found = totals(model, x)["activations"]
