@@ -106,7 +106,8 @@ def replaced(draw: Any, arguments: list[Any], names: tuple[str, ...]) -> list[An
         if isinstance(value, Tensor) or value is None:
             like = value
             if name == "weight_mask":
-                like = torch.ones_like(arguments[names.index("weight")], dtype=torch.bool)
+                weight = arguments[names.index("weight")]
+                like = None if weight is None else torch.ones_like(weight, dtype=torch.bool)
             if name == "activation_mask":
                 like = torch.ones_like(arguments[0], dtype=torch.bool) if arguments[0] is not None else None
             if name == "schedule":

@@ -334,12 +334,12 @@ def _grad_weight(
     input_layout: int, sizes: Sizes, a: Any,
 ) -> Tensor:  # fmt: skip
     linear = plain.dim() == 2
-    if products & NOT_SAVED:
+    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
+    if selected and products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
         kept = saved.compress(native, layout.as_chwn(before), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
         products |= CHWN_SAVED
-    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         addresses = saved.chwn_addresses(kept, sizes.input)

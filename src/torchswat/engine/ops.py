@@ -74,6 +74,7 @@ def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *ar
     sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
     pairs = tuple(stride), tuple(padding), tuple(dilation)
     a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)  # type: ignore[arg-type]
+    _check_given(x=x, weight=weight, state=state)
     _check_operands(x, weight, bias, a)
     state = _words(state, "state")
     _check_mask(weight_mask, weight, "weight_mask")
@@ -107,6 +108,12 @@ def _words(words: Tensor, name: str) -> Tensor:
     fits = words.shape == (WORDS,) and words.dtype == torch.int64 and not words.is_meta
     _check(fits, name, words, f"int64 of shape ({WORDS},)")
     return words.to("cpu").contiguous()
+
+
+def _check_given(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():  # the dispatcher lets an undefined tensor through as None
+        if tensor is None:
+            raise InvalidValue(f"{name} is None; allowed is a tensor.")
 
 
 def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
@@ -206,6 +213,7 @@ def _backward(
     slots, chwn, wanted,
 ):  # fmt: skip
     a = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, slots, chwn)  # type: ignore[arg-type]
+    _check_given(gradient=gradient, weight=weight, saved=kept, record=record)
     record = _words(record, "record")
     _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a, wanted)
     grads = run_backward(
@@ -310,11 +318,13 @@ library.define("to_layout(Tensor x, int layout) -> Tensor")
 
 
 def _to_inner(x: Tensor) -> Tensor:
+    _check_given(x=x)
     _check(x.dim() == 4, "x", x, "(N, C, H, W)")
     return layout.copy_to_chwn(x)
 
 
 def _to_layout(x: Tensor, to: int) -> Tensor:
+    _check_given(x=x)
     _check(x.dim() == 4, "x", x, "(N, C, H, W)")
     if to not in (layout.NCHW, layout.CHANNELS_LAST, layout.CHWN):
         raise InvalidValue(f"layout is {to}; allowed are 0 (NCHW), 1 (channels last) and 2 (CHWN).")
