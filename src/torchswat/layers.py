@@ -8,6 +8,7 @@ estimate of the paper. The optimizer updates the dense weight with a dense gradi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -105,7 +106,7 @@ class LayerSparsity:
     @property
     def iteration(self) -> int:
         """Iterations of training so far; a pass inside a backward pass (gradient checkpointing) is no new one."""
-        return int(self.state[state_words.ITERATION])
+        return 0 if self.state.is_meta else int(self.state[state_words.ITERATION])
 
     @iteration.setter
     def iteration(self, number: int) -> None:
@@ -491,12 +492,17 @@ def _in_autocast(
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not _in_autocast_of(device) or x.dtype == torch.float64:
         return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
+
+
+def _in_autocast_of(device: str) -> bool:
+    """Return whether autocast is on for a type of device; some, such as meta, have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -545,7 +551,7 @@ def _masked_pass(
         mask = None if mask is None else pad(mask.to(torch.float32)) != 0
         x = pad(x)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if _in_autocast_of(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -555,7 +561,7 @@ def _masked_pass(
             name = f"the output gradient of layer {sparse.name!r}"
             return sparse.selectors["gradient"](gradient, sparsity, iteration, name, moment.remembers)
 
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if _in_autocast_of(device) else nullcontext():
         if row.projected_output:
             output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
             if moment.remembers:
