@@ -221,7 +221,9 @@ def sparsify_(
             for operand in ("weight", "activation", "gradient")
             if row.selects(operand)
         }
-        _make_sparse(layer, LayerSparsity(row, layer_sparsity, selectors, new_state(seed), name), save_state, tables)
+        _make_sparse(
+            layer, LayerSparsity(row, layer_sparsity, selectors, new_state(seed), name), save_state, tables
+        )
         layer.sparse.before_norm = layer in normed  # type: ignore[union-attr]
     for module in model.modules():
         for kind, (switch, off) in _FAST_PATHS.items():
@@ -630,7 +632,9 @@ def count_steps_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Removabl
     """
     layers = [layer for _, layer in sparse_layers(model)]
     if not layers:
-        raise InvalidValue("the model has no sparse layers whose iterations could be counted; call sparsify_ first.")
+        raise InvalidValue(
+            "the model has no sparse layers whose iterations could be counted; call sparsify_ first."
+        )
 
     def count(*_: Any) -> None:
         for layer in layers:

@@ -67,7 +67,9 @@ class Fusion:
     @functools.cached_property
     def run(self) -> Callable[..., Any]:
         """The function."""
-        scope: dict[str, Any] = dict(self.scope) | {name: import_module(home) for name, home in self.modules.items()}
+        scope: dict[str, Any] = dict(self.scope) | {
+            name: import_module(home) for name, home in self.modules.items()
+        }
         exec(self.source, scope)
         return scope["forward"]
 

@@ -120,7 +120,9 @@ class Pass:
 
     __slots__ = ("a", "at", "kept", "native", "number", "record", "remembers", "sizes", "sparsity", "threads")
 
-    def __init__(self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment):
+    def __init__(
+        self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment
+    ):
         self.native, self.sizes, self.a, self.remembers = native, sizes, a, moment.remembers
         self.threads = torch.get_num_threads()
         self.record = torch.empty(WORDS, dtype=torch.int64, device="cpu")
@@ -143,7 +145,9 @@ class Pass:
             raise self.not_a_number("weight" if weight else "input", tensor)
         if found.ties < 0:
             return Chosen(found.limit, -1, found.count)
-        return Chosen(found.limit, found.ties, found.count, tied(self.native, tensor, found.limit, found.ties))
+        return Chosen(
+            found.limit, found.ties, found.count, tied(self.native, tensor, found.limit, found.ties)
+        )
 
     def counted(self, tensor: Tensor, chosen: Chosen, what: str) -> Chosen:
         """Count what is kept where no search has, and look for NaN."""
@@ -181,9 +185,7 @@ class Pass:
         w, x, sizes = weight or _NOTHING, activation or _NOTHING, self.sizes
         of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
         of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
-        self.native.end_pass(
-            self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products
-        )
+        self.native.end_pass(self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products)
         return self.record
 
 
@@ -204,6 +206,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, saved activation and record; see `torchswat.engine.ops`."""
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
     this = Pass(native, sizes, state, schedule, a, moment)
     products = a.products
@@ -228,7 +231,7 @@ def forward(
         compressed = in_chwn or (linear and bool(products & GRAD_WEIGHT_SPARSE))
         operand, mask = source, activation_mask
         if not compressed:
-            operand = _dense(x)
+            operand = saved.without_gaps(x)
         if mask is not None:
             mask = mask.view(*mask.shape, 1, 1) if mask.dim() < operand.dim() else mask
             mask = torch.empty_like(operand, dtype=torch.bool).copy_(mask)
@@ -247,13 +250,21 @@ def forward(
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
-        used = masked(native, weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
+        used = (
+            masked(native, weight, of_weight)
+            if of_weight is not None and a.slots & FORWARD_WEIGHT
+            else weight
+        )
         if linear:
             y = torch.nn.functional.linear(x, used, bias)
         elif depthwise:
             y = _depthwise(native, sizes, source, used.contiguous(), bias)
             order = layout.layout_of(x)
-            y = y if in_chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
+            y = (
+                y
+                if in_chwn
+                else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
+            )
         elif in_chwn:
             y = chwn.forward(source, used, bias, a.stride, a.padding)
         else:
@@ -267,13 +278,6 @@ def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tenso
     at = source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     native.depthwise_forward(sizes.shape, *at, torch.get_num_threads())
     return y
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Return `x` without gaps in its memory."""
-    if x.is_contiguous() or (x.dim() == 4 and layout.layout_of(x) != layout.NCHW):
-        return x
-    return x.contiguous()
 
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
@@ -326,6 +330,7 @@ def backward(
     words = record.tolist()
     products = words[PRODUCTS]
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
     maps, depthwise = gradient, is_depthwise(input_size, weight, a)
     if a.chwn or depthwise:
@@ -399,15 +404,19 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
 
 
 def _grad_weight(
-    this: Return, x: Tensor | None, kept: Tensor, limit: float, recompute: tuple[Tensor, Tensor, Tensor] | None
+    this: Return,
+    x: Tensor | None,
+    kept: Tensor,
+    limit: float,
+    recompute: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
     native, weight, a, products = this.native, this.weight, this.a, this.products
-    if products & NOT_SAVED:
+    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
+    if selected and products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
         kept = saved.compress(native, layout.as_chwn(before, native), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
         products |= CHWN_SAVED
-    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         addresses = saved.chwn_addresses(kept, this.sizes.input)
