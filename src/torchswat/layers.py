@@ -36,7 +36,7 @@ from torchswat.engine.arguments import (
     share_of,
 )
 from torchswat.engine.batch_norm import RecomputeInfo
-from torchswat.engine.function import SparseFunction, pass_forward
+from torchswat.engine.function import Call, SparseFunction, run
 from torchswat.engine.loader import native_for
 from torchswat.engine.ops import not_traceable
 from torchswat.engine.packed import Shape
@@ -198,14 +198,12 @@ class SparseLayer(nn.Module):
         selector = selectors.get("activation")
         if selector is not None and not selector.in_operation and wants_weight and activation_mask is None:
             activation_mask = self._mask("activation", x, sparsity)
+        state = self.sparse_state
+        plain = native if state.is_cpu and type(state) is Tensor else None
+        call = Call(state, weight_mask, activation_mask, recompute, a, plain)
         if not grad:
-            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a, native)[
-                0
-            ]
-        output = SparseFunction.apply(
-            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a, native
-        )
-        return cast(Tensor, output)
+            return run(x, weight, bias, call)[0]
+        return cast(Tensor, SparseFunction.apply(x, weight, bias, call))
 
     def _this_iteration(self) -> int:
         moment = moment_of(self.sparse.training_mode(self.training))
@@ -549,7 +547,7 @@ def _in_autocast(
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type
-    if not _in_autocast_of(device) or x.dtype == torch.float64:
+    if (device == "cpu" and not torch.is_autocast_enabled("cpu")) or not _in_autocast_of(device) or x.dtype == torch.float64:
         return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
@@ -559,7 +557,7 @@ def _in_autocast(
 
 def _in_autocast_of(device: str) -> bool:
     """Return whether autocast is on for a type of device; some, such as meta, have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device != "meta" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:

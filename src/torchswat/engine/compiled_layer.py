@@ -77,6 +77,23 @@ def is_depthwise(input_size: tuple[int, ...], weight: Tensor, a: Any) -> bool:
     return a.groups > 1 and a.groups == input_size[1] == len(weight) and a.dilation == (1, 1)
 
 
+class Facts(NamedTuple):
+    """What the backward pass needs to know of the forward pass beside tensors, as the record says it too."""
+
+    products: int
+    weight_limit: float
+    weight_ties: int
+    activation_limit: float
+    record: Tensor
+
+    @classmethod
+    def of(cls, record: Tensor) -> Facts:
+        """Read them from a record."""
+        words = record.tolist()
+        limits = as_float(words[WEIGHT_LIMIT]), words[WEIGHT_TIES], as_float(words[ACTIVATION_LIMIT])
+        return cls(words[PRODUCTS], *limits, record)
+
+
 class Chosen(NamedTuple):
     """What is selected of one operand: what `mask` marks, or without one all of at least `limit`."""
 
@@ -121,11 +138,19 @@ class Pass:
     __slots__ = ("a", "at", "kept", "native", "number", "record", "remembers", "sizes", "sparsity", "threads")
 
     def __init__(
-        self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment
+        self,
+        native,
+        sizes: Sizes,
+        state: Tensor,
+        schedule: Tensor | None,
+        a: Arguments,
+        moment: Moment,
+        inplace: bool,
     ):
         self.native, self.sizes, self.a, self.remembers = native, sizes, a, moment.remembers
         self.threads = torch.get_num_threads()
-        self.record = torch.empty(WORDS, dtype=torch.int64, device="cpu")
+        own = inplace and moment.remembers
+        self.record = state if own else torch.empty(WORDS, dtype=torch.int64, device="cpu")
         self.at = self.record.data_ptr()
         self.number = native.begin_pass(state.data_ptr(), self.at, moment.advances, moment.last)
         self.sparsity, *self.kept = kept_now(a, schedule, self.number, sizes.weights, sizes.activations)
@@ -180,13 +205,13 @@ class Pass:
         chosen = self.counted(x, chosen, "input")
         return saved.keep_flat(self.native, x, chosen.mask, chosen.limit, a.room)[0], chosen, 0
 
-    def end(self, weight: Chosen | None, activation: Chosen | None, products: int) -> Tensor:
+    def end(self, weight: Chosen | None, activation: Chosen | None, products: int) -> Facts:
         """Finish the record."""
         w, x, sizes = weight or _NOTHING, activation or _NOTHING, self.sizes
         of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
         of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
         self.native.end_pass(self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products)
-        return self.record
+        return Facts(products, w.limit, w.ties, x.limit, self.record)
 
 
 _NOTHING = Chosen()
@@ -203,12 +228,16 @@ def forward(
     schedule: Tensor | None,
     a: Arguments,
     moment: Moment,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, saved activation and record; see `torchswat.engine.ops`."""
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor, Facts]:
+    """Return output, saved activation and record; see `torchswat.engine.ops`.
+
+    Where it is to be done `inplace`, the state of the layer becomes the record.
+    """
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
-    this = Pass(native, sizes, state, schedule, a, moment)
+    this = Pass(native, sizes, state, schedule, a, moment, inplace)
     products = a.products
     if products < 0:
         shape = Shape(sizes.input, sizes.weight, a.stride, a.padding)
@@ -318,7 +347,7 @@ def backward(
     x: Tensor | None,
     weight: Tensor,
     kept: Tensor,
-    record: Tensor,
+    facts: Facts,
     weight_mask: Tensor | None,
     recompute: tuple[Tensor, Tensor, Tensor] | None,
     input_size: tuple[int, ...],
@@ -327,8 +356,7 @@ def backward(
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias that are `wanted`."""
-    words = record.tolist()
-    products = words[PRODUCTS]
+    products = facts.products
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
@@ -340,15 +368,14 @@ def backward(
     this = Return(native, gradient, maps, weight, products, sizes, input_size, input_layout, a)
     chosen = None
     if wanted[0] and a.slots & GRAD_INPUT_WEIGHT:
-        ties, limit = words[WEIGHT_TIES], as_float(words[WEIGHT_LIMIT])
+        ties, limit = facts.weight_ties, facts.weight_limit
         mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
         chosen = Chosen(limit, mask=mask)
     if not (a.chwn or depthwise or this.linear):
         return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
-        limit = as_float(words[ACTIVATION_LIMIT])
-        grad_weight = _grad_weight(this, x, kept, limit, recompute)
+        grad_weight = _grad_weight(this, x, kept, facts.activation_limit, recompute)
     if wanted[2]:
         grad_bias = gradient.sum(0) if this.linear else _sums(native, maps)
     if wanted[0]:
@@ -393,7 +420,7 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
         return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
     if this.linear:
-        return this.gradient @ used
+        return torch.mm(this.gradient, used)
     if a.groups > 1:
         result = layout.empty_chwn(this.sizes.input, this.maps)
         at = this.maps.data_ptr(), used.data_ptr(), result.data_ptr(), torch.get_num_threads()
@@ -430,7 +457,7 @@ def _grad_weight(
         x = saved.restore_flat(native, kept, like)
     assert x is not None
     if this.linear:
-        return this.gradient.T @ x
+        return torch.mm(this.gradient.t(), x)
     if a.groups > 1:
         x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()

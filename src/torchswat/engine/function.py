@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchswat.engine import layout, ops
-from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments
+from torchswat.engine import compiled_layer, layout, ops
+from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments, moment_of
 from torchswat.engine.batch_norm import RecomputeInfo
-from torchswat.engine.loader import is_plain
+from torchswat.engine.loader import has_memory, is_plain
 from torchswat.errors import InvalidValue
 
 _TWICE = (
@@ -61,27 +61,34 @@ def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
     )
 
 
+class Call(NamedTuple):
+    """What a pass in eager mode is given beside input, weight and bias; nothing of it has a gradient."""
+
+    state: Tensor
+    weight_mask: Tensor | None
+    activation_mask: Tensor | None
+    recompute: RecomputeInfo | None
+    a: Arguments
+    native: ModuleType | None
+    """The compiled kernels, where they do all of the pass."""
+
+
 class SparseFunction(torch.autograd.Function):
     """The three products of a layer with their operands selected."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        state: Tensor,
-        weight_mask: Tensor | None,
-        activation_mask: Tensor | None,
-        recompute: RecomputeInfo | None,
-        a: Arguments,
-        native: ModuleType | None,
-    ) -> Tensor:
-        y, kept, record = pass_forward(x, weight, bias, state, weight_mask, activation_mask, a, native)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        y, kept, facts = run(x, weight, bias, call)
+        a = call.a
         dense = None if a.slots & GRAD_WEIGHT_ACTIVATION or not a.save else x
         ctx.geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)
         ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
-        ctx.save_for_backward(dense, weight, kept, record, weight_mask, *(recompute or ()))
+        ctx.native = record = None
+        if isinstance(facts, compiled_layer.Facts):  # numbers that may hang on the node; tensors may not
+            ctx.native, ctx.facts = call.native, facts._replace(record=None)
+        else:
+            record = facts
+        ctx.save_for_backward(dense, weight, kept, record, call.weight_mask, *(call.recompute or ()))
         return y
 
     jvp = staticmethod(no_forward_mode)
@@ -91,6 +98,18 @@ class SparseFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
+        if ctx.native is not None and _is_of_kernels(gradient, weight, kept):
+            where = recompute or None, *ctx.input, ctx.geometry, wanted
+            grads = compiled_layer.backward(
+                ctx.native, gradient, x, weight, kept, ctx.facts, weight_mask, *where
+            )
+            return *grads, None
+        if record is None:
+            raise InvalidValue(
+                "the backward pass of a sparse layer got a gradient of another dtype, device or kind than its output "
+                f"({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, which "
+                "take plain float32 tensors of the CPU."
+            )
         operands = gradient, x, weight, kept, record, weight_mask
         if is_plain(*operands):
             grads = ops.run_backward(*operands, recompute or None, *ctx.input, ctx.geometry, wanted)
@@ -98,23 +117,36 @@ class SparseFunction(torch.autograd.Function):
             size, order = ctx.input
             found = torch.ops.torchswat.sparse_backward(*operands, size, order, *ctx.geometry, wanted)
             grads = (grad if want else None for grad, want in zip(found, wanted, strict=True))
-        return *grads, *[None] * 6
+        return *grads, None
 
 
-def pass_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    weight_mask: Tensor | None,
-    activation_mask: Tensor | None,
-    a: Arguments,
-    native: ModuleType | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a pass without autograd, and take over the layer's next state from its record."""
+def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor) -> bool:
+    """Return whether the compiled kernels may read these, which hooks on saved tensors may have made anew."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and gradient.dtype is torch.float32
+        and has_memory(gradient)
+        and has_memory(weight)
+        and kept.is_cpu
+    )
+
+
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor, compiled_layer.Facts | Tensor]:
+    """Run a pass without autograd, and let the layer's state be the next one.
+
+    Returns the output, the saved activation, and what the compiled kernels say of the pass, or else its record.
+    """
+    state, weight_mask, activation_mask, _, a, native = call
+    if native is not None and not torch._C._len_torch_dispatch_stack():
+        masks = weight_mask, activation_mask
+        return compiled_layer.forward(
+            native, x, weight, bias, state, *masks, None, a, moment_of(a.training), inplace=True
+        )
     operands = x, weight, bias, state, weight_mask, activation_mask
-    if (native is not None and not torch._C._len_torch_dispatch_stack()) or is_plain(*operands):
-        outputs = ops.run_forward(*operands, None, a, native)
+    if is_plain(*operands):
+        outputs = ops.run_forward(*operands, None, a)
     else:  # fake tensors, subclasses and dispatch modes find the operation by the dispatcher
         with torch._C._AutoDispatchBelowAutograd():
             outputs = torch.ops.torchswat.sparse_forward(*operands, None, *a)

@@ -96,7 +96,7 @@ def native() -> ModuleType | None:
 def native_for(*tensors: Tensor | None) -> ModuleType | None:
     """Return the compiled module where it can work on all of these tensors: plain ones, float32 on the CPU."""
     for tensor in tensors:
-        if tensor is not None and (tensor.dtype != torch.float32 or not _has_memory(tensor)):
+        if tensor is not None and (tensor.dtype != torch.float32 or not has_memory(tensor)):
             return None
     return native()
 
@@ -104,7 +104,7 @@ def native_for(*tensors: Tensor | None) -> ModuleType | None:
 _PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def has_memory(tensor: Tensor) -> bool:
     """Return whether the entries of a tensor lie in memory of the CPU as its strides say."""
     return (
         type(tensor) in _PLAIN

@@ -11,7 +11,6 @@ The output of `sparse_forward` is ``(y, saved, record)``: the activation as it i
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -62,16 +61,14 @@ def run_forward(
     activation_mask: Tensor | None,
     schedule: Tensor | None,
     a: Arguments,
-    native: ModuleType | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward pass on plain tensors, by the compiled kernels where they apply (`native` where it is known)."""
+    """Run the forward pass on plain tensors, by the compiled kernels where they apply."""
     operands = x, weight, bias, state, weight_mask, activation_mask, schedule, a
-    moment = moment_of(a.training)
-    if native is None and x.numel() and weight.numel():
-        native = native_for(x, weight, bias)
+    native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
     if native is None:
-        return reference_layer.forward(*operands, moment)
-    return compiled_layer.forward(native, *operands, moment)
+        return reference_layer.forward(*operands, moment_of(a.training))
+    y, kept, facts = compiled_layer.forward(native, *operands, moment_of(a.training))
+    return y, kept, facts.record
 
 
 def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *arguments):
@@ -243,7 +240,8 @@ def run_backward(
                 "this backward pass needs the compiled engine, on which its forward pass ran; run both on one."
             )
         return reference_layer.backward(*operands, *where)
-    return compiled_layer.backward(native, *operands, recompute, *where)
+    facts = compiled_layer.Facts.of(record)
+    return compiled_layer.backward(native, gradient, x, weight, kept, facts, weight_mask, recompute, *where)
 
 
 def _backward(

@@ -144,17 +144,17 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         saved[head : head + x.element_size() * values.numel()] = values.view(torch.uint8)
         return saved, values.numel()
     threads = torch.get_num_threads()
-    starts = torch.empty(native.kept_parts(n) + 1, dtype=torch.int64, device="cpu")
     which = flat.data_ptr(), 0 if marks is None else marks.data_ptr(), max(limit, SMALLEST), n
-    if room < 0:
-        bits = _buffer(head, x.device)
-        count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
-        saved = _buffer(head + 4 * count, x.device)
-        saved[:head] = bits
-    else:
+    if room >= 0:
         saved = _buffer(head + 4 * room, x.device)
-        count = native.mark_kept(*which, saved.data_ptr(), starts.data_ptr(), threads)
-        _check_room(count, room)
+        at = saved.data_ptr()
+        count = native.keep_flat(*which, at, at + head, room, threads)
+        assert count <= room, "a selection keeps more than there is room for"
+        return saved, count
+    bits, starts = _buffer(head, x.device), _buffer(8 * (native.kept_parts(n) + 1), x.device)
+    count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
+    saved = _buffer(head + 4 * count, x.device)
+    saved[:head] = bits
     at = saved.data_ptr()
     native.gather_kept(flat.data_ptr(), at, starts.data_ptr(), n, at + head, threads)
     return saved, count

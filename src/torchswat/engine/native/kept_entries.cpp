@@ -113,6 +113,15 @@ void gather_kept(const float* x, const uint64_t* bits, const int64_t* starts, in
     }
 }
 
+// Both at once, where there is room for `room` values; returns how many are kept, and gathers nothing if they are more.
+int64_t keep_flat(const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, float* values,
+                  int64_t room, int threads) {
+    Buffer<int64_t> starts(size_t(parts_of(n) + 1));
+    const int64_t count = mark_kept(x, mask, limit, n, bits, starts.data, threads);
+    if (count <= room) gather_kept(x, bits, starts.data, n, values, threads);
+    return count;
+}
+
 // The inverse of both: x [n] with zeros where nothing was kept.
 void scatter_kept(const float* values, const uint64_t* bits, int64_t n, float* x, int threads) {
     const int64_t parts = parts_of(n);

@@ -179,6 +179,9 @@ struct Selected {
     X(int64_t, count_marked, (const uint64_t* bits, int64_t n, int64_t* starts))                                 \
     X(void, gather_kept,                                                                                         \
       (const float* x, const uint64_t* bits, const int64_t* starts, int64_t n, float* values, int threads))      \
+    X(int64_t, keep_flat,                                                                                        \
+      (const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, float* values, int64_t room, \
+       int threads))                                                                                             \
     X(void, scatter_kept, (const float* values, const uint64_t* bits, int64_t n, float* x, int threads))
 
 #define SWAT_PEAK(X)                                                                                             \

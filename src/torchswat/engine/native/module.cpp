@@ -43,7 +43,7 @@ void put(int64_t* record, int at, double value) { std::memcpy(record + at, &valu
 
 int64_t begin_pass(uintptr_t state, uintptr_t record, bool advances, bool last) {
     auto* to = reinterpret_cast<int64_t*>(record);
-    std::memcpy(to, reinterpret_cast<const int64_t*>(state), sizeof(int64_t) * words);
+    if (state != record) std::memcpy(to, reinterpret_cast<const int64_t*>(state), sizeof(int64_t) * words);
     const int64_t number = last && to[iteration] > 0 ? to[iteration] - 1 : to[iteration];
     to[iteration] += advances;
     return number;
@@ -77,7 +77,7 @@ NB_MODULE(_native, module) {
     module.def("force", &force, nb::arg("name"), "Use this instruction set from now on.");
     module.def("isa", &isa, "The instruction set that is in use.");
 
-    module.def("begin_pass", &begin_pass, "Copy the state of a layer into a record, count the pass, and return its number.");
+    module.def("begin_pass", &begin_pass, "Copy the state of a layer into a record (which may be it), count the pass, and return its number.");
     module.def("end_pass", &end_pass, "Write down in a record what was selected in the pass.");
 
     nb::class_<Threshold>(module, "Threshold", "A threshold, how many exceed and equal it, and whether a NaN was met.")
