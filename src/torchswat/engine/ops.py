@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchswat.engine import compiled_layer, layout, reference_layer, saved
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, GRAD_WEIGHT_SPARSE, Arguments, moment_of
-from torchswat.engine.loader import native_for
+from torchswat.engine.loader import native, native_for
 from torchswat.engine.state import PRODUCTS, WORDS
 from torchswat.errors import InvalidValue
 
@@ -172,8 +172,10 @@ def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule
     size = 0
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION and not a.recompute:
         values = a.kept_activations if isinstance(a.room, int) and a.room < 0 else a.room
-        if a.chwn:
-            size = saved.chwn_bytes(x.shape, values)
+        by_kernels = x.dtype is torch.float32 and x.device.type == "cpu" and native() is not None
+        matrix = x.dim() == 2 and a.products > 0 and a.products & GRAD_WEIGHT_SPARSE and by_kernels
+        if a.chwn or matrix:
+            size = saved.chwn_bytes((*x.shape, 1, 1)[:4], values)
         else:
             size = saved.flat_bytes(x.numel(), values, x.element_size())
     return y, x.new_empty(size, dtype=torch.uint8), torch.empty_like(state)
