@@ -23,9 +23,10 @@ from torch import Tensor
 
 from torchswat.engine.loader import engine
 from torchswat.engine.state import PRODUCTS, new_state
+from torchswat.errors import NotFinite
 
 KINDS = "forward", "backward", "layout"
-EXPECTED = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, MemoryError, OverflowError)
+EXPECTED = (NotFinite, ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, MemoryError, OverflowError)
 """What a call may raise: the errors of this package and of torch's own checks."""
 
 sides = st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7])

@@ -122,17 +122,22 @@ def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
         _check(fits, name, mask, f"bool of shape {tuple(of.shape)} on {of.device}")
 
 
-def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> None:
-    """Raise `InvalidValue` unless these are the operands of a convolution or of a fully connected layer."""
-    same = {t.dtype for t in (x, weight, bias) if t is not None}, {t.device for t in (x, weight) if t is not None}
-    _check(len(same[0]) == 1 and x.is_floating_point(), "x", x, f"a float dtype, that of the weight ({weight.dtype})")
-    _check(len(same[1]) == 1, "x", x, f"a tensor on {weight.device}")
+def _check_geometry(x: Tensor, weight: Tensor, a: Any) -> None:
+    """Raise `InvalidValue` unless sizes of the output can be computed; all that a fake kernel needs."""
     _check(x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep")
     if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
         raise InvalidValue(
             f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
             "1, 0, 1 and 1."
         )
+
+
+def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> None:
+    """Raise `InvalidValue` unless these are the operands of a convolution or of a fully connected layer."""
+    same = {t.dtype for t in (x, weight, bias) if t is not None}, {t.device for t in (x, weight) if t is not None}
+    _check(len(same[0]) == 1 and x.is_floating_point(), "x", x, f"a float dtype, that of the weight ({weight.dtype})")
+    _check(len(same[1]) == 1, "x", x, f"a tensor on {weight.device}")
+    _check_geometry(x, weight, a)
     _check(x.shape[1] == weight.shape[1] * a.groups, "x", x, f"{weight.shape[1] * a.groups} channels")
     _check(weight.shape[0] % a.groups == 0, "weight", weight, f"a multiple of {a.groups} filters")
     if bias is not None:
@@ -161,6 +166,8 @@ def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule
     sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
     pairs = tuple(stride), tuple(padding), tuple(dilation)
     a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)
+    _check_given(x=x, weight=weight, state=state)
+    _check_geometry(x, weight, a)
     if x.dim() == 2:
         y = x.new_empty(x.shape[0], weight.shape[0])
     elif a.chwn:
@@ -272,6 +279,7 @@ def _fake_backward(
     gradient, x, weight, kept, record, weight_mask, input_size, input_layout, stride, padding, dilation, groups,
     slots, chwn, wanted,
 ):  # fmt: skip
+    _check_given(gradient=gradient, weight=weight)
     none = gradient.new_empty(0)
     return (
         layout.empty_in(input_layout, input_size, gradient) if wanted[0] else none,
