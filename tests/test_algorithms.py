@@ -113,7 +113,9 @@ def test_an_unknown_algorithm_gets_the_nearest_name():
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("slots", [[slot for j, slot in enumerate(SLOTS) if i >> j & 1] for i in range(1, 64)], ids="+".join)
+@pytest.mark.parametrize(
+    "slots", [[slot for j, slot in enumerate(SLOTS) if i >> j & 1] for i in range(1, 64)], ids="+".join
+)
 def test_a_new_row_needs_nothing_else(slots, scope):
     """Any set of slots, also those of variants that the paper does not have."""
     row = Algorithm("mine", "-", "-", **dict.fromkeys(slots, "top-k"))
@@ -129,9 +131,7 @@ def test_a_new_row_needs_nothing_else(slots, scope):
     expected = used(a, "forward_activation") @ used(w, "forward_weight").T + reference.array(layer.bias)
     reference.check_close(output, expected)
     reference.check_close(grad_input, used(g, "grad_input_gradient") @ used(w, "grad_input_weight"))
-    reference.check_close(
-        grad_weight, used(g, "grad_weight_gradient").T @ used(a, "grad_weight_activation")
-    )
+    reference.check_close(grad_weight, used(g, "grad_weight_gradient").T @ used(a, "grad_weight_activation"))
     reference.check_close(grad_bias, reference.array(g).sum(0))
 
 

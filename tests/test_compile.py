@@ -99,7 +99,9 @@ def test_a_sparse_model_trains_compiled_as_it_does_eagerly(backend, algorithm):
     check_training(network(algorithm=algorithm), backend, torch.randn(8, 3, 8, 8))
 
 
-@pytest.mark.parametrize("settings", [{"period": 3, "warmup": 1}, {"exact": False}, {"method": "sample"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"period": 3, "warmup": 1}, {"exact": False}, {"method": "sample"}], ids=str
+)
 def test_settings_train_compiled_as_they_do_eagerly(settings):
     check_training(network(**settings), "aot_eager", torch.randn(8, 3, 8, 8), steps=5)
 

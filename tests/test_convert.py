@@ -134,7 +134,9 @@ def test_sparsity_by_pattern_the_first_that_fits_counts_and_the_rest_stays_dense
         name: layer.sparse.selectors["weight"].density * layer.weight.numel()
         for name, layer in sparse_layers(model)
     }
-    assert kept == {"body.0": 576 // 2, "body.2": 64 // 4, "head": 40}, "the schedule of the head begins dense"
+    assert kept == {"body.0": 576 // 2, "body.2": 64 // 4, "head": 40}, (
+        "the schedule of the head begins dense"
+    )
     prune_(model)
     assert {name: int(layer.weight.count_nonzero()) for name, layer in sparse_layers(model)} == kept
 
@@ -378,9 +380,7 @@ def test_pruning_writes_exact_zeros_where_nothing_is_selected(algorithm, setting
         assert 0.1 < float((layer.weight != 0).float().mean()) < 0.45
 
 
-@pytest.mark.parametrize(
-    "algorithm", [name for name, row in ALGORITHMS.items() if row.forward_weight]
-)
+@pytest.mark.parametrize("algorithm", [name for name, row in ALGORITHMS.items() if row.forward_weight])
 @pytest.mark.parametrize("period", [1, 4])
 @pytest.mark.parametrize("which", ["reference", "auto"])
 def test_the_pruned_network_is_the_sparse_one(algorithm, period, which):

@@ -216,9 +216,13 @@ def with_strides(x: Tensor, how: str) -> Tensor:
     if how == "expanded":
         return x[:1].expand(x.shape)
     order = list(range(x.dim()))[::-1]
-    return torch.zeros([*x.shape[:-1], 2 * x.shape[-1]], dtype=x.dtype).permute(order).contiguous().permute(
-        order
-    )[..., ::2].copy_(x)
+    return (
+        torch.zeros([*x.shape[:-1], 2 * x.shape[-1]], dtype=x.dtype)
+        .permute(order)
+        .contiguous()
+        .permute(order)[..., ::2]
+        .copy_(x)
+    )
 
 
 @pytest.mark.parametrize("how", STRIDES)
@@ -510,7 +514,9 @@ def test_threshold_and_density_are_of_the_weight_as_it_was_selected_from(method,
 
 
 @pytest.mark.parametrize("algorithm", ["swat", "random", "forward-weight"])
-@pytest.mark.parametrize("settings", [{}, {"scope": "chw"}, {"period": 3}, {"period": 3, "scope": "hw"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"scope": "chw"}, {"period": 3}, {"period": 3, "scope": "hw"}], ids=str
+)
 def test_the_weight_mask_is_what_an_evaluation_uses(algorithm, settings):
     """Both select from the weights as they are now, at the thresholds of the last iteration of training."""
     layer = sparse(nn.Conv2d(3, 4, 3, bias=False), algorithm, 0.6, **settings)
@@ -535,7 +541,9 @@ def test_an_evaluation_repeats_and_leaves_what_is_remembered_alone(algorithm, sc
         layer(image).sum().backward()
     state = getattr(layer, "sparse_state", torch.zeros(1)).clone()
     layer.eval()
-    outputs = [layer(torch.randn_like(image).sign() * image).detach() * 0 + layer(image).detach() for _ in range(3)]
+    outputs = [
+        layer(torch.randn_like(image).sign() * image).detach() * 0 + layer(image).detach() for _ in range(3)
+    ]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     assert torch.equal(state, getattr(layer, "sparse_state", torch.zeros(1)))
 

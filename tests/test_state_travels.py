@@ -94,7 +94,9 @@ WAYS += [through_sparse_state, through_nothing_but_meta]
 
 def same_state(one: nn.Module, other: nn.Module) -> bool:
     states = sparse_state(one), sparse_state(other)
-    return states[0].keys() == states[1].keys() and all(torch.equal(a, states[1][k]) for k, a in states[0].items())
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(a, states[1][k]) for k, a in states[0].items()
+    )
 
 
 # ---- resumes -----------------------------------------------------------------------------------------------
@@ -113,7 +115,9 @@ def test_a_training_goes_on_as_if_nothing_had_happened(way):
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_a_file])
-@pytest.mark.parametrize("settings", [{"scope": "chw"}, {"algorithm": "random"}, {"algorithm": "meprop"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"scope": "chw"}, {"algorithm": "random"}, {"algorithm": "meprop"}], ids=str
+)
 def test_copies_carry_thresholds_by_row_and_seeds_too(way, settings):
     whole, part = network(**settings), network(**settings)
     expected = train(whole, range(5))
@@ -131,7 +135,9 @@ def test_selectors_and_layers_read_the_buffer_that_the_copy_has(way):
     train(resumed, range(3, 5))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), sparse_state(part).values(), strict=True))
     for _, layer in sparse_layers(resumed):
-        assert layer.sparse.state is layer.sparse_state and layer.sparse_state is layer._buffers["sparse_state"]
+        assert (
+            layer.sparse.state is layer.sparse_state and layer.sparse_state is layer._buffers["sparse_state"]
+        )
         for operand, selector in layer.sparse.selectors.items():
             assert selector.density == density(layer.sparse_state, operand)
             assert float(selector.threshold) == threshold(layer.sparse_state, operand)
@@ -181,7 +187,9 @@ def test_an_averaged_model_evaluates_at_the_sparsity_of_the_training(use_buffers
     before = sparse_state(averaged)
     output = averaged(torch.ones(2, 3, 6, 6))
     assert output.isfinite().all()
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), sparse_state(averaged).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), sparse_state(averaged).values(), strict=True)
+    )
     pruned = prune_(copy.deepcopy(averaged), sparsity=0.8)
     torch.testing.assert_close(pruned(torch.ones(2, 3, 6, 6)), output, rtol=1e-4, atol=1e-5)
     layer = averaged.module[2]

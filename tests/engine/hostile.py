@@ -26,12 +26,23 @@ from torchswat.engine.state import PRODUCTS, new_state
 from torchswat.errors import NotFinite
 
 KINDS = "forward", "backward", "layout"
-EXPECTED = (NotFinite, ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, MemoryError, OverflowError)
+EXPECTED = (
+    NotFinite,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    IndexError,
+    NotImplementedError,
+    MemoryError,
+    OverflowError,
+)
 """What a call may raise: the errors of this package and of torch's own checks."""
 
 sides = st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7])
 integers = st.one_of(st.sampled_from([-(2**40), -7, -1, 0, 1, 2, 3, 2**20, 2**31, 2**40]), st.integers(-3, 3))
-words = st.one_of(st.integers(0, 31), st.sampled_from([-1, 1 << 40, -(1 << 62)]), st.integers(-(2**63), 2**63 - 1))
+words = st.one_of(
+    st.integers(0, 31), st.sampled_from([-1, 1 << 40, -(1 << 62)]), st.integers(-(2**63), 2**63 - 1)
+)
 CALLS = [
     Call((3, 4, 5, 6), 4, padding=(1, 1)),
     Call((17, 2, 4, 4), 3, (1, 1), stride=(2, 2), bias=False),
@@ -55,7 +66,19 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool,
 @st.composite
 def tensors(draw: Any, like: Tensor | None) -> Tensor | None:
     """Return what stands in the place of a tensor: of other shape, dtype, device, strides, values; or none."""
-    kinds = ["none", "any", "dtype", "device", "short", "long", "expanded", "turned", "gapped", "values", "offset"]
+    kinds = [
+        "none",
+        "any",
+        "dtype",
+        "device",
+        "short",
+        "long",
+        "expanded",
+        "turned",
+        "gapped",
+        "values",
+        "offset",
+    ]
     kind = draw(st.sampled_from(kinds))
     if kind == "none":
         return None
@@ -89,7 +112,9 @@ def tensors(draw: Any, like: Tensor | None) -> Tensor | None:
         return damaged
     if like.dtype is torch.int64:
         damaged = like.clone()
-        for at in draw(st.lists(st.integers(0, like.numel() - 1), min_size=1, max_size=3)) if like.numel() else []:
+        for at in (
+            draw(st.lists(st.integers(0, like.numel() - 1), min_size=1, max_size=3)) if like.numel() else []
+        ):
             damaged.view(-1)[at] = draw(words)
         return damaged
     if like.dtype is torch.bool:
@@ -121,7 +146,9 @@ def replaced(draw: Any, arguments: list[Any], names: tuple[str, ...]) -> list[An
         elif isinstance(value, int):
             arguments[at] = draw(integers)
         elif isinstance(value, float):
-            arguments[at] = draw(st.sampled_from([-1.0, 0.0, 0.3, 0.999, 1.0, 7.0, float("nan"), float("inf")]))
+            arguments[at] = draw(
+                st.sampled_from([-1.0, 0.0, 0.3, 0.999, 1.0, 7.0, float("nan"), float("inf")])
+            )
         elif isinstance(value, str):
             arguments[at] = draw(st.text(max_size=5))
         else:
@@ -159,7 +186,9 @@ def main(kind: str, examples: int) -> None:
     """Run that many examples of a kind."""
     tried = Tried()
     operations = torch.ops.torchswat
-    run = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    run = settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
 
     @run
     @given(st.data(), st.sampled_from(CALLS), st.sampled_from(["reference", "auto"]))
@@ -175,7 +204,18 @@ def main(kind: str, examples: int) -> None:
             y, saved, record = found
             x, weight = hostile[:2]
             geometry = *hostile[11:16], hostile[20]
-            arguments = [torch.ones_like(y), x, weight, saved, record, hostile[4], x.shape, 0, *geometry, [True] * 3]
+            arguments = [
+                torch.ones_like(y),
+                x,
+                weight,
+                saved,
+                record,
+                hostile[4],
+                x.shape,
+                0,
+                *geometry,
+                [True] * 3,
+            ]
             tried.call(operations.sparse_backward, arguments)
 
     @run

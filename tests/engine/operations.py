@@ -86,7 +86,9 @@ class Call:
     def operands(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return x, weight and bias."""
         draw = torch.Generator().manual_seed(seed)
-        x, weight = (torch.randn(size, generator=draw, dtype=self.dtype) for size in (self.input, self.weight_size))
+        x, weight = (
+            torch.randn(size, generator=draw, dtype=self.dtype) for size in (self.input, self.weight_size)
+        )
         return x, weight, torch.randn(self.filters, generator=draw, dtype=self.dtype) if self.bias else None
 
     def arguments(self) -> Arguments:
@@ -100,12 +102,20 @@ class Call:
         )  # fmt: skip
 
     def run(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, masks: tuple[Tensor | None, Tensor | None] = (None, None)
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what ``torchswat::sparse_forward`` returns."""
-        return torch.ops.torchswat.sparse_forward(x, weight, bias, new_state(), *masks, None, *self.arguments())
+        return torch.ops.torchswat.sparse_forward(
+            x, weight, bias, new_state(), *masks, None, *self.arguments()
+        )
 
-    def backward_arguments(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Tensor, record: Tensor) -> list[Any]:
+    def backward_arguments(
+        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Tensor, record: Tensor
+    ) -> list[Any]:
         """Return the arguments of ``torchswat::sparse_backward``."""
         dense = None if self.slots & GRAD_WEIGHT_ACTIVATION else x
         order = layout.layout_of(x) if x.dim() == 4 else layout.NCHW
@@ -139,7 +149,9 @@ def truth(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, gradient: 
         conv2d_weight(active, w4.shape, g4, *geometry),
     ]
     shapes = gradient.shape, x.shape, weight.shape
-    return [t.reshape(s) for t, s in zip(found, shapes, strict=True)] + ([g4.sum((0, 2, 3))] if call.bias else [])
+    return [t.reshape(s) for t, s in zip(found, shapes, strict=True)] + (
+        [g4.sum((0, 2, 3))] if call.bias else []
+    )
 
 
 def compiled(call: Call) -> Call:

@@ -267,7 +267,9 @@ def test_the_kept_weights_are_marked(
         weight.view(-1)[-1] = float("nan")
     packed = Packed(native, shape, weight.nan_to_num(nan=9.0), threshold, threads=threads)
     to, nowhere = native.PackedWeights(*(t.data_ptr() for t in packed.lists[FORWARD])), native.PackedWeights()
-    bits = torch.full((shape.k, -(-weight[0].numel() // 16)), -1, dtype=torch.int16)  # every filter begins a word
+    bits = torch.full(
+        (shape.k, -(-weight[0].numel() // 16)), -1, dtype=torch.int16
+    )  # every filter begins a word
     found = native.pack_weights(
         packed.sizes, weight.data_ptr(), 0, threshold, to, nowhere, bits.data_ptr(), threads
     )

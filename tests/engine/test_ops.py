@@ -224,7 +224,11 @@ def test_changes_of_layout_change_no_value(which, size, how, to):
         ours = torch.ops.torchswat.to_inner(x)
         back = torch.ops.torchswat.to_layout(ours, to)
     assert layout.is_chwn(ours) and torch.equal(ours, x) and torch.equal(back, x)
-    assert (back.is_contiguous(), back.is_contiguous(memory_format=torch.channels_last), layout.is_chwn(back))[to]
+    assert (
+        back.is_contiguous(),
+        back.is_contiguous(memory_format=torch.channels_last),
+        layout.is_chwn(back),
+    )[to]
 
 
 @given(sizes, st.sampled_from(LAYOUTS))
@@ -271,7 +275,9 @@ def test_a_damaged_record_is_refused(which, change, message):
     x, weight, bias = call.operands()
     with body(which):
         y, saved, record = call.run(x, weight, bias)
-        word = {"not saved": 16, "sparse, not compressed": 4, "unknown": 1 << 40}.get(change.get("record", ""))
+        word = {"not saved": 16, "sparse, not compressed": 4, "unknown": 1 << 40}.get(
+            change.get("record", "")
+        )
         if word is not None:
             record[PRODUCTS] = word
         saved = {"short": saved[:64], "empty": saved[:0], "ones": torch.full_like(saved, 255)}.get(
@@ -298,5 +304,3 @@ def test_more_than_there_is_room_for_is_refused():
     for which in BODIES:
         with body(which), pytest.raises(InvalidValue, match="there is room for"):
             call.run(x, weight, bias, (None, torch.ones_like(x, dtype=torch.bool)))
-
-
