@@ -414,6 +414,14 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     return model
 
 
+def has_weights_to_prune(model: nn.Module) -> bool:
+    """Return whether `prune_` has weights to set to zero: whether a layer selects from its own, above sparsity 0."""
+    return any(
+        "weight" in layer.sparse.selectors and layer.sparse.sparsity_now(layer.sparse.last_iteration()) > 0
+        for _, layer in sparse_layers(model)
+    )
+
+
 def _check_prunable(name: str, layer: SparseLayer) -> None:
     weight = layer._parameters.get("weight")
     if weight is None:
