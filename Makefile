@@ -25,7 +25,7 @@ sanitize: $(INSTALLED)  ## the tests of the kernels under AddressSanitizer and U
 	    -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX) --log-level=WARNING
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize
 	LD_PRELOAD="$(PRELOADED)" ASAN_OPTIONS=detect_leaks=0 TORCHSWAT_SANITIZED=build/sanitize \
-	    $(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py)
+	    $(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py) tests/engine/test_ops.py
 
 bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
 	$(BIN)/torchswat bench products --quick

@@ -516,6 +516,14 @@ def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
             )
 
 
+def has_weights_to_prune(model: nn.Module) -> bool:
+    """Return whether `prune_` has weights to set to zero: whether a layer selects from its own, above sparsity 0."""
+    return any(
+        "weight" in layer.sparse.selectors and layer.sparse.sparsity_now(layer.sparse.last_iteration()) > 0
+        for _, layer in sparse_layers(model)
+    )
+
+
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     """Yield the sparse layers of `model` with their names.
 

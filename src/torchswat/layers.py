@@ -547,7 +547,11 @@ def _in_autocast(
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type
-    if (device == "cpu" and not torch.is_autocast_enabled("cpu")) or not _in_autocast_of(device) or x.dtype == torch.float64:
+    if (
+        (device == "cpu" and not torch.is_autocast_enabled("cpu"))
+        or not _in_autocast_of(device)
+        or x.dtype == torch.float64
+    ):
         return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)

@@ -1,8 +1,8 @@
-"""Layers of algorithms that select forward activations, output gradients or outputs: dense products.
+"""Layers of the algorithms that select forward activations, gradients or outputs: always dense products.
 
 `torchswat.engine.ops` covers the rows of the table whose operands are weights and saved activations. The
-others (meProp, DSG, forward-activation) multiply dense operands with zeros here, in plain torch: the
-arithmetic is right, no time is saved.
+others (meProp, DSG, forward-activation) multiply dense operands with zeros here, in plain torch: the arithmetic
+is right, no time is saved.
 """
 
 from __future__ import annotations

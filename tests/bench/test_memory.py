@@ -26,10 +26,8 @@ ENGINES = ["auto", "reference"]
 def totals(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Return the bytes that a forward pass of `model` on `x` keeps, by kind."""
     layers = kept_bytes(model, lambda: model(x).sum(), (x,))
-    return {
-        kind: sum(getattr(layer, kind) for layer in layers)
-        for kind in ("activations", "weights", "parameters")
-    }
+    kinds = "activations", "weights", "parameters"
+    return {kind: sum(getattr(layer, kind) for layer in layers) for kind in kinds}
 
 
 # ---- counting ----------------------------------------------------------------------------------------------

@@ -23,9 +23,19 @@ from torch import Tensor
 
 from torchswat.engine.loader import engine
 from torchswat.engine.state import PRODUCTS, new_state
+from torchswat.errors import NotFinite
 
 KINDS = "forward", "backward", "layout"
-EXPECTED = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, MemoryError, OverflowError)
+EXPECTED = (
+    NotFinite,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    IndexError,
+    NotImplementedError,
+    MemoryError,
+    OverflowError,
+)
 """What a call may raise: the errors of this package and of torch's own checks."""
 
 sides = st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7])
@@ -42,20 +52,20 @@ CALLS = [
     Call((6, 5), 4, products=0, exact=False),
 ]
 FORWARD = (
-    "x", "weight", "bias", "state", "weight_mask", "activation_mask", "schedule", "sparsity", "kept_weights",
-    "kept_activations", "room", "stride", "padding", "dilation", "groups", "slots", "search", "period", "warmup",
+    "x", "weight", "bias", "state", "weight_mask", "activation_mask", "schedule", "sparsity",
+    "kept_weights", "kept_activations", "room", "stride", "padding", "dilation", "groups", "slots", "search", "period", "warmup",
     "products", "chwn", "training", "save", "recompute", "name",
 )  # fmt: skip
 BACKWARD = (
-    "gradient", "x", "weight", "saved", "record", "weight_mask", "input_size", "input_layout", "stride", "padding",
-    "dilation", "groups", "slots", "chwn", "wanted",
+    "gradient", "x", "weight", "saved", "record", "weight_mask", "input_size", "input_layout", "stride",
+    "padding", "dilation", "groups", "slots", "chwn", "wanted",
 )  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex64]
 
 
 @st.composite
 def tensors(draw: Any, like: Tensor | None) -> Tensor | None:
-    """Return what stands in the place of a tensor: of other shape, dtype, device, strides, values; or none."""
+    """Return what stands in a tensor's place: of other shape, dtype, device, strides, values; or none."""
     kinds = [
         "none",
         "any",

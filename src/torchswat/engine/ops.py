@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchswat.engine import compiled_layer, layout, reference_layer, saved
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, GRAD_WEIGHT_SPARSE, Arguments, moment_of
-from torchswat.engine.loader import native_for
+from torchswat.engine.loader import native, native_for
 from torchswat.engine.state import PRODUCTS, WORDS
 from torchswat.errors import InvalidValue
 
@@ -129,6 +129,18 @@ def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
         _check(fits, name, mask, f"bool of shape {tuple(of.shape)} on {of.device}")
 
 
+def _check_geometry(x: Tensor, weight: Tensor, a: Any) -> None:
+    """Raise `InvalidValue` unless sizes of the output can be computed; all that a fake kernel needs."""
+    _check(
+        x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep"
+    )
+    if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
+        raise InvalidValue(
+            f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
+            "1, 0, 1 and 1."
+        )
+
+
 def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> None:
     """Raise `InvalidValue` unless these are the operands of a convolution or of a fully connected layer."""
     same = (
@@ -142,14 +154,7 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
         f"a float dtype, that of the weight ({weight.dtype})",
     )
     _check(len(same[1]) == 1, "x", x, f"a tensor on {weight.device}")
-    _check(
-        x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep"
-    )
-    if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
-        raise InvalidValue(
-            f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
-            "1, 0, 1 and 1."
-        )
+    _check_geometry(x, weight, a)
     _check(x.shape[1] == weight.shape[1] * a.groups, "x", x, f"{weight.shape[1] * a.groups} channels")
     _check(weight.shape[0] % a.groups == 0, "weight", weight, f"a multiple of {a.groups} filters")
     if bias is not None:
@@ -196,6 +201,8 @@ def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule
     a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)
     if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
         raise not_traceable(a.name, "torch.onnx.export")
+    _check_given(x=x, weight=weight, state=state)
+    _check_geometry(x, weight, a)
     if x.dim() == 2:
         y = x.new_empty(x.shape[0], weight.shape[0])
     elif a.chwn:
@@ -207,8 +214,10 @@ def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule
     size = 0
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION and not a.recompute:
         values = a.kept_activations if isinstance(a.room, int) and a.room < 0 else a.room
-        if a.chwn:
-            size = saved.chwn_bytes(x.shape, values)
+        by_kernels = x.dtype is torch.float32 and x.device.type == "cpu" and native() is not None
+        matrix = x.dim() == 2 and a.products > 0 and a.products & GRAD_WEIGHT_SPARSE and by_kernels
+        if a.chwn or matrix:
+            size = saved.chwn_bytes((*x.shape, 1, 1)[:4], values)
         else:
             size = saved.flat_bytes(x.numel(), values, x.element_size())
     return y, x.new_empty(size, dtype=torch.uint8), torch.empty_like(state)
@@ -338,6 +347,7 @@ def _fake_backward(
     gradient, x, weight, kept, record, weight_mask, input_size, input_layout, stride, padding, dilation, groups,
     slots, chwn, wanted,
 ):  # fmt: skip
+    _check_given(gradient=gradient, weight=weight)
     none = gradient.new_empty(0)
     return (
         layout.empty_in(input_layout, input_size, gradient) if wanted[0] else none,

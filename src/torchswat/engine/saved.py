@@ -141,6 +141,7 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         saved = _buffer(head + x.element_size() * max(room, values.numel()), x.device)
         packed = pack_bits(kept)
         saved[: packed.numel()] = packed
+        saved[packed.numel() : head] = 0
         saved[head : head + x.element_size() * values.numel()] = values.view(torch.uint8)
         return saved, values.numel()
     threads = torch.get_num_threads()

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from torchswat.convert import check_weight_is_own, desparsify_, prune_, sparse_layers
+from torchswat.convert import (
+    check_weight_is_own,
+    desparsify_,
+    has_weights_to_prune,
+    prune_,
+    sparse_layers,
+)
 from torchswat.errors import InvalidValue
 from torchswat.models.resnet import PaddingShortcut
 from torchswat.runtime.graph import INPUT, Graph, Node, Shape
@@ -36,7 +42,7 @@ def pruned(model: nn.Module) -> nn.Module:
             check_weight_is_own(name, layer)
     model = copy.deepcopy(model)
     for _, layer in sparse_layers(model):
-        if layer.sparse.algorithm.forward_weight:
+        if layer.sparse.algorithm.forward_weight and has_weights_to_prune(layer):
             prune_(layer)
     return desparsify_(model).eval().cpu().float()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchswat.accounting import cost
-from torchswat.convert import desparsify_, prune_
+from torchswat.convert import desparsify_, has_weights_to_prune, prune_
 from torchswat.data import Dataset
 from torchswat.errors import InvalidData
 from torchswat.training.build import load_model
@@ -125,7 +125,7 @@ def prune_and_measure(
     """
     model = load_model(recipe, dataset, checkpoint)
     sparse = measure(model)
-    pruned_model = desparsify_(prune_(model))
+    pruned_model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
     return Accuracy(checkpoint.progress.epoch, sparse, measure(pruned_model)), pruned_model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchswat.convert import desparsify_, prune_
+from torchswat.convert import desparsify_, has_weights_to_prune, prune_
 from torchswat.errors import InvalidData, MissingData
 from torchswat.training.build import load_model, test_batches
 from torchswat.training.check_data import data_to_test
@@ -79,7 +79,7 @@ def evaluate_saved(
     dataset = data_to_test(recipe)
     model: nn.Module = load_model(recipe, dataset, saved)
     if pruned:
-        model = desparsify_(prune_(model))
+        model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
     place = device()
     loss, accuracy = means(evaluate(model.to(place), test_batches(recipe, dataset), device=place))
     return {
