@@ -29,16 +29,16 @@ every_sparse_algorithm = pytest.mark.parametrize("name", [n for n in ALGORITHMS 
 
 @pytest.fixture
 def selections(monkeypatch) -> list[tuple[str, Tensor, Tensor]]:
-    """Every selection of a test as it happens: its name in messages, the tensor, the mask."""
+    """Every selection outside of an operation as it happens: its name in messages, the tensor, the mask."""
     seen: list[tuple[str, Tensor, Tensor]] = []
-    select = Selector.select
+    select = Selector.__call__
 
-    def recorded(self, tensor, sparsity, iteration, name="tensor", lean=False):
-        selection = select(self, tensor, sparsity, iteration, name, lean)
-        seen.append((name, tensor.detach().clone(), selection.mask_of(tensor)))
-        return selection
+    def recorded(self, tensor, sparsity, iteration, name="tensor", remember=True):
+        mask = select(self, tensor, sparsity, iteration, name, remember)
+        seen.append((name, tensor.detach().clone(), mask))
+        return mask
 
-    monkeypatch.setattr(Selector, "select", recorded)
+    monkeypatch.setattr(Selector, "__call__", recorded)
     return seen
 
 
@@ -112,15 +112,27 @@ def test_an_unknown_algorithm_gets_the_nearest_name():
         algorithm("meProp")
 
 
-def test_a_new_row_needs_nothing_else():
-    """Sparse activations in the whole of both passes: a variant that the paper does not have."""
-    row = Algorithm("mine", "-", "-", forward_activation="top-k", grad_weight_activation="top-k")
-    layer = torchswat.sparsify_(nn.Linear(6, 5, bias=False).double(), row, 0.5)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "slots", [[slot for j, slot in enumerate(SLOTS) if i >> j & 1] for i in range(1, 64)], ids="+".join
+)
+def test_a_new_row_needs_nothing_else(slots, scope):
+    """Any set of slots, also those of variants that the paper does not have."""
+    row = Algorithm("mine", "-", "-", **dict.fromkeys(slots, "top-k"))
+    layer = torchswat.sparsify_(nn.Linear(6, 5).double(), row, 0.5, scope)
     a, g = torch.randn(4, 6).double(), torch.randn(4, 5).double()
-    output, _, grad_weight = one_pass(layer, a, g)
-    kept = reference.array(a) * reference.top_k(a, 0.5)
-    reference.check_close(output, kept @ reference.array(layer.weight).T)
-    reference.check_close(grad_weight, reference.array(g).T @ kept)
+    output, grad_input, grad_weight, grad_bias = one_pass(layer, a, g)
+
+    def used(tensor: Tensor, slot: str) -> np.ndarray:
+        mask = reference.top_k(tensor, 0.5, scope) if slot in slots else 1
+        return reference.array(tensor) * mask
+
+    w = layer.weight
+    expected = used(a, "forward_activation") @ used(w, "forward_weight").T + reference.array(layer.bias)
+    reference.check_close(output, expected)
+    reference.check_close(grad_input, used(g, "grad_input_gradient") @ used(w, "grad_input_weight"))
+    reference.check_close(grad_weight, used(g, "grad_weight_gradient").T @ used(a, "grad_weight_activation"))
+    reference.check_close(grad_bias, reference.array(g).sum(0))
 
 
 # ---- equal to dense at S = 0 -------------------------------------------------------------------------------
@@ -265,13 +277,28 @@ def test_ties_go_to_the_lowest_index(name, selections):
 @every_sparse_algorithm
 @pytest.mark.parametrize("scope", SCOPES)
 def test_exactly_k_entries_are_kept_and_every_operand_is_selected_once(name, scope, selections):
-    model = sparse_network(name, 0.7, scope=scope)
+    model, seen = sparse_network(name, 0.7, scope=scope), {}
+    for layer_name, layer in sparse_layers(model):
+        seen[f"the weight of layer {layer_name!r}"] = layer.weight.detach().clone()
+        layer.register_forward_pre_hook(
+            lambda module, inputs, key=f"the input of layer {layer_name!r}": seen.update({key: inputs[0]})
+        )
     train(model, range(1))
     names = [what for what, _, _ in selections]
     assert len(names) == len(set(names)), "slots of the same tensor share one selection a step"
     for _, tensor, mask in selections:
         length = reference.row_length(tuple(tensor.shape), scope)
         assert (mask.reshape(-1, length).sum(1) == reference.kept_count(length, 0.7)).all()
+    for layer_name, layer in sparse_layers(model):  # those that an operation selected
+        for operand, what in (("weight", "the weight"), ("activation", "the input")):
+            selector = layer.sparse.selectors.get(operand)
+            if selector is None or not selector.in_operation or not layer.sparse.algorithm.is_packable:
+                continue
+            key = f"{what} of layer {layer_name!r}"
+            names.append(key)
+            k, nonzero = reference.kept_count(seen[key].numel(), 0.7), int(seen[key].count_nonzero())
+            count = round(selector.density * seen[key].numel())
+            assert count == min(k, nonzero) or (count == k and native() is None), "zeros say nothing"
     row = ALGORITHMS[name]
     operands = {"the weight": "weight", "the input": "activation", "the output gradient": "gradient"}
     expected = {

@@ -131,10 +131,14 @@ def test_sparsity_by_pattern_the_first_that_fits_counts_and_the_rest_stays_dense
     assert names(model) == NAMES[1:]
     step(model)
     kept = {
-        name: int(layer.sparse.weight_mask.sum()) for name, layer in sparse_layers(model) if name != "head"
+        name: layer.sparse.selectors["weight"].density * layer.weight.numel()
+        for name, layer in sparse_layers(model)
     }
-    assert kept == {"body.0": 576 // 2, "body.2": 64 // 4}
-    assert model.head.sparse.weight_mask is None, "the schedule begins dense"
+    assert kept == {"body.0": 576 // 2, "body.2": 64 // 4, "head": 40}, (
+        "the schedule of the head begins dense"
+    )
+    prune_(model)
+    assert {name: int(layer.weight.count_nonzero()) for name, layer in sparse_layers(model)} == kept
 
 
 def test_a_schedule_is_followed_layer_by_layer():
@@ -142,8 +146,7 @@ def test_a_schedule_is_followed_layer_by_layer():
     kept = []
     for _ in range(5):
         step(model)
-        mask = model.body[2].sparse.weight_mask
-        kept.append(64 if mask is None else int(mask.sum()))
+        kept.append(round(64 * model.body[2].sparse.selectors["weight"].density))
     assert kept == [64, 32, 32, 16, 16]
 
 
@@ -322,12 +325,24 @@ def test_a_copy_goes_on_as_the_original_and_apart_from_it(copied, algorithm):
     assert not twin.norm._forward_hooks
 
 
-def test_loading_weights_forgets_the_masks_of_the_old_ones():
+@pytest.mark.parametrize("scope", ["nchw", "chw"])
+def test_loading_weights_forgets_the_thresholds_of_the_old_ones(scope):
+    model = sparsify_(Network(), sparsity=0.5, period=10, scope=scope)
+    step(model)
+    step(model)
+    model.load_state_dict({name: 3 * tensor for name, tensor in Network().state_dict().items()})
+    assert model.stem.sparse.selectors["weight"].threshold is None
+    prune_(model)
+    reference.check_mask(model.stem.weight != 0, reference.top_k(model.stem.weight, 0.5, scope))
+
+
+def test_pruning_repeats():
     model = sparsify_(Network(), sparsity=0.5)
     step(model)
-    model.load_state_dict(Network().state_dict())
-    assert model.stem.sparse.weight_mask is None
     prune_(model)
+    once = copy.deepcopy(model.state_dict())
+    prune_(model)
+    assert all(torch.equal(a, once[name]) for name, a in model.state_dict().items())
     reference.check_mask(model.stem.weight != 0, reference.top_k(model.stem.weight, 0.5))
 
 
@@ -344,20 +359,28 @@ def test_a_sparse_state_of_other_layers_is_refused():
 @pytest.mark.parametrize(
     "settings", [{}, {"period": 4}, {"scope": "chw"}, {"exact": False}, {"method": "sample"}]
 )
-def test_pruning_writes_exact_zeros_where_the_last_mask_is_zero(algorithm, settings):
+def test_pruning_writes_exact_zeros_where_nothing_is_selected(algorithm, settings):
     model = sparsify_(Network(), algorithm, 0.75, **settings)
     for _ in range(3):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    expected = {name: layer.weight * layer.sparse.weight_mask for name, layer in sparse_layers(model)}
+    before = {name: layer.weight.detach().clone() for name, layer in sparse_layers(model)}
     assert prune_(model) is model
     for name, layer in sparse_layers(model):
-        assert torch.equal(layer.weight, expected[name])
+        weight, scope = before[name], settings.get("scope", "nchw")
+        if "random" in algorithm:
+            length = reference.row_length(tuple(weight.shape), scope)
+            counts = layer.weight.reshape(-1, length).count_nonzero(dim=1)
+            assert (counts == reference.kept_count(length, 0.75)).all()
+            mask = layer.weight != 0
+        elif "period" in settings:  # a search is due in iterations 0 and 4
+            mask = weight.abs() >= layer.sparse.selectors["weight"].threshold
+        else:
+            mask = torch.from_numpy(reference.top_k(weight, 0.75, scope))
+        assert torch.equal(layer.weight, torch.where(mask, weight, 0))
         assert 0.1 < float((layer.weight != 0).float().mean()) < 0.45
 
 
-@pytest.mark.parametrize(
-    "algorithm", [name for name, row in ALGORITHMS.items() if row.forward_weight == "top-k"]
-)
+@pytest.mark.parametrize("algorithm", [name for name, row in ALGORITHMS.items() if row.forward_weight])
 @pytest.mark.parametrize("period", [1, 4])
 @pytest.mark.parametrize("which", ["reference", "auto"])
 def test_the_pruned_network_is_the_sparse_one(algorithm, period, which):
@@ -385,7 +408,10 @@ def test_algorithms_with_dense_weights_have_nothing_to_prune(algorithm):
     model = sparsify_(Network(), algorithm)
     step(model)
     before = copy.deepcopy(model.state_dict())
-    prune_(model)
+    reason = "it has no sparse layers" if algorithm == "dense" else f"'{algorithm}', leaves weights dense"
+    with pytest.warns(UserWarning, match=reason) as caught:
+        prune_(model)
+    assert caught[0].filename == __file__
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
 
 
@@ -394,6 +420,26 @@ def test_a_layer_at_sparsity_zero_is_not_pruned():
     step(model)
     prune_(model)
     assert (model.head.weight != 0).all()
+
+
+def test_pruning_before_a_schedule_begins_warns_and_a_named_sparsity_prunes():
+    model = sparsify_(Network(), sparsity=Cubic(0.9, steps=100))
+    step(model)
+    with pytest.warns(UserWarning, match=r"a schedule that has not begun.*prune_\(model, sparsity=0.8\)"):
+        prune_(model)
+    assert (model.head.weight != 0).all()
+    prune_(model, sparsity=0.8)
+    for _, layer in sparse_layers(model):
+        kept = reference.kept_count(layer.weight.numel(), 0.8)
+        assert int(layer.weight.count_nonzero()) == kept
+
+
+def test_pruning_to_sparsities_by_name():
+    model = prune_(sparsify_(Network(), sparsity=0.5), sparsity={"body.*": 0.75, "stem": 0.25})
+    kept = {name: int(layer.weight.count_nonzero()) for name, layer in sparse_layers(model)}
+    assert kept == {"stem": 162, "body.0": 144, "body.2": 16, "head": 40}
+    with pytest.raises(InvalidValue, match="allowed is a number from 0"):
+        prune_(model, sparsity=1.0)
 
 
 def test_pruned_weights_may_train_on():

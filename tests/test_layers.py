@@ -134,7 +134,7 @@ def test_a_second_derivative_is_refused(algorithm):
     layer = sparse(nn.Conv2d(3, 4, 3), algorithm)
     input = torch.randn(1, 3, 5, 5, requires_grad=True)
     (grad,) = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="a second derivative of a sparse layer"):
         grad.sum().backward()
 
 
@@ -204,6 +204,68 @@ def test_an_infinity_that_is_dropped_leaves_zero_and_not_nan():
     assert output[0].isinf().all() and output[1].eq(0).all()
 
 
+STRIDES = "turned", "gapped", "expanded", "permuted"
+
+
+def with_strides(x: Tensor, how: str) -> Tensor:
+    """Return `x` with strides that belong to no memory format."""
+    if how == "turned":
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if how == "gapped":
+        return torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)[..., ::2].copy_(x)
+    if how == "expanded":
+        return x[:1].expand(x.shape)
+    order = list(range(x.dim()))[::-1]
+    return (
+        torch.zeros([*x.shape[:-1], 2 * x.shape[-1]], dtype=x.dtype)
+        .permute(order)
+        .contiguous()
+        .permute(order)[..., ::2]
+        .copy_(x)
+    )
+
+
+@pytest.mark.parametrize("how", STRIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("algorithm", ["swat", "random", "forward-activation"])
+@pytest.mark.parametrize("kind", ["conv", "grouped", "linear"])
+def test_gradients_do_not_depend_on_the_strides_of_the_input(how, dtype, algorithm, kind):
+    """What is saved for backward is read again in the order in which it was written."""
+    layer = {
+        "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
+        "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
+        "linear": lambda: nn.Linear(6, 5),
+    }[kind]()
+    layer = sparse(layer.to(dtype), algorithm)
+    x = torch.randn((5, 6) if kind == "linear" else (3, 4, 5, 6), dtype=dtype)
+    odd = with_strides(x, how)
+    plain = odd.contiguous()
+    gradient = torch.randn_like(layer(plain))
+    found = []
+    for input in (plain, odd):
+        layer.sparse.iteration = 0
+        leaf = input.detach().as_strided(input.size(), input.stride()).requires_grad_()
+        layer.zero_grad()
+        layer(leaf).backward(gradient)
+        found.append([leaf.grad, layer.weight.grad.clone()])
+    for ours, expected in zip(found[1], found[0], strict=True):
+        reference.check_close(ours, expected, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "trace"])
+def test_transforms_of_torch_are_refused_with_what_to_call(transform):
+    layer, x = sparse(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 5, 5)
+    run = {
+        "grad": lambda: torch.func.grad(lambda x: layer(x).sum())(x),
+        "vmap": lambda: torch.func.vmap(layer)(x[None]),
+        "jvp": lambda: torch.func.jvp(layer, (x,), (x,)),
+        "trace": lambda: torch.jit.trace(layer, (x,)),
+    }[transform]
+    with pytest.raises(InvalidValue, match=r"torchswat.desparsify_"):
+        run()
+
+
 # ---- how users call it -------------------------------------------------------------------------------------
 
 
@@ -218,6 +280,8 @@ def test_channels_last_stays_channels_last_and_gives_the_same(algorithm):
     torch.manual_seed(1)
     layer = layer.to(memory_format=last)
     input, gradient = input.contiguous(memory_format=last), gradient.contiguous(memory_format=last)
+    if algorithm != "dense":
+        layer.sparse.iteration = 0  # where random masks begin again
     ours = [layer(input).detach(), *gradients(layer, input, gradient)]
     for a, b in zip(ours, plain, strict=True):
         reference.check_close(a, b)
@@ -406,14 +470,21 @@ def test_a_changed_weight_is_selected_anew(change, training):
     change(layer.weight)
     layer.train(training)
     layer(torch.randn(2, 10))
-    reference.check_mask(layer.sparse.weight_mask, reference.top_k(layer.weight, 0.8))
+    reference.check_mask(layer.weight_mask(0.8), reference.top_k(layer.weight, 0.8))
+    identity = torch.eye(10)
+    with torch.no_grad():
+        used = (layer.eval()(identity) - layer.bias).T
+    reference.check_close(used, torch.where(layer.weight_mask(0.8), layer.weight, 0), 1e-5)
 
 
 def test_the_first_search_reaches_a_layer_that_was_dense_until_then():
     layer = sparse(nn.Linear(10, 10), sparsity=lambda iteration: 0.0 if iteration < 3 else 0.8, period=20)
     for _ in range(4):
         layer(torch.randn(2, 10)).sum().backward()
-    reference.check_mask(layer.sparse.weight_mask, reference.top_k(layer.weight, 0.8))
+    expected = reference.top_k(layer.weight, 0.8)
+    reference.check_mask(layer.weight_mask(0.8), expected)
+    kept = layer.weight.detach().abs()[torch.from_numpy(expected)]
+    assert float(layer.sparse.selectors["weight"].threshold) == float(kept.min())
 
 
 def test_a_schedule_out_of_range_names_the_layer():
@@ -425,19 +496,56 @@ def test_a_schedule_out_of_range_names_the_layer():
 @pytest.mark.parametrize("method", ["histogram", "sample"])
 @pytest.mark.parametrize("period", [1, 3])
 @pytest.mark.parametrize("kind", ["conv", "linear"])
-def test_the_last_mask_is_of_the_weight_as_it_was_selected_from(method, period, kind):
+def test_threshold_and_density_are_of_the_weight_as_it_was_selected_from(method, period, kind):
     layer = nn.Conv2d(5, 7, 3, padding=1) if kind == "conv" else nn.Linear(50, 33)
     model = torchswat.sparsify_(nn.Sequential(layer), sparsity=0.7, method=method, period=period)
     inputs = torch.randn(4, 5, 6, 6) if kind == "conv" else torch.randn(4, 50)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    for _ in range(5):
+    for number in range(5):
         weight = layer.weight.detach().clone()
         model(inputs.requires_grad_()).square().sum().backward()
         optimizer.step()
         selector = layer.sparse.selectors["weight"]
         assert not torch.equal(weight, layer.weight)
-        assert torch.equal(layer.sparse.weight_mask, weight.abs() >= selector.threshold)
-        assert float(selector.density) == pytest.approx(float(layer.sparse.weight_mask.float().mean()))
+        kept = weight.abs() >= selector.threshold
+        assert float(selector.density) == pytest.approx(float(kept.float().mean()))
+        if number % period == 0:
+            reference.check_mask(kept, reference.top_k(weight, 0.7))
+
+
+@pytest.mark.parametrize("algorithm", ["swat", "random", "forward-weight"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"scope": "chw"}, {"period": 3}, {"period": 3, "scope": "hw"}], ids=str
+)
+def test_the_weight_mask_is_what_an_evaluation_uses(algorithm, settings):
+    """Both select from the weights as they are now, at the thresholds of the last iteration of training."""
+    layer = sparse(nn.Conv2d(3, 4, 3, bias=False), algorithm, 0.6, **settings)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.3)
+    image = torch.randn(2, 3, 5, 5)
+    for _ in range(5):
+        layer.train()(image).square().sum().backward()
+        optimizer.step()
+        layer.eval()
+        mask = layer.weight_mask(0.6)
+        with torch.no_grad():
+            expected = torch.conv2d(image, torch.where(mask, layer.weight, 0))
+            reference.check_close(layer(image), expected, 1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("scope", ["nchw", "chw"])
+def test_an_evaluation_repeats_and_leaves_what_is_remembered_alone(algorithm, scope):
+    layer = sparse(nn.Conv2d(3, 4, 3), algorithm, scope=scope, period=2)
+    image = torch.randn(2, 3, 5, 5)
+    for _ in range(3):
+        layer(image).sum().backward()
+    state = getattr(layer, "sparse_state", torch.zeros(1)).clone()
+    layer.eval()
+    outputs = [
+        layer(torch.randn_like(image).sign() * image).detach() * 0 + layer(image).detach() for _ in range(3)
+    ]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert torch.equal(state, getattr(layer, "sparse_state", torch.zeros(1)))
 
 
 def test_the_mask_of_a_weight_that_is_mostly_zero_keeps_exactly_k():
@@ -445,7 +553,16 @@ def test_the_mask_of_a_weight_that_is_mostly_zero_keeps_exactly_k():
     with torch.no_grad():
         model[0].weight[1:] = 0
     model(torch.randn(2, 4, 5, 5)).sum().backward()
-    reference.check_mask(model[0].sparse.weight_mask, reference.top_k(model[0].weight, 0.5))
+    reference.check_mask(model[0].weight_mask(0.5), reference.top_k(model[0].weight, 0.5))
+
+
+def test_changing_the_weight_between_forward_and_backward_is_refused_as_torch_does():
+    layer = sparse(nn.Conv2d(3, 4, 3))
+    output = layer(torch.randn(2, 3, 5, 5, requires_grad=True))
+    with torch.no_grad():
+        layer.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
 
 
 def test_every_pass_selects_from_the_weights_as_they_are():

@@ -14,6 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from torchswat.engine.loader import engine
+from torchswat.engine.state import new_state
 from torchswat.errors import InvalidValue, NotFinite, UnknownName
 from torchswat.selection import APPROXIMATE, METHODS, SCOPES, Selector, kept_count, kth_largest, select
 
@@ -214,10 +215,11 @@ def test_ties_stay_together_only_where_exactness_is_not_asked_for(exact):
     assert mask.tolist() == ([True, True, False, False] if exact else [True, True, True, False])
 
 
-def test_a_selector_takes_its_state_back():
+def test_a_selector_goes_on_from_the_thresholds_of_another():
     first, second = Selector(period=5), Selector(period=5)
     first(drifting(0), 0.5, 0)
-    second.load_state(first.state())
+    second.rows = first.rows
+    assert torch.equal(second.threshold, first.threshold)
     for iteration in range(1, 7):
         masks = [s(drifting(iteration), 0.5, iteration) for s in (first, second)]
         assert torch.equal(*masks)
@@ -232,15 +234,33 @@ def test_an_empty_batch_has_an_empty_mask(kind):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_random_keeps_exactly_k_of_every_row_and_repeats_under_a_seed(scope):
+def test_random_keeps_exactly_k_of_every_row_and_repeats_for_an_iteration(scope):
     tensor, selector = torch.zeros(4, 3, 5, 5), Selector(scope=scope, random=True)
-    torch.manual_seed(7)
     first, second = selector(tensor, 0.7, 0), selector(tensor, 0.7, 1)
     length = reference.row_length((4, 3, 5, 5), scope)
     assert (first.view(-1, length).sum(1) == reference.kept_count(length, 0.7)).all()
     assert not torch.equal(first, second)
-    torch.manual_seed(7)
-    assert torch.equal(first, selector(tensor, 0.7, 5))
+    torch.manual_seed(7)  # of no effect: every process draws the same
+    assert torch.equal(first, selector(tensor, 0.7, 0))
+
+
+def test_random_differs_by_seed_and_by_name_and_leaves_the_global_generator_alone():
+    tensor, before = torch.zeros(4, 3, 5, 5), torch.get_rng_state()
+    one, other = (Selector(random=True, state=new_state(seed)) for seed in (1, 2))
+    masks = [one(tensor, 0.5, 0, "a"), one(tensor, 0.5, 0, "b"), other(tensor, 0.5, 0, "a")]
+    assert not any(torch.equal(masks[0], mask) for mask in masks[1:])
+    assert torch.equal(masks[0], Selector(random=True, state=new_state(1))(tensor, 0.5, 0, "a"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_selection_that_is_not_remembered_moves_nothing():
+    for kind in ({}, {"random": True}, {"period": 3, "scope": "chw"}):
+        selector = Selector(**kind)
+        selector(drifting(0), 0.5, 0)
+        rows, density, state = selector.rows, selector.density, selector.state.clone()
+        selector(drifting(1), 0.75, 3, remember=False)
+        assert selector.rows is rows and selector.density == density
+        assert torch.equal(selector.state, state)
 
 
 def test_random_is_uniform():

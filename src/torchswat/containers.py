@@ -47,7 +47,8 @@ class Trace:
         Names of the arguments without defaults (the first one at least); the graph is that of tensors for
         these, and of no others given.
     reads : tuple of (str, str, object)
-        Plain attributes that the forward looked at: path of the module, name, value (`ABSENT`: of the class).
+        Plain attributes and functions that the forward looked at: path of the module, name, value (`ABSENT`
+        where the class has it and the module does not hide it).
     inside : tuple of str
         Paths of the modules that are looked into and not called: first the container, whose path is empty.
     """
@@ -153,11 +154,13 @@ class _Recorder:
             module = originals[path]
             own = vars(module)
             if name not in own:
-                value: Any = ABSENT if _of_class(module, name) else None
-                if value is not None:
-                    plain.append((path, name, value))
+                if hasattr(type(module), name):
+                    plain.append((path, name, ABSENT))
                 continue
-            if callable(own[name]) or isinstance(own[name], Tensor):
+            if callable(own[name]):
+                plain.append((path, name, own[name]))
+                continue
+            if isinstance(own[name], Tensor):
                 continue
             if not _is_plain(own[name]):
                 raise NotTraceable(f"its forward reads {name!r}, which is {type(own[name]).__name__}")
@@ -169,12 +172,6 @@ class _Recorder:
         paths = sorted(path for path, _, _ in self.twins.values())
         below = (path for path in paths if path and not any(f"{path}.".startswith(f"{c}.") for c in called))
         return "", *below
-
-
-def _of_class(module: nn.Module, name: str) -> bool:
-    """Return whether `name` is plain data of the class, which an instance may hide later."""
-    value = inspect.getattr_static(type(module), name, None)
-    return isinstance(value, _PLAIN) and value is not None and not name.startswith("__")
 
 
 def _is_plain(value: Any) -> bool:
@@ -204,7 +201,7 @@ def _same(one: Any, other: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _twin_methods() -> dict[str, Any]:
     def read(self: nn.Module, name: str) -> Any:
-        if not name.startswith("__") and name not in _INTERNAL:
+        if not name.startswith("__") and name not in _INTERNAL and not hasattr(nn.Module, name):
             recorder = object.__getattribute__(self, "__dict__").get("_torchswat_reads")
             if recorder is not None:
                 recorder.read(self, name)

@@ -7,6 +7,7 @@ keys stay what they were, in both directions.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,6 +212,7 @@ def sparsify_(
     if row.is_dense:
         return model
     seed, tables = torch.initial_seed(), {}
+    normed = _before_norms(model)
     for name, layer in chosen.items():
         layer_sparsity = settings.of_layer(name)
         assert layer_sparsity is not None
@@ -219,7 +221,10 @@ def sparsify_(
             for operand in ("weight", "activation", "gradient")
             if row.selects(operand)
         }
-        _make_sparse(layer, LayerSparsity(row, layer_sparsity, selectors, new_state(seed), name), save_state, tables)
+        _make_sparse(
+            layer, LayerSparsity(row, layer_sparsity, selectors, new_state(seed), name), save_state, tables
+        )
+        layer.sparse.before_norm = layer in normed  # type: ignore[union-attr]
     for module in model.modules():
         for kind, (switch, off) in _FAST_PATHS.items():
             if isinstance(module, kind):
@@ -232,6 +237,12 @@ def sparsify_(
             if isinstance(module, _BatchNorm):
                 module._torchswat_hook = module.register_forward_hook(_mask_again)  # type: ignore[assignment]
     return model
+
+
+def _before_norms(model: nn.Module) -> set[nn.Module]:
+    """Return the modules that a BatchNorm2d follows in the order of definition."""
+    modules = [module for module in model.modules() if not list(module.children())]
+    return {a for a, b in itertools.pairwise(modules) if isinstance(b, nn.BatchNorm2d)}
 
 
 def _make_sparse(
@@ -621,7 +632,9 @@ def count_steps_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Removabl
     """
     layers = [layer for _, layer in sparse_layers(model)]
     if not layers:
-        raise InvalidValue("the model has no sparse layers whose iterations could be counted; call sparsify_ first.")
+        raise InvalidValue(
+            "the model has no sparse layers whose iterations could be counted; call sparsify_ first."
+        )
 
     def count(*_: Any) -> None:
         for layer in layers:

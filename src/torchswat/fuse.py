@@ -10,6 +10,7 @@ import operator
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -111,11 +112,8 @@ def fuse_(model: nn.Module) -> FusionReport:
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
     >>> print(fuse_(model))
     fused      1 -> 2: batch norm + ReLU
-    >>> unfuse_(model)[1:3]
-    Sequential(
-      (0): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-      (1): ReLU()
-    )
+    >>> [type(layer).__name__ for layer in unfuse_(model)]
+    ['Conv2d', 'BatchNorm2d', 'ReLU', 'Conv2d']
     """
     unfuse_(model)
     report = FusionReport()
@@ -268,9 +266,9 @@ class _Rewriting:
         with graph.inserting_before(last):
             norm = graph.get_attr(str(chain[0].target))
             consumers = tuple(graph.get_attr(str(reader.target)) for reader in readers)
-            rectify: Any = None
+            rectify: Any = False
             if relu is not None:
-                rectify = graph.get_attr(str(relu.target)) if relu.op == "call_module" else torch.relu
+                rectify = graph.get_attr(str(relu.target)) if relu.op == "call_module" else True
             operands = norm, x, residual, sums, rectify, consumers
             if again:
                 both = graph.call_function(recomputable_chain, operands)
@@ -349,9 +347,11 @@ class _Rewriting:
     def compile(self) -> None:
         """Write the graph as Python."""
         code = self.graph.python_code("self")
-        scope = {name: value for name, value in code.globals.items() if name in code.src}
+        used = {name: value for name, value in code.globals.items() if name in code.src}
+        self.homes = {name: value.__name__ for name, value in used.items() if isinstance(value, ModuleType)}
+        scope = {name: value for name, value in used.items() if name not in self.homes}
         try:
-            pickle.dumps({name: value for name, value in scope.items() if value is not torch})
+            pickle.dumps(scope)
         except Exception:
             raise NotTraceable("its forward uses functions that no file can name") from None
         self.source, self.scope = code.src, scope
@@ -363,7 +363,7 @@ class _Rewriting:
             for path in self.trace.inside
         )
         return Fusion(
-            *(self.source, self.scope, self.trace.arguments, own[1], tuple(inner), self.receives),
+            *(self.source, self.scope, self.homes, self.trace.arguments, own[1], tuple(inner), self.receives),
             members=tuple((name, type(self.modules[name])) for name in self.members),
             reads=self.trace.reads,
         )

@@ -12,6 +12,7 @@ import copyreg
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ class Fusion:
     ----------
     source : str
         Python code of a function ``forward`` of the container and its tensors.
-    scope : dict
-        The global names of the code.
+    scope : dict of str to object
+        The global names of the code, but for
+    modules : dict of str to str
+        those of Python modules, by name in the code.
     arguments : tuple of str
         Names of the tensors.
     children : tuple of (str, class)
@@ -53,6 +56,7 @@ class Fusion:
 
     source: str
     scope: dict[str, Any]
+    modules: dict[str, str]
     arguments: tuple[str, ...]
     children: tuple[tuple[str, type], ...]
     inner: tuple[tuple[str, tuple[tuple[str, type], ...]], ...]
@@ -63,7 +67,9 @@ class Fusion:
     @functools.cached_property
     def run(self) -> Callable[..., Any]:
         """The function."""
-        scope = dict(self.scope)
+        scope: dict[str, Any] = dict(self.scope) | {
+            name: import_module(home) for name, home in self.modules.items()
+        }
         exec(self.source, scope)
         return scope["forward"]
 
@@ -135,12 +141,13 @@ class FusedModule(nn.Module):
             return self(input)
         return fusion.run(self, input, recompute)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(protocol)
-        if not isinstance(reduced, tuple) or reduced[1][:1] != (type(self),):
-            return reduced
-        assert reduced[0] is copyreg.__newobj__  # type: ignore[attr-defined]
-        return rebuild, (self.original, *reduced[1][1:]), *reduced[2:]
+
+@functools.cache
+def _metaclass(kind: type) -> Any:
+    """Return a metaclass whose classes travel in files by what they were made of."""
+    made = type(f"Fused{kind.__name__}", (kind,), {})
+    copyreg.pickle(made, lambda fused: (fused_class, (fused.original,)))  # type: ignore[arg-type]
+    return made
 
 
 @functools.cache
@@ -164,13 +171,7 @@ def fused_class(original: type[nn.Module]) -> type[nn.Module]:
 
     attributes = {"forward": forward, "original": original, "__doc__": original.__doc__}
     attributes |= {"__module__": original.__module__}
-    return type(f"Fused{original.__name__}", (FusedModule, original), attributes)
-
-
-def rebuild(original: type[nn.Module], *arguments: Any) -> nn.Module:
-    """Return an empty fused container of class `original`, for copies and files."""
-    kind = fused_class(original)
-    return kind.__new__(kind, *arguments)
+    return _metaclass(type(original))(f"Fused{original.__name__}", (FusedModule, original), attributes)
 
 
 # ---- operations --------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def norm_chain(
     x: Tensor,
     residual: Tensor | None,
     sums: str,
-    relu: Callable[[Tensor], Tensor] | None,
+    relu: Callable[[Tensor], Tensor] | bool,
     consumers: tuple[SparseConv2d, ...],
 ) -> Tensor:
     """Return ``relu(norm(x) + residual)``, in one pass where the kernels or torch's batch norm do that.
@@ -193,8 +194,8 @@ def norm_chain(
     residual : Tensor of shape (N, C, H, W), or None
     sums : {"", "left", "right", "in place"}
         How the sum is written: none, ``y + residual``, ``residual + y``, ``y += residual``.
-    relu : callable or None
-        What rectifies, where it has to run by itself.
+    relu : callable or bool
+        Whether there is a ReLU, or the module that is called where it has to run by itself.
     consumers : tuple of SparseConv2d
         What reads the result: where one of them converts to CHWN, `x` is converted instead.
     """
@@ -206,7 +207,7 @@ def recomputable_chain(
     x: Tensor,
     residual: Tensor | None,
     sums: str,
-    relu: Callable[[Tensor], Tensor] | None,
+    relu: Callable[[Tensor], Tensor] | bool,
     consumers: tuple[SparseConv2d, ...],
 ) -> tuple[Tensor, RecomputeInfo | None]:
     """Return what `norm_chain` does, and what it can be recomputed from."""
@@ -214,7 +215,7 @@ def recomputable_chain(
         if consumers and not ops.is_inner(x) and any(layer.takes_inner(x) for layer in consumers):
             x = ops.as_inner(x)
         norm_input = norm.__dict__.get("norm_input", "whole")
-        return recomputable(norm, x, residual if sums else None, relu is not None, norm_input)
+        return recomputable(norm, x, residual if sums else None, bool(relu), norm_input)
     y = norm(x)
     if sums == "left":
         y = y + residual
@@ -222,7 +223,9 @@ def recomputable_chain(
         y = residual + y
     elif sums:
         y += residual
-    return y if relu is None else relu(y), None
+    if callable(relu):
+        return relu(y), None
+    return torch.relu(y) if relu else y, None
 
 
 def _fits(residual: Any, x: Tensor) -> bool:

@@ -42,7 +42,7 @@ from torchswat.engine.ops import not_traceable
 from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue, NotFinite
-from torchswat.masked import MaskedProducts
+from torchswat.masked import MaskedProducts, Masks
 from torchswat.projection import predicted_mask
 from torchswat.selection import Selector, check_sparsity
 
@@ -51,6 +51,7 @@ Schedule = Callable[[int], float]
 
 Pair = tuple[int, int]
 _REMEMBERED_SHAPES = 256
+_FILLED_LANES = 8  # samples below which vectors of samples are mostly empty
 
 
 @dataclass
@@ -79,6 +80,8 @@ class LayerSparsity:
     state: Tensor
     name: str = "layer"
     by_optimizer: bool = False
+    before_norm: bool = False
+    """Whether a BatchNorm2d stands right behind the layer in the order of the model's definition."""
     slots: int = 0
     search: int = 0
     share: tuple[int, int] = (0, 1)
@@ -108,7 +111,7 @@ class LayerSparsity:
     @property
     def iteration(self) -> int:
         """Iterations of training so far; a pass inside a backward pass (gradient checkpointing) is no new one."""
-        return int(self.state[state_words.ITERATION])
+        return 0 if self.state.is_meta else int(self.state[state_words.ITERATION])
 
     @iteration.setter
     def iteration(self, number: int) -> None:
@@ -170,13 +173,20 @@ class SparseLayer(nn.Module):
         sparsity = sparse.sparsity
         if callable(sparsity):
             sparsity = sparse.sparsity_now(self._this_iteration())
-        products = self._products(x, weight, geometry, sparsity)
-        chwn = x.dim() == 4 and products is not None and (products != 0 or layout.is_chwn(x))
+        native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
+        products = None if native is None else self._products(x, weight, geometry, sparsity)
+        chwn = (
+            x.dim() == 4
+            and products is not None
+            and (products != 0 or self._prefers_chwn(x, weight, geometry))
+        )
         training = sparse.training_mode(self.training)
         key = x.shape, entries, sparsity, products, chwn, training, wants_weight, recompute is None
         a = sparse._arguments.get(key)
         if a is None:
-            a = self._arguments(x, geometry, entries, sparsity, products, chwn, wants_weight, recompute, training)
+            a = self._arguments(
+                x, geometry, entries, sparsity, products, chwn, wants_weight, recompute, training
+            )
             if len(sparse._arguments) >= _REMEMBERED_SHAPES:
                 sparse._arguments.clear()
             sparse._arguments[key] = a
@@ -189,9 +199,11 @@ class SparseLayer(nn.Module):
         if selector is not None and not selector.in_operation and wants_weight and activation_mask is None:
             activation_mask = self._mask("activation", x, sparsity)
         if not grad:
-            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a)[0]
+            return pass_forward(x, weight, bias, self.sparse_state, weight_mask, activation_mask, a, native)[
+                0
+            ]
         output = SparseFunction.apply(
-            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a
+            x, weight, bias, self.sparse_state, weight_mask, activation_mask, recompute, a, native
         )
         return cast(Tensor, output)
 
@@ -199,14 +211,15 @@ class SparseLayer(nn.Module):
         moment = moment_of(self.sparse.training_mode(self.training))
         return self.sparse.last_iteration() if moment.last else self.sparse.iteration
 
-    def _mask(self, operand: str, tensor: Tensor, sparsity: float) -> Tensor:
+    def _mask(self, operand: str, tensor: Tensor, sparsity: float, iteration: int | None = None) -> Tensor:
         """Return the mask of an operand that the operation does not select by itself."""
         sparse = self.sparse
         what = "weight" if operand == "weight" else "input"
         name = f"the {what} of layer {sparse.name!r}"
         remember = moment_of(sparse.training_mode(self.training)).remembers
+        iteration = self._this_iteration() if iteration is None else iteration
         with torch.no_grad():
-            return sparse.selectors[operand](tensor.detach(), sparsity, self._this_iteration(), name, remember)
+            return sparse.selectors[operand](tensor.detach(), sparsity, iteration, name, remember)
 
     def _arguments(
         self,
@@ -247,15 +260,26 @@ class SparseLayer(nn.Module):
     ) -> int | None:
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
         stride, padding, dilation, groups = geometry
-        if groups != 1 or dilation != (1, 1) or x.numel() == 0 or weight.numel() == 0:
+        depthwise = groups == len(weight) == x.shape[1]
+        if not (groups == 1 or depthwise) or dilation != (1, 1):
             return None
-        if native_for(x, weight) is None:
-            return None
+        if groups > 1:
+            return 0
         if x.dim() == 4:
             shape = Shape(x.shape, weight.shape, stride, padding)  # type: ignore[arg-type]
         else:
             shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding)  # type: ignore[arg-type]
         return plan.products_of(plan.choose(shape, sparsity))
+
+    def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
+        """Return whether dense products work in the CHWN layout: where it is that of the input, or a batch norm's to come.
+
+        That a batch norm follows is a guess by the order of the model's definition, on which no number depends.
+        """
+        if layout.is_chwn(x):
+            return True
+        matrix = weight.shape[2:] == (1, 1) and geometry[1] == (0, 0)
+        return self.sparse.before_norm and (geometry[3] > 1 or matrix) and len(x) >= _FILLED_LANES
 
     @property
     def _period(self) -> int:
@@ -322,7 +346,7 @@ class SparseLayer(nn.Module):
         weight = cast(Tensor, self.weight if weight is None else weight).detach()
         selector, last = sparse.selectors["weight"], sparse.last_iteration()
         name = f"the weight of layer {sparse.name!r}"
-        if selector.in_operation:
+        if selector.in_operation and sparse.algorithm.is_packable:
             due = selector.period == 1 or last < selector.warmup or last % selector.period == 0
             threshold = state_words.threshold(sparse.state, "weight")
             if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
@@ -369,7 +393,10 @@ class SparseLayer(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         carried = f"{prefix}sparse_state" in state_dict
         if not carried and "sparse_state" not in self._non_persistent_buffers_set:
-            state_dict = {**state_dict, f"{prefix}sparse_state": self.sparse_state}  # a checkpoint of a plain model
+            state_dict = {
+                **state_dict,
+                f"{prefix}sparse_state": self.sparse_state,
+            }  # a checkpoint of a plain model
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.sparse.use_state(self.sparse_state)
         if not carried:
@@ -516,11 +543,13 @@ def _in_autocast(
         return cast(Any, super(SparseLayer, layer)).forward(x)
     entries, mask = x.numel(), None
     if pad is not None:
-        if cast(Any, layer).padding_mode != "zeros":  # what is padded are entries again: the mask goes with them
+        if (
+            cast(Any, layer).padding_mode != "zeros"
+        ):  # what is padded are entries again: the mask goes with them
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type
-    if not _in_force(device) or x.dtype == torch.float64:
+    if not _in_autocast_of(device) or x.dtype == torch.float64:
         return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
@@ -528,9 +557,9 @@ def _in_autocast(
         return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
 
 
-def _in_force(device: str) -> bool:
-    """Return whether autocast is on; devices without memory (meta) have none."""
-    return device != "meta" and torch.is_autocast_enabled(device)
+def _in_autocast_of(device: str) -> bool:
+    """Return whether autocast is on for a type of device; some, such as meta, have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -570,20 +599,20 @@ def _masked_pass(
     if sparsity == 0:
         return cast(Any, super(SparseLayer, layer)).forward(x)
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    mask = output_mask = None
-    if row.forward_activation:
-        name = f"the input of layer {sparse.name!r}"
-        with torch.no_grad():
-            mask = sparse.selectors["activation"](x.detach(), sparsity, iteration, name, moment.remembers)
+    mask = weight_mask = output_mask = None
+    if row.selects("activation"):
+        mask = layer._mask("activation", x, sparsity, iteration)
+    if row.selects("weight"):
+        weight_mask = layer._mask("weight", weight, sparsity, iteration)
     if pad is not None:
         mask = None if mask is None else pad(mask.to(torch.float32)) != 0
         x = pad(x)
     device = x.device.type
-    autocast = torch.autocast(device, enabled=False) if _in_force(device) else nullcontext()
-    if _in_force(device) and x.dtype != torch.float64:
+    if _in_autocast_of(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+
     def gradient_mask(gradient: Tensor) -> Tensor | None:
         name = f"the output gradient of layer {sparse.name!r}"
         try:
@@ -591,15 +620,15 @@ def _masked_pass(
         except NotFinite:  # all of it goes on: a GradScaler sees the NaN and skips the step
             return None
 
-    with autocast:
+    with torch.autocast(device, enabled=False) if _in_autocast_of(device) else nullcontext():
         if row.projected_output:
             output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
             if moment.remembers:
                 share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
                 state_words.put_density(layer.sparse_state, "output", share)
-        of = bool(row.grad_input_gradient), bool(row.grad_weight_gradient)
-        masks = mask, output_mask, gradient_mask if row.selects("gradient") else None
-        output = MaskedProducts.apply(x, weight, bias, products, *masks, *of)
+        gradients = gradient_mask if row.selects("gradient") else None
+        masks = Masks(mask, weight_mask, output_mask, gradients)
+        output = MaskedProducts.apply(x, weight, bias, products, row, masks)
     assert isinstance(output, Tensor)
     if output_mask is not None:  # for DSG's second mask, behind batch norm
         output.torchswat_mask = output_mask  # type: ignore[attr-defined]

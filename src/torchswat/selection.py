@@ -422,7 +422,7 @@ class Selector:
 
         Only one that is to `remember` moves the threshold and the density.
         """
-        if tensor.numel() == 0:
+        if tensor.numel() == 0 or tensor.is_meta:
             return torch.ones_like(tensor, dtype=torch.bool)
         if self.random:
             mask = self._draw(tensor, sparsity, iteration, name)

@@ -20,6 +20,7 @@ from torchswat.engine.packed import Shape
 OPTIONS = {
     "products": "isa output quick repeats shape sparsity threads",
     "step": "isa network output quick repeats selection sparsity threads",
+    "programs": "against isa only output quick repeats threads",
     "selection": "isa output quick repeats sparsity threads",
     "memory": "batch-size device isa network output quick sparsity threads",
     "inference": "case isa output peer quick repeats sparsity threads",
@@ -90,6 +91,14 @@ def test_selection(run, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["selection.json"]
 
 
+def test_programs(run, tmp_path):
+    path = tmp_path / "programs.json"
+    code, output, errors = run("bench", "programs", "--only", "layer-*", "--repeats", 1, "--output", path)
+    assert code == 0, errors
+    assert "40 us" in output and "F.conv2d" in output and "over other version" not in output
+    assert len(json.loads(path.read_text())["rows"]) == 3
+
+
 def test_memory(tiny, run, tmp_path, monkeypatch):
     from torchswat.bench import memory
     from torchswat.bench.footprint import measure
@@ -139,6 +148,8 @@ def test_an_instruction_set_is_in_force_before_torch_is_imported(run, monkeypatc
         (["step", "--network", "resnet_18"], "did you mean 'resnet18'?"),
         (["step", "--selection", "sampel:1"], "did you mean 'sample'?"),
         (["step", "--selection", "sample:x"], "METHOD:PERIOD"),
+        (["programs", "--only", "mlp-x65"], "did you mean 'mlp-x64'?"),
+        (["programs", "--only", "mlp-x64", "--against", "."], "has no torchswat"),
         (["selection", "--sparsity", "-1"], "sparsity is -1.0"),
         (["memory", "--network", "resnet_18"], "did you mean 'resnet18'?"),
         (["memory", "--device", "tpu"], "device is 'tpu'"),

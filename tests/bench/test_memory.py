@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchswat import models, sparsify_
+from torchswat import fuse_, models, sparsify_
 from torchswat.bench import footprint, memory
 from torchswat.bench.footprint import Setting, kept_bytes, measure, peak_bytes
 from torchswat.bench.memory import bench_memory, rounds, settings
@@ -26,7 +26,10 @@ ENGINES = ["auto", "reference"]
 def totals(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Return the bytes that a forward pass of `model` on `x` keeps, by kind."""
     layers = kept_bytes(model, lambda: model(x).sum(), (x,))
-    return {kind: sum(getattr(layer, kind) for layer in layers) for kind in ("activations", "weights")}
+    return {
+        kind: sum(getattr(layer, kind) for layer in layers)
+        for kind in ("activations", "weights", "parameters")
+    }
 
 
 # ---- counting ----------------------------------------------------------------------------------------------
@@ -53,12 +56,19 @@ def test_a_storage_of_which_a_part_is_used_counts_whole():
 
 
 @pytest.mark.parametrize("which", ENGINES)
-def test_weights_are_values_and_a_bit_an_entry(which):
+def test_of_weights_nothing_is_saved_and_the_kept_ones_are_read(which):
     model = sparsify_(nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 32, 3)), sparsity=0.75)
     with engine(which):
         found = totals(model, torch.randn(4, 8, 8, 8))
-    entries = 16 * 32 * 9
-    assert found["weights"] == entries * (4 * 0.25 + 1 / 8)  # the first layer's input wants no gradient
+    entries = 16 * 32 * 9  # the first layer's input wants no gradient
+    packed = which == "auto" and info()["isa"]
+    assert found["weights"] == 0
+    assert found["parameters"] == entries * (6 * 0.25 if packed else 4)
+
+
+def test_masks_of_weights_are_saved_beside_them():
+    model = sparsify_(nn.Sequential(nn.Conv2d(8, 16, 3)), "random", sparsity=0.75)
+    assert totals(model, torch.randn(4, 8, 8, 8))["weights"] == 8 * 16 * 9
 
 
 # ---- nothing dense stays alive -----------------------------------------------------------------------------
@@ -90,7 +100,7 @@ def test_a_sparse_residual_network_keeps_what_the_formula_says(which, norm_input
         bits_of = dict.fromkeys(norms, bits)
     bound = sum(n * (4 * (1 - sparsity) + bits) for n in convolutions.values())
     bound += sum(n * (NORM_INPUTS[norm_input] + bits_of.get(name, 0)) for name, n in norms.items())
-    sparsify_(model, sparsity=sparsity, norm_input=norm_input)
+    fuse_(sparsify_(model, sparsity=sparsity, norm_input=norm_input))
     with engine(which):
         found = totals(model, x)["activations"]
     slack = 0.01 * bound + 20_000  # starts of channels, statistics, the last layer

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torchswat.engine import kept, ops
+from torchswat.engine import kept
 from torchswat.engine.loader import engine
-from torchswat.engine.topk import Marks, Selection
+from torchswat.engine.topk import Selection
 
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ENGINES = ["auto", "reference"]
@@ -54,18 +54,6 @@ def test_kernels_keep_what_a_mask_says(native: ModuleType, n: int, density: floa
     x[::7] = 0
     found = kept.keep(x, Selection(mask))
     assert torch.equal(kept.restore(found, torch.empty(n)), x * mask)
-
-
-@pytest.mark.parametrize("size", [(4, 16, 3, 3), (5, 3, 3, 3), (64, 16), (6, 32, 1, 1)])
-def test_bits_that_packing_has_left_are_taken(native: ModuleType, size: tuple[int, ...]) -> None:
-    weight, marks = torch.randn(size), Marks()
-    maps = weight if weight.dim() == 4 else weight[:, :, None, None]
-    ops.packed_weights(maps, None, 0.7, [8, size[1], 9, 9], [1, 1], [1, 1], (ops.FORWARD,), marks)
-    values, bits = kept.keep(weight, Selection(limit=0.7, marks=marks))
-    expected = kept.keep(weight, Selection(limit=0.7))
-    assert torch.equal(values, expected[0]) and torch.equal(bits, expected[1])
-    shared = marks.bits is not None and bits.data_ptr() == marks.bits.data_ptr()
-    assert shared == (weight.numel() % 64 == 0 and weight[0].numel() % 16 == 0)
 
 
 @pytest.mark.parametrize("which", ENGINES)

@@ -13,7 +13,7 @@ from inner_layout import empty_inner, inner
 from torch import Tensor
 from torch.nn import functional
 
-from torchswat.engine.topk import SMALLEST, Marks
+from torchswat.engine.topk import SMALLEST
 
 fast = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORWARD, GRAD_INPUT = 0, 1
@@ -267,12 +267,15 @@ def test_the_kept_weights_are_marked(
         weight.view(-1)[-1] = float("nan")
     packed = Packed(native, shape, weight.nan_to_num(nan=9.0), threshold, threads=threads)
     to, nowhere = native.PackedWeights(*(t.data_ptr() for t in packed.lists[FORWARD])), native.PackedWeights()
-    marks = Marks(bits=Marks.empty(weight).fill_(-1))
+    bits = torch.full(
+        (shape.k, -(-weight[0].numel() // 16)), -1, dtype=torch.int16
+    )  # every filter begins a word
     found = native.pack_weights(
-        packed.sizes, weight.data_ptr(), 0, threshold, to, nowhere, marks.bits.data_ptr(), threads
+        packed.sizes, weight.data_ptr(), 0, threshold, to, nowhere, bits.data_ptr(), threads
     )
     expected = ~(weight.abs() < max(threshold, SMALLEST))
-    assert torch.equal(marks.mask(weight.shape), expected)
+    marked = (bits.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16) & 1).bool().flatten(1)
+    assert torch.equal(marked[:, : weight[0].numel()].view(weight.shape), expected)
     assert found.count == int(expected.sum())
     assert found.not_a_number == nan
 

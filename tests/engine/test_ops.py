@@ -1,378 +1,306 @@
-"""The operations as torch sees them: opcheck, both bodies against float64, any layout, threads, bad packs."""
+"""The operations as torch sees them: opcheck, every body against float64, and hostile operands."""
 
 # the operations of torch.ops have no types
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
 
+import hostile
 import pytest
 import reference
 import torch
-from conftest import instruction_sets
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from operations import BODIES, Call, body, compiled, truth
 from torch import Tensor
 from torch.library import opcheck
-from torch.nn.grad import conv2d_input, conv2d_weight
 
-from torchswat.engine import loader, ops
-from torchswat.engine.loader import engine
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
-from torchswat.engine.topk import Selection
-from torchswat.errors import InvalidValue
+from torchswat.engine import layout, ops
+from torchswat.engine.state import PRODUCTS, new_state
+from torchswat.errors import InvalidValue, NotFinite
 
-BODIES = ["reference", *(isa for isa in instruction_sets() if isa != "none")]
-
-
-@contextmanager
-def body(name: str) -> Iterator[None]:
-    """Run the operations by plain torch or by the kernels of one instruction set."""
-    if name == "reference":
-        with engine("reference"):
-            yield
-        return
-    module = importlib.import_module("torchswat.engine._native")
-    before = module.isa()
-    module.force(name)
-    try:
-        with engine("native"):
-            yield
-    finally:
-        module.force(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
+sparsities = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.99])
+convolutions = st.builds(
+    lambda n, c, h, w, **rest: Call((n, c * rest["groups"], h, w), **rest),
+    *(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    filters=st.sampled_from([2, 4, 6, 16]),
+    kernel=st.tuples(st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 3])),
+    stride=pairs,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.sampled_from([(1, 1), (1, 1), (2, 1)]),
+    groups=st.sampled_from([1, 1, 1, 2]),
+    sparsity=sparsities,
+    slots=st.integers(0, 7),
+    products=st.integers(0, 7),
+    bias=st.booleans(),
+    exact=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.float64]),
+).map(compiled)
+matrices = st.builds(
+    Call,
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.integers(1, 40),
+    sparsity=sparsities,
+    slots=st.integers(0, 7),
+    products=st.integers(0, 7),
+    bias=st.booleans(),
+    exact=st.booleans(),
+).map(compiled)
+LAYOUTS = "plain", "channels last", "gapped", "chwn", "turned", "some channels"
 
 
-def inner(x: Tensor) -> Tensor:
-    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+def laid_out(x: Tensor, how: str) -> Tensor:
+    """Return `x` in that layout; a matrix has two of them."""
+    if x.dim() == 2:
+        return x if how in ("plain", "chwn") else x.T.contiguous().T
+    n, c, h, w = x.shape
+    return {
+        "plain": lambda: x,
+        "channels last": lambda: x.contiguous(memory_format=torch.channels_last),
+        "gapped": lambda: x.new_empty(n, c, h, 2 * w)[..., ::2].copy_(x),
+        "chwn": lambda: layout.copy_to_chwn(x),
+        "turned": lambda: x.transpose(2, 3).contiguous().transpose(2, 3),
+        "some channels": lambda: x.new_empty(n, c + 2, h, w)[:, 1:-1].copy_(x),
+    }[how]()
 
 
 # ---- opcheck -----------------------------------------------------------------------------------------------
 
-INPUT, WEIGHT, GEOMETRY = [5, 6, 7, 8], [4, 6, 3, 3], ([2, 1], [1, 1])
-
-
-def calls(name: str) -> list[tuple[Any, ...]]:
-    """Return arguments for the operation of that name."""
-    x, weight = inner(torch.randn(INPUT)), torch.randn(WEIGHT)
-    sizes = WEIGHT, *GEOMETRY
-    forward, backward = (ops.pack_weight(weight, None, 1.0, INPUT, *GEOMETRY, p) for p in (0, 1))
-    compressed = ops.compress(x, None, 0.5)
-    gradient = inner(torch.randn(ops.output_size(INPUT, *sizes)))
-    return {
-        "to_inner": [(torch.randn(INPUT).requires_grad_(),), (x[:, ::2],)],
-        "to_nchw": [(x.clone().requires_grad_(),), (torch.randn(INPUT),)],
-        "to_channels_last": [(x.clone().requires_grad_(),), (torch.randn(INPUT),)],
-        "pack_weight": [
-            (weight, None, 1.0, INPUT, *GEOMETRY, ops.FORWARD),
-            (weight, weight > 0, 0.0, INPUT, *GEOMETRY, ops.GRAD_INPUT),
-        ],
-        "conv2d_packed": [(x, *forward, None, *sizes), (x, *forward, torch.randn(4), *sizes)],
-        "conv2d_packed_grad_input": [(gradient, *backward, INPUT, *sizes)],
-        "compress": [(x, None, 0.5), (x, x > 0.5, 0.0)],
-        "expand": [(*compressed, INPUT)],
-        "conv2d_compressed_grad_weight": [(*compressed, gradient, INPUT, *sizes)],
-    }[name]
-
-
-OPERATIONS = [
-    "to_inner",
-    "to_nchw",
-    "to_channels_last",
-    "pack_weight",
-    "conv2d_packed",
-    "conv2d_packed_grad_input",
-    "compress",
-    "expand",
-    "conv2d_compressed_grad_weight",
-]
-
-
-def test_every_operation_is_checked():
-    kind = type(ops.to_inner)
-    assert set(OPERATIONS) == {name for name, value in vars(ops).items() if isinstance(value, kind)}
+CALLS = {
+    "convolution": Call((5, 6, 7, 8), 4, stride=(2, 1), padding=(1, 1)),
+    "no bias": Call((5, 6, 7, 8), 4, (1, 1), bias=False),
+    "dense products": Call((3, 4, 5, 6), 4, products=0),
+    "groups": Call((3, 4, 5, 6), 4, groups=2, dilation=(2, 1), products=0),
+    "other numbers": Call((3, 4, 5, 6), 4, products=0, dtype=torch.float64),
+    "no selected activation": Call((5, 6, 7, 8), 4, slots=1),
+    "matrix": Call((9, 6), 4),
+    "matrix without bias": Call((9, 6), 4, bias=False, products=3),
+}
+CHECKS = ["test_schema", "test_autograd_registration", "test_faketensor"]
 
 
 @pytest.mark.parametrize("which", BODIES)
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_opcheck(which, name):
-    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
-    if name == "pack_weight" and which != "reference":
-        checks.pop()  # it compares the unused ends of the lists too; test_compile.py compares what is used
+@pytest.mark.parametrize("kind", CALLS)
+def test_opcheck_forward(which, kind):
+    call = CALLS[kind]
+    x, weight, bias = call.operands()
+    tensors = x.requires_grad_(), weight.requires_grad_(), bias if bias is None else bias.requires_grad_()
+    operands = *tensors, new_state(), None, None, None, *call.arguments()
     with body(which):
-        for arguments in calls(name):
-            opcheck(getattr(torch.ops.torchswat, name).default, arguments, test_utils=checks)
+        # what is saved has no values behind the last one: only shapes are compared
+        opcheck(torch.ops.torchswat.sparse_forward.default, operands, test_utils=CHECKS)
 
 
-# ---- the products, by both bodies, against float64 ---------------------------------------------------------
-
-kernels = st.sampled_from([1, 2, 3, 3, 5, 7])
-shapes = st.builds(
-    lambda n, c, h, w, k, r, s, stride, padding: Shape((n, c, h, w), (k, c, r, s), stride, padding),
-    *(st.integers(1, 40), st.integers(1, 20), st.integers(1, 12), st.integers(1, 12), st.integers(1, 20)),
-    *(kernels, kernels),
-    *(st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(0, 3), st.integers(0, 3))),
-)
-sparsities = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.9, 0.99])
-selections = st.sampled_from(["limit", "mask", "counted"])
-choices = st.one_of(
-    st.just(ALL_SPARSE), st.builds(Choice, st.booleans(), st.booleans(), st.booleans()), st.just(ALL_DENSE)
-)
+@pytest.mark.parametrize("which", BODIES)
+@pytest.mark.parametrize("kind", CALLS)
+def test_opcheck_backward(which, kind):
+    call = CALLS[kind]
+    x, weight, bias = call.operands()
+    with body(which):
+        y, saved, record = call.run(x, weight, bias)
+        arguments = call.backward_arguments(torch.randn_like(y), x, weight, saved, record)
+        opcheck(torch.ops.torchswat.sparse_backward.default, arguments, test_utils=CHECKS)
 
 
-def select(tensor: Tensor, sparsity: float, how: str) -> Selection:
-    limit = float(tensor.abs().flatten().kthvalue(1 + int(sparsity * (tensor.numel() - 1))).values)
-    mask = tensor.abs() >= limit
-    if how == "mask":
-        return Selection(mask)
-    return Selection(limit=limit, count=int(mask.sum()) if how == "counted" else None)
+@pytest.mark.parametrize("which", BODIES)
+def test_opcheck_layout(which):
+    x = torch.randn(5, 6, 7, 8)
+    with body(which):
+        for operand in (x, x.clone().requires_grad_(), x[:, ::2], x[:, :1], layout.copy_to_chwn(x)):
+            opcheck(torch.ops.torchswat.to_inner.default, (operand,), test_utils=CHECKS)
+            for to in range(3):
+                opcheck(torch.ops.torchswat.to_layout.default, (operand.detach(), to), test_utils=CHECKS)
 
 
-def operands(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+# ---- against float64 ---------------------------------------------------------------------------------------
+
+
+def check(call: Call, which: str, how: str) -> None:
+    """Compare output and gradients with float64, by autograd and by hand."""
+    assume(call.fits())
+    x, weight, bias = call.operands()
+    leaves = [laid_out(x, how).detach().requires_grad_(), weight.requires_grad_()]
+    leaves += [] if bias is None else [bias.requires_grad_()]
+    with body(which):
+        y, saved, record = call.run(leaves[0], weight, bias)
+        gradient = torch.randn_like(y)
+        found = [y, *torch.autograd.grad(y, leaves, gradient, retain_graph=True)]
+        arguments = call.backward_arguments(gradient, leaves[0].detach(), weight.detach(), saved, record)
+        by_hand = torch.ops.torchswat.sparse_backward(*arguments)
+    expected = truth(call, x, weight, bias, gradient)
+    scale = 1e-5 if call.dtype is torch.float32 else 1e-12
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == call.dtype
+        error = (ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1)
+        assert error <= 10 * scale, f"error {float(error):.3g}"
+    for ours, theirs in zip(by_hand, found[1:], strict=False):
+        reference.check_same_bits(ours.contiguous(), theirs.contiguous())
+
+
+@pytest.mark.parametrize("which", BODIES)
+@settings(max_examples=40)
+@given(convolutions, st.sampled_from(LAYOUTS))
+def test_a_convolution_agrees_with_float64(which, call, how):
+    check(call, which, how)
+
+
+@pytest.mark.parametrize("which", BODIES)
+@settings(max_examples=40)
+@given(matrices, st.sampled_from(["plain", "turned"]))
+def test_a_matrix_agrees_with_float64(which, call, how):
+    check(call, which, how)
+
+
+@pytest.mark.parametrize("which", BODIES)
+def test_equal_magnitudes_are_kept_from_the_lowest_index_on(which):
+    call = Call((3, 4, 5, 6), 4, (1, 1), sparsity=0.6)
+    x = torch.ones(call.input)
+    weight = torch.ones(call.weight_size)
+    with body(which):
+        for how in ("plain", "chwn", "channels last"):
+            y, saved, record = call.run(laid_out(x, how), weight, None)
+            expected = truth(call, x, weight, None, torch.ones_like(y))
+            arguments = call.backward_arguments(torch.ones_like(y), laid_out(x, how), weight, saved, record)
+            grads = torch.ops.torchswat.sparse_backward(*arguments)
+            for ours, theirs in zip((y, *grads[:2]), expected[:3], strict=True):
+                reference.check_close(ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("which", BODIES)
+@settings(max_examples=20)
+@given(convolutions, st.sampled_from(LAYOUTS), st.integers(0, 99))
+def test_masks_that_are_given_are_used(which, call, how, seed):
+    """In whatever layout they come."""
+    assume(call.fits() and call.slots & 4)
+    x, weight, bias = call.operands()
     draw = torch.Generator().manual_seed(seed)
-    output = ops.output_size(list(shape.input), list(shape.weight), list(shape.stride), list(shape.padding))
-    sizes = shape.input, shape.weight, output, shape.weight[:1]
-    x, weight, gradient, bias = (torch.randn(size, generator=draw) for size in sizes)
-    return x, weight, gradient, bias
-
-
-def products(
-    shape: Shape,
-    choice: Choice,
-    x: Tensor,
-    weight: Tensor,
-    gradient: Tensor,
-    bias: Tensor | None,
-    sparsity,
-    how,
-) -> list[Tensor]:
-    """Return the three products as the layers compute them."""
-    todo = PackedConv2dProducts.of(shape, choice)
-    x = todo.adapt(x)
-    of_x, of_weight = select(x, sparsity, how), select(weight, sparsity, how)
-    return [
-        todo.forward(x, todo.forward_weight(weight, of_weight), bias),
-        todo.grad_input(gradient, todo.grad_input_weight(weight, of_weight), x),
-        todo.grad_weight(gradient, todo.grad_weight_activation(x, of_x), weight),
+    of_x, of_weight = (torch.rand(t.shape, generator=draw) < 0.4 for t in (x, weight))
+    masks = laid_out(of_weight, how), laid_out(of_x, how)
+    bare = Call(**{**vars(call), "sparsity": 0.0})
+    call = Call(**{**vars(call), "exact": False})
+    with body(which):
+        y, saved, record = call.run(laid_out(x, how), weight, bias, masks)
+        gradient = torch.randn_like(y)
+        arguments = call.backward_arguments(gradient, laid_out(x, how), weight, saved, record)
+        arguments[5] = masks[0]
+        grads = torch.ops.torchswat.sparse_backward(*arguments)
+    used = torch.where(of_weight, weight, 0)
+    forward, back = (used if call.slots & slot else weight for slot in (1, 2))
+    expected = [
+        truth(bare, x, forward, bias, gradient)[0],
+        truth(bare, x, back, bias, gradient)[1],
+        truth(bare, torch.where(of_x, x, 0), weight, bias, gradient)[2],
     ]
-
-
-def truth(
-    shape: Shape, x: Tensor, weight: Tensor, gradient: Tensor, bias: Tensor | None, sparsity
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the three products in float64, each with the same sums over absolute values: their scale."""
-    masks = (select(t, sparsity, "mask").mask for t in (x, weight))
-    sparse_x, sparse_weight = (torch.where(m, t, 0).double() for m, t in zip(masks, (x, weight), strict=True))
-    geometry, g = (shape.stride, shape.padding), gradient.double()
-    b = torch.zeros(shape.weight[0], dtype=torch.float64) if bias is None else bias.double()
-
-    def three(x: Tensor, sparse_x: Tensor, weight: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-        return (
-            torch.conv2d(x, weight, b, *geometry),
-            conv2d_input(x.shape, weight, g, *geometry),
-            conv2d_weight(sparse_x, weight.shape, g, *geometry),
-        )
-
-    found = x.double(), sparse_x, sparse_weight, g, b
-    return list(zip(three(*found), three(*(t.abs() for t in found)), strict=True))
-
-
-def check_products(actual: list[Tensor], expected: list[tuple[Tensor, Tensor]], relative=1e-5) -> None:
-    for ours, (theirs, scale) in zip(actual, expected, strict=True):
-        assert ours.shape == theirs.shape
-        error = (ours.double() - theirs).abs().max() / scale.max().clamp(min=1e-300)
-        assert error <= relative, f"relative error {float(error):.3g}, allowed {relative:.3g}"
-
-
-def fits(shape: Shape) -> bool:
-    return all(shape.input[2 + i] + 2 * shape.padding[i] >= shape.weight[2 + i] for i in (0, 1))
+    for ours, theirs in zip((y, *grads[:2]), expected, strict=True):
+        reference.check_close(ours, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("which", BODIES)
-@given(shapes, choices, sparsities, selections, st.booleans())
-def test_products_agree_with_float64(which, shape, choice, sparsity, how, biased):
-    assume(fits(shape))
-    x, weight, gradient, bias = operands(shape)
-    arguments = x, weight, gradient, bias if biased else None
-    with body(which):
-        ours = products(shape, choice, *arguments, sparsity, how)
-    check_products(ours, truth(shape, *arguments, sparsity))
+@pytest.mark.parametrize("where", ["x", "weight"])
+@pytest.mark.parametrize("products", [0, 7])
+def test_a_nan_names_the_layer(which, where, products):
+    call = Call((3, 4, 5, 6), 4, products=products)
+    x, weight, bias = call.operands()
+    (x if where == "x" else weight).view(-1)[7] = float("nan")
+    with body(which), pytest.raises(NotFinite, match="of layer 'layer'"):
+        call.run(x, weight, bias)
+
+
+# ---- layout ------------------------------------------------------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 
 
 @pytest.mark.parametrize("which", BODIES)
-@pytest.mark.parametrize("choice", [ALL_SPARSE, ALL_DENSE])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
-def test_any_layout_of_input_and_gradient_gives_the_same(which, choice, kernel):
-    shape = Shape((6, 5, 9, 8), (4, 5, *kernel), (2, 1), (0, 0))
-    x, weight, gradient, bias = operands(shape)
-    gapped = torch.randn(*shape.input[:3], 16)[..., ::2].copy_(x)
-    everywhere = torch.randn(1, shape.weight[0], 1, 1).expand(gradient.shape)  # what a sum's backward gives
+@given(sizes, st.sampled_from(LAYOUTS), st.integers(0, 2))
+def test_changes_of_layout_change_no_value(which, size, how, to):
+    x = laid_out(torch.randn(size), how)
     with body(which):
-        plain = products(shape, choice, x, weight, gradient, bias, 0.6, "mask")
-        for layout in (inner(x), x.contiguous(memory_format=torch.channels_last), gapped):
-            other = gradient.contiguous(memory_format=torch.channels_last)
-            for actual, expected in zip(
-                products(shape, choice, layout, weight, other, bias, 0.6, "mask"), plain, strict=True
-            ):
-                reference.check_close(actual, expected, 1e-6)
-        ours = products(shape, choice, x, weight, everywhere, bias, 0.6, "mask")
-    check_products(ours, truth(shape, x, weight, everywhere, bias, 0.6))
-
-
-@pytest.mark.parametrize("which", BODIES)
-def test_operations_take_inputs_that_are_not_batch_innermost(which):
-    """Called by hand or by a compiler, which may lay tensors out as it likes."""
-    x, weight = torch.randn(INPUT), torch.randn(WEIGHT)
-    gradient = torch.randn(ops.output_size(INPUT, WEIGHT, *GEOMETRY))
-    mask = x > 0
-    with body(which):
-        forward, backward = (ops.pack_weight(weight, None, 0.0, INPUT, *GEOMETRY, p) for p in (0, 1))
-        reference.check_close(
-            ops.conv2d_packed(x, *forward, None, WEIGHT, *GEOMETRY),
-            torch.conv2d(x, weight, None, *GEOMETRY),
-            1e-5,
-        )
-        reference.check_close(
-            ops.conv2d_packed_grad_input(gradient, *backward, INPUT, WEIGHT, *GEOMETRY),
-            conv2d_input(INPUT, weight, gradient, *GEOMETRY),
-            1e-5,
-        )
-        for layout in (x, inner(x)):
-            compressed = ops.compress(layout, mask, 0.0)
-            assert torch.equal(ops.expand(*compressed, INPUT), x * mask)
-        reference.check_close(
-            ops.conv2d_compressed_grad_weight(*compressed, gradient, INPUT, WEIGHT, *GEOMETRY),
-            conv2d_weight(x * mask, WEIGHT, gradient, *GEOMETRY),
-            1e-5,
-        )
-
-
-@pytest.mark.parametrize("which", BODIES[1:])  # plain torch promises nothing
-@settings(max_examples=10)
-@given(shapes, sparsities, selections)
-def test_the_number_of_threads_changes_no_bit(which, shape, sparsity, how):
-    assume(fits(shape))
-    arguments = operands(shape)
-    with body(which):
-        results = []
-        for count in (1, 2):
-            with threads(count):
-                results.append(products(shape, ALL_SPARSE, *arguments, sparsity, how))
-    for one, two in zip(*results, strict=True):
-        reference.check_same_bits(one, two)
-
-
-# ---- layout and compression --------------------------------------------------------------------------------
-
-sizes = st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
-
-
-LAYOUTS = "plain", "channels last", "gapped", "inner", "some channels", "some channels last"
-
-
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return `x` (N, C, H, W) in that layout."""
-    n, c, h, w = x.shape
-    last = torch.channels_last
-    return {
-        "plain": x,
-        "channels last": x.contiguous(memory_format=last),
-        "gapped": torch.empty(n, c, h, 2 * w)[..., ::2].copy_(x),
-        "inner": inner(x),
-        "some channels": torch.empty(n, c + 2, h, w)[:, 1:-1].copy_(x),
-        "some channels last": torch.empty(n, c + 2, h, w).to(memory_format=last)[:, 1:-1].copy_(x),
-    }[layout]
-
-
-@pytest.mark.parametrize("which", BODIES)
-@given(sizes, st.sampled_from(LAYOUTS))
-def test_changes_of_layout_change_no_value(which, size, layout):
-    x = torch.randn(size)
-    with body(which):
-        ours = ops.to_inner(laid_out(x, layout))
-        last, first = ops.to_channels_last(ours), ops.to_nchw(ours)
-    assert ops.is_inner(ours) and torch.equal(ours, x)
-    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, x)
-    assert first.is_contiguous() and torch.equal(first, x)
+        ours = torch.ops.torchswat.to_inner(x)
+        back = torch.ops.torchswat.to_layout(ours, to)
+    assert layout.is_chwn(ours) and torch.equal(ours, x) and torch.equal(back, x)
+    assert (
+        back.is_contiguous(),
+        back.is_contiguous(memory_format=torch.channels_last),
+        layout.is_chwn(back),
+    )[to]
 
 
 @given(sizes, st.sampled_from(LAYOUTS))
-def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, layout):
-    x = laid_out(torch.randn(size), layout).requires_grad_()
-    gradient = inner(torch.randn(size))
-    (found,) = torch.autograd.grad(ops.to_inner(x), x, gradient)
+def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, how):
+    x = laid_out(torch.randn(size), how).requires_grad_()
+    gradient = layout.copy_to_chwn(torch.randn(size))
+    (found,) = torch.autograd.grad(ops.as_inner(x.clone()), x, gradient)
     assert torch.equal(found, gradient)
-    for form in (torch.contiguous_format, torch.channels_last):
-        assert found.is_contiguous(memory_format=form) or not x.is_contiguous(memory_format=form)
 
 
-@given(sizes, sparsities, st.booleans())
-def test_compressed_activations_have_one_form(size, sparsity, masked):
-    x = inner(torch.randn(size))
-    selection = select(x, sparsity, "mask" if masked else "limit")
-    forms = []
+# ---- hostile operands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", hostile.KINDS)
+def test_hostile_operands_crash_nothing(what):
+    """A process of its own makes thousands of calls: each gives a result or an exception with words."""
+    script = Path(hostile.__file__)
+    command = [sys.executable, "-X", "faulthandler", str(script), what, "150"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) > 0, "some calls must be accepted, or nothing was tried"
+
+
+def test_a_crash_would_be_seen():
+    command = [sys.executable, "-c", "import ctypes; ctypes.string_at(0)"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"record": "not saved"}, "recomputed"),
+        ({"record": "sparse, not compressed"}, "damaged"),
+        ({"record": "unknown"}, "damaged"),
+        ({"saved": "short"}, "damaged"),
+        ({"saved": "empty"}, "damaged"),
+        ({"saved": "ones"}, "damaged"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("which", BODIES)
+def test_a_damaged_record_is_refused(which, change, message):
+    call = Call((5, 6, 7, 8), 4)
+    x, weight, bias = call.operands()
+    with body(which):
+        y, saved, record = call.run(x, weight, bias)
+        word = {"not saved": 16, "sparse, not compressed": 4, "unknown": 1 << 40}.get(
+            change.get("record", "")
+        )
+        if word is not None:
+            record[PRODUCTS] = word
+        saved = {"short": saved[:64], "empty": saved[:0], "ones": torch.full_like(saved, 255)}.get(
+            change.get("saved", ""), saved
+        )
+        arguments = call.backward_arguments(torch.randn_like(y), x, weight, saved, record)
+        with pytest.raises(InvalidValue, match=message):
+            torch.ops.torchswat.sparse_backward(*arguments)
+
+
+def test_x_is_needed_where_no_activation_is_selected():
+    call = Call((5, 6, 7, 8), 4, slots=3)
+    x, weight, bias = call.operands()
+    y, saved, record = call.run(x, weight, bias)
+    arguments = call.backward_arguments(torch.randn_like(y), x, weight, saved, record)
+    arguments[1] = None
+    with pytest.raises(InvalidValue, match="x is None"):
+        torch.ops.torchswat.sparse_backward(*arguments)
+
+
+def test_more_than_there_is_room_for_is_refused():
+    call = Call((5, 6, 7, 8), 4)
+    x, weight, bias = call.operands()
     for which in BODIES:
-        with body(which):
-            forms.append(ops.compress(x, selection.mask, selection.limit))
-            back = ops.expand(*forms[-1], list(size))
-        assert ops.is_inner(back) and torch.equal(back, selection.kept(x))
-    for form in forms[1:]:
-        for actual, expected in zip(form, forms[0], strict=True):
-            assert actual.dtype == expected.dtype and torch.equal(actual, expected)
-
-
-@pytest.mark.parametrize("which", BODIES)
-def test_a_nan_is_kept_by_a_limit(which):
-    x = inner(torch.randn(3, 4, 5, 6))
-    x[1, 2, 3, 4] = float("nan")
-    with body(which):
-        values, *_ = ops.compress(x, None, 100.0)
-    assert values.isnan().tolist() == [True]
-
-
-@pytest.mark.parametrize("which", BODIES)
-def test_other_numbers_run_in_plain_torch(which):
-    shape = Shape((3, 4, 6, 5), (5, 4, 3, 2), (1, 2), (1, 0))
-    arguments = [t.double() for t in operands(shape)]
-    with body(which):
-        ours = products(shape, ALL_SPARSE, *arguments, 0.5, "mask")
-    assert all(t.dtype == torch.float64 for t in ours)
-    check_products(ours, truth(shape, *arguments, 0.5), 1e-14)
-
-
-# ---- packed for something else -----------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(len(BODIES) == 1, reason="the native engine is not built here")
-@pytest.mark.parametrize(("packer", "reader"), [("native", "reference"), ("reference", "native")])
-def test_weights_packed_by_the_other_engine_are_refused(packer, reader):
-    x, weight = inner(torch.randn(INPUT)), torch.randn(WEIGHT)
-    gradient = inner(torch.randn(ops.output_size(INPUT, WEIGHT, *GEOMETRY)))
-    with engine(packer):
-        packed = [ops.pack_weight(weight, None, 0.5, INPUT, *GEOMETRY, product) for product in (0, 1)]
-    with engine(reader):
-        with pytest.raises(InvalidValue, match="another engine"):
-            ops.conv2d_packed(x, *packed[0], None, WEIGHT, *GEOMETRY)
-        with pytest.raises(InvalidValue, match="another engine"):
-            ops.conv2d_packed_grad_input(gradient, *packed[1], INPUT, WEIGHT, *GEOMETRY)
-
-
-def test_weights_packed_for_another_shape_are_refused():
-    packed = ops.pack_weight(torch.randn(4, 6, 1, 1), None, 0.0, INPUT, *GEOMETRY, ops.FORWARD)
-    if loader.native() is None:
-        pytest.skip("plain torch has no lists that depend on the shape")
-    with pytest.raises(InvalidValue, match="pack them again"):
-        ops.conv2d_packed(inner(torch.randn(INPUT)), *packed, None, WEIGHT, *GEOMETRY)
+        with body(which), pytest.raises(InvalidValue, match="there is room for"):
+            call.run(x, weight, bias, (None, torch.ones_like(x, dtype=torch.bool)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchswat import models, sparsify_
 from torchswat.convert import sparse_layers
-from torchswat.engine import ops
+from torchswat.engine import kernels as ops
 from torchswat.engine.loader import engine
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, PackedConv2dProducts, Shape
 from torchswat.engine.topk import Selection
@@ -39,13 +39,17 @@ class Recorded(Selector):
         super().__init__()
         self.masks, self.replay = masks, replay
 
-    def select(
-        self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", lean: bool = False
-    ):
+    @property
+    def in_operation(self) -> bool:
+        return False
+
+    def __call__(
+        self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", remember: bool = True
+    ) -> Tensor:
         if self.replay:
-            return Selection(ops.as_inner(mask) if (mask := self.masks[iteration]).dim() == 4 else mask)
+            return ops.as_inner(mask) if (mask := self.masks[iteration]).dim() == 4 else mask
         self.masks.append(select(tensor, sparsity).contiguous())
-        return Selection(self.masks[-1])
+        return self.masks[-1]
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -54,7 +58,9 @@ def step(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     loss = F.cross_entropy(model(x), y)
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"loss": loss.detach(), **found} | {name: b.double() for name, b in model.named_buffers()}
+    return {"loss": loss.detach(), **found} | {
+        name: b.double() for name, b in model.named_buffers() if b.is_floating_point()
+    }
 
 
 def worst_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

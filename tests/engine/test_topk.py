@@ -12,7 +12,7 @@ from torch import Tensor
 from torchswat.engine import topk
 from torchswat.engine.loader import engine
 from torchswat.engine.topk import SMALLEST, Selection
-from torchswat.selection import Selector, select
+from torchswat.selection import select
 
 needs_native = pytest.mark.skipif(not BUILT, reason="the native engine is not built here")
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
@@ -122,14 +122,3 @@ def test_a_sampled_threshold_is_near_and_repeats():
     limit = topk.sampled_threshold(x, k, 16384)
     assert limit is not None and limit == topk.sampled_threshold(x, k, 16384)
     assert int((x.abs() >= limit).sum()) == pytest.approx(k, rel=0.06)  # four standard errors
-
-
-@pytest.mark.parametrize("method", ["histogram", "sample"])
-@pytest.mark.parametrize("period", [1, 3])
-@pytest.mark.parametrize("coarse", [False, True])
-def test_a_lean_selection_keeps_the_same_but_zeros(method, period, coarse):
-    lean, full = (Selector(method=method, period=period) for _ in range(2))
-    for iteration in range(4):
-        x = draw([6, 4, 5, 5], "first innermost", coarse)
-        ours = lean.select(x, 0.7, iteration, lean=True).kept(x)
-        assert torch.equal(ours, full.select(x, 0.7, iteration).kept(x))

@@ -17,10 +17,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,10 @@ from torch import Tensor, nn
 
 from torchswat import models
 from torchswat.convert import sparse_layers, sparsify_
+from torchswat.engine.arguments import GRAD_INPUT_SPARSE
+from torchswat.engine.state import PRODUCTS
 from torchswat.fuse import fuse_
-from torchswat.layers import Operands, SparseConv2d
+from torchswat.layers import SparseConv2d, SparseLayer
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
 """Lets glibc map every larger tensor by itself: the peak is of what is in use, and not of gaps in a heap."""
@@ -62,9 +64,10 @@ class Layer:
     activations : int
         Of anything that depends on the batch: values, positions, masks, statistics.
     weights : int
-        Of selected weights, beside the parameters: values and positions.
+        Of what is saved of a selection of weights, beside the parameters: masks.
     parameters : int
-        Of weights of convolutions and linear layers that the backward pass reads as they are.
+        Of weights of convolutions and linear layers that the product for the gradient of the input reads:
+        values and positions of those that are kept where it runs sparse (counted by their density), else all.
     """
 
     name: str
@@ -75,6 +78,9 @@ class Layer:
 
 
 # ---- bytes kept --------------------------------------------------------------------------------------------
+
+_PACKED = 6
+"""Bytes of a kept weight as the product with it reads it: a float32, and 16 bits of position."""
 
 
 def kept_bytes(model: nn.Module, loss: Callable[[], Tensor], batch: tuple[Tensor, ...]) -> list[Layer]:
@@ -91,32 +97,35 @@ def kept_bytes(model: nn.Module, loss: Callable[[], Tensor], batch: tuple[Tensor
     """
     owned = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     names = {module: name for name, module in model.named_modules()}
+    owners = {_storage(m.weight): m for m in names if isinstance(m, (nn.Conv2d, nn.Linear))}
+    masks = {layer.weight.shape for _, layer in sparse_layers(model)}
     layers: dict[str, Layer] = {}
+    read: dict[nn.Module, Layer] = {}
     seen = {_storage(t) for t in batch}
-    running: list[nn.Module] = []
-    weights: set[int] = set()
+    running: list[tuple[nn.Module, bool]] = []
+
+    def layer_of(module: nn.Module | None) -> Layer:
+        name = names[module] if module is not None else LOSS
+        return layers.setdefault(name, Layer(name, type(module).__name__ if module else ""))
 
     def save(tensor: Tensor) -> Tensor:
         address, size = _storage(tensor), tensor.untyped_storage().nbytes()
-        module = running[-1] if running else None
-        name = names[module] if module is not None else LOSS
-        layer = layers.setdefault(name, Layer(name, type(module).__name__ if module else ""))
-        if address not in seen:
+        module, wants_grad_input = running[-1] if running else (None, True)
+        layer = layer_of(module)
+        if address in owners and wants_grad_input:
+            read[owners[address]] = layer_of(owners[address])
+        elif address not in seen | owned:
             seen.add(address)
-            if address in weights:
+            if tensor.dtype is torch.bool and tensor.shape in masks:
                 layer.weights += size
-            elif address not in owned:
+            else:
                 layer.activations += size
-            elif isinstance(module, (nn.Conv2d, nn.Linear)) and tensor.dim() > 1:
-                layer.parameters += size
         return tensor
 
-    with ExitStack() as stack:
-        stack.enter_context(_modules_followed(running))
-        for _, layer in sparse_layers(model):
-            stack.enter_context(_operands_seen(layer, weights, owned))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor))
+    with _modules_followed(running), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         value = loss()
+    for module, layer in read.items():
+        layer.parameters = _bytes_read(module)
     value.backward()  # until here nothing that was saved could be freed, and its address be used again
     return list(layers.values())
 
@@ -125,14 +134,29 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _bytes_read(layer: nn.Module) -> int:
+    """Return how many bytes of its weight a layer reads for the gradient of its input after its last pass."""
+    weight = cast(Tensor, layer.weight)
+    whole = weight.numel() * weight.element_size()
+    if not isinstance(layer, SparseLayer) or not layer.sparse.algorithm.grad_input_weight:
+        return whole
+    if not int(layer.sparse_state[PRODUCTS]) & GRAD_INPUT_SPARSE:
+        return whole
+    return _PACKED * round(layer.sparse.selectors["weight"].density * weight.numel())
+
+
 @contextmanager
-def _modules_followed(running: list[nn.Module]) -> Iterator[None]:
-    """Keep the modules whose forward is running in the list, the innermost last."""
+def _modules_followed(running: list[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """Keep the modules whose forward is running in the list, the innermost last.
+
+    Beside each stands whether one of its inputs wants a gradient.
+    """
 
     def followed(call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def wrapper(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-            running.append(module)
+            wants = any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+            running.append((module, wants))
             try:
                 return call(module, *arguments, **keywords)
             finally:
@@ -150,23 +174,6 @@ def _modules_followed(running: list[nn.Module]) -> Iterator[None]:
     finally:
         for (kind, name), original in zip(calls, originals, strict=True):
             setattr(kind, name, original)
-
-
-@contextmanager
-def _operands_seen(layer: nn.Module, weights: set[int], owned: set[int]) -> Iterator[None]:
-    """Add the storages of the weight that `layer` keeps for the backward pass to `weights`."""
-    original = layer._operands
-
-    def seen(*arguments: Any) -> Operands:
-        operands: Operands = original(*arguments)  # type: ignore[operator]
-        weights.update({_storage(t) for t in operands.grad_input_weight.tensors} - owned)
-        return operands
-
-    vars(layer)["_operands"] = seen
-    try:
-        yield
-    finally:
-        del vars(layer)["_operands"]
 
 
 # ---- the peak ----------------------------------------------------------------------------------------------

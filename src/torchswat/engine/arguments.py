@@ -91,7 +91,9 @@ def kept_now(
 
 def not_a_number(what: str, entries: int) -> NotFinite:
     """Return the error for a NaN among what is to be selected from."""
-    return NotFinite(f"{what} has NaN among its {entries} entries; a selection by magnitude is undefined there.")
+    return NotFinite(
+        f"{what} has NaN among its {entries} entries; a selection by magnitude is undefined there."
+    )
 
 
 class Moment(NamedTuple):
@@ -107,9 +109,10 @@ class Moment(NamedTuple):
 
 def moment_of(training: int) -> Moment:
     """Return the moment of a pass; a recomputation for a backward pass is the same iteration again."""
+    # It remembers, too: under reentrant checkpointing no earlier pass of the iteration selects activations.
     again = torch._C._current_graph_task_id() != -1
     return Moment(
-        remembers=training > 0 and not again,
+        remembers=training > 0,
         advances=training == COUNTS and not again,
         last=training == EVALUATION or (training == COUNTS and again),
     )

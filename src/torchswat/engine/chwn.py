@@ -26,9 +26,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
     if is_pointwise(weight, padding):
         return _matrix_forward(strided(x, stride), weight, bias)
     nhwc = layout.copy_to_channels_last(x)
-    return layout.copy_to_chwn(
-        _convolution(nhwc, weight, bias, stride, padding, (1, 1), False, (0, 0), 1)
-    )
+    return layout.copy_to_chwn(_convolution(nhwc, weight, bias, stride, padding, (1, 1), False, (0, 0), 1))
 
 
 def grad_input(

@@ -72,6 +72,11 @@ def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Pair) 
     return Sizes(shape, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w)
 
 
+def is_depthwise(input_size: tuple[int, ...], weight: Tensor, a: Any) -> bool:
+    """Return whether every channel has a kernel of its own, which the compiled kernels do in the CHWN layout."""
+    return a.groups > 1 and a.groups == input_size[1] == len(weight) and a.dilation == (1, 1)
+
+
 class Chosen(NamedTuple):
     """What is selected of one operand: what `mask` marks, or without one all of at least `limit`."""
 
@@ -115,7 +120,9 @@ class Pass:
 
     __slots__ = ("a", "at", "kept", "native", "number", "record", "remembers", "sizes", "sparsity", "threads")
 
-    def __init__(self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment):
+    def __init__(
+        self, native, sizes: Sizes, state: Tensor, schedule: Tensor | None, a: Arguments, moment: Moment
+    ):
         self.native, self.sizes, self.a, self.remembers = native, sizes, a, moment.remembers
         self.threads = torch.get_num_threads()
         self.record = torch.empty(WORDS, dtype=torch.int64, device="cpu")
@@ -138,7 +145,9 @@ class Pass:
             raise self.not_a_number("weight" if weight else "input", tensor)
         if found.ties < 0:
             return Chosen(found.limit, -1, found.count)
-        return Chosen(found.limit, found.ties, found.count, tied(self.native, tensor, found.limit, found.ties))
+        return Chosen(
+            found.limit, found.ties, found.count, tied(self.native, tensor, found.limit, found.ties)
+        )
 
     def counted(self, tensor: Tensor, chosen: Chosen, what: str) -> Chosen:
         """Count what is kept where no search has, and look for NaN."""
@@ -176,9 +185,7 @@ class Pass:
         w, x, sizes = weight or _NOTHING, activation or _NOTHING, self.sizes
         of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
         of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
-        self.native.end_pass(
-            self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products
-        )
+        self.native.end_pass(self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products)
         return self.record
 
 
@@ -199,6 +206,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, saved activation and record; see `torchswat.engine.ops`."""
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
     this = Pass(native, sizes, state, schedule, a, moment)
     products = a.products
@@ -212,18 +220,18 @@ def forward(
         of_weight = this.select(weight, WEIGHT, weight_mask)
     if not a.slots & FORWARD_WEIGHT:
         products &= ~FORWARD_SPARSE
-    linear = x.dim() == 2
+    linear, depthwise = x.dim() == 2, is_depthwise(x.shape, weight, a)
     source, in_chwn = x, a.chwn
     if linear and products & (FORWARD_SPARSE | GRAD_WEIGHT_SPARSE):
-        source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1))
-    elif in_chwn:
-        source = layout.as_chwn(x)
+        source = layout.copy_to_chwn(x.contiguous().view(*x.shape, 1, 1), native)
+    elif in_chwn or depthwise:
+        source = layout.as_chwn(x, native)
     kept = x.new_empty(0, dtype=torch.uint8)
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
         compressed = in_chwn or (linear and bool(products & GRAD_WEIGHT_SPARSE))
         operand, mask = source, activation_mask
         if not compressed:
-            operand = _dense(x)
+            operand = saved.without_gaps(x)
         if mask is not None:
             mask = mask.view(*mask.shape, 1, 1) if mask.dim() < operand.dim() else mask
             mask = torch.empty_like(operand, dtype=torch.bool).copy_(mask)
@@ -242,9 +250,21 @@ def forward(
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
-        used = masked(native, weight, of_weight) if of_weight is not None and a.slots & FORWARD_WEIGHT else weight
+        used = (
+            masked(native, weight, of_weight)
+            if of_weight is not None and a.slots & FORWARD_WEIGHT
+            else weight
+        )
         if linear:
             y = torch.nn.functional.linear(x, used, bias)
+        elif depthwise:
+            y = _depthwise(native, sizes, source, used.contiguous(), bias)
+            order = layout.layout_of(x)
+            y = (
+                y
+                if in_chwn
+                else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
+            )
         elif in_chwn:
             y = chwn.forward(source, used, bias, a.stride, a.padding)
         else:
@@ -252,11 +272,12 @@ def forward(
     return y, kept, this.end(of_weight, of_activation, products)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """Return `x` without gaps in its memory."""
-    if x.is_contiguous() or (x.dim() == 4 and layout.layout_of(x) != layout.NCHW):
-        return x
-    return x.contiguous()
+def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = layout.empty_chwn(sizes.output, source)
+    bias = None if bias is None else bias.contiguous()
+    at = source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    native.depthwise_forward(sizes.shape, *at, torch.get_num_threads())
+    return y
 
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
@@ -309,19 +330,20 @@ def backward(
     words = record.tolist()
     products = words[PRODUCTS]
     weight = weight.contiguous()
+    weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
-    maps = gradient
-    if a.chwn:
-        maps = layout.as_chwn(gradient)
+    maps, depthwise = gradient, is_depthwise(input_size, weight, a)
+    if a.chwn or depthwise:
+        maps = layout.as_chwn(gradient, native)
     elif gradient.dim() == 2 and products & (GRAD_INPUT_SPARSE | GRAD_WEIGHT_SPARSE):
-        maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1))
+        maps = layout.copy_to_chwn(gradient.contiguous().view(*gradient.shape, 1, 1), native)
     this = Return(native, gradient, maps, weight, products, sizes, input_size, input_layout, a)
     chosen = None
     if wanted[0] and a.slots & GRAD_INPUT_WEIGHT:
         ties, limit = words[WEIGHT_TIES], as_float(words[WEIGHT_LIMIT])
         mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
         chosen = Chosen(limit, mask=mask)
-    if not a.chwn and not this.linear:
+    if not (a.chwn or depthwise or this.linear):
         return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
@@ -368,24 +390,33 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
         native.sparse_grad_input(this.sizes.shape, this.maps.data_ptr(), *at)
         if this.linear:
             return _rows(native, result, this.sizes)
-        return layout.copy_from_chwn(result, this.input_layout)
+        return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
     if this.linear:
         return this.gradient @ used
-    result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
-    return layout.copy_from_chwn(result, this.input_layout)
+    if a.groups > 1:
+        result = layout.empty_chwn(this.sizes.input, this.maps)
+        at = this.maps.data_ptr(), used.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.depthwise_grad_input(this.sizes.shape, *at)
+    else:
+        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
+    return layout.copy_from_chwn(result, this.input_layout, native)
 
 
 def _grad_weight(
-    this: Return, x: Tensor | None, kept: Tensor, limit: float, recompute: tuple[Tensor, Tensor, Tensor] | None
+    this: Return,
+    x: Tensor | None,
+    kept: Tensor,
+    limit: float,
+    recompute: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
     native, weight, a, products = this.native, this.weight, this.a, this.products
-    if products & NOT_SAVED:
+    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
+    if selected and products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
-        kept = saved.compress(native, layout.as_chwn(before), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
+        kept = saved.compress(native, layout.as_chwn(before, native), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
         products |= CHWN_SAVED
-    selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         addresses = saved.chwn_addresses(kept, this.sizes.input)
@@ -400,4 +431,9 @@ def _grad_weight(
     assert x is not None
     if this.linear:
         return this.gradient.T @ x
-    return chwn.grad_weight(this.maps, layout.as_chwn(x), weight, a.stride, a.padding)
+    if a.groups > 1:
+        x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+        at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
+        native.depthwise_grad_weight(this.sizes.shape, *at)
+        return result
+    return chwn.grad_weight(this.maps, layout.as_chwn(x, native), weight, a.stride, a.padding)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -74,8 +75,9 @@ class SparseFunction(torch.autograd.Function):
         activation_mask: Tensor | None,
         recompute: RecomputeInfo | None,
         a: Arguments,
+        native: ModuleType | None,
     ) -> Tensor:
-        y, kept, record = pass_forward(x, weight, bias, state, weight_mask, activation_mask, a)
+        y, kept, record = pass_forward(x, weight, bias, state, weight_mask, activation_mask, a, native)
         dense = None if a.slots & GRAD_WEIGHT_ACTIVATION or not a.save else x
         ctx.geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)
         ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
@@ -96,7 +98,7 @@ class SparseFunction(torch.autograd.Function):
             size, order = ctx.input
             found = torch.ops.torchswat.sparse_backward(*operands, size, order, *ctx.geometry, wanted)
             grads = (grad if want else None for grad, want in zip(found, wanted, strict=True))
-        return *grads, None, None, None, None, None
+        return *grads, *[None] * 6
 
 
 def pass_forward(
@@ -107,11 +109,12 @@ def pass_forward(
     weight_mask: Tensor | None,
     activation_mask: Tensor | None,
     a: Arguments,
+    native: ModuleType | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a pass without autograd, and take over the layer's next state from its record."""
     operands = x, weight, bias, state, weight_mask, activation_mask
-    if is_plain(*operands):
-        outputs = ops.run_forward(*operands, None, a)
+    if (native is not None and not torch._C._len_torch_dispatch_stack()) or is_plain(*operands):
+        outputs = ops.run_forward(*operands, None, a, native)
     else:  # fake tensors, subclasses and dispatch modes find the operation by the dispatcher
         with torch._C._AutoDispatchBelowAutograd():
             outputs = torch.ops.torchswat.sparse_forward(*operands, None, *a)

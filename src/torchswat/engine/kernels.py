@@ -11,8 +11,6 @@ packed for. Compressed activations have one form, described in ``native/activati
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,8 +94,6 @@ def to_nchw(x: Tensor) -> Tensor:
     return result
 
 
-
-
 def to_channels_last(x: Tensor) -> Tensor:
     """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
     result = empty_channels_last(x)
@@ -115,8 +111,6 @@ def empty_channels_last(x: Tensor) -> Tensor:
     # convolutions of torch 2.13 give wrong numbers (input 2x1x2x1, kernel 1x7, stride 1x2, two threads).
     memory_format = torch.channels_last if x.shape[1] > 1 else torch.contiguous_format
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-
-
 
 
 # ---- sparse weights ----------------------------------------------------------------------------------------
@@ -147,8 +141,7 @@ def packed_weights(
     padding: list[int],
     products: tuple[int, ...],
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Do what `pack_weight` does, for several products at once and without the time of the dispatcher.
-    """
+    """Do what `pack_weight` does, for several products at once and without the time of the dispatcher."""
     native = native_for(weight)
     weight = weight.contiguous()
     if native is None:
@@ -278,9 +271,7 @@ def compress(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Tens
     return compressed(x, mask, limit)
 
 
-def compressed(
-    x: Tensor, mask: Tensor | None, limit: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def compressed(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `compress` does, without the time of the dispatcher."""
     native = native_for(x)
     if native is not None:
@@ -372,5 +363,3 @@ def conv2d_compressed_grad_weight(
         torch.get_num_threads(),
     )
     return result
-
-

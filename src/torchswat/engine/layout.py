@@ -7,6 +7,7 @@ a 1x1 convolution is a plain matrix product, and a channel is one stretch of mem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -70,15 +71,15 @@ def empty_channels_last(size: Sequence[int], like: Tensor) -> Tensor:
     return empty_in(CHANNELS_LAST if size[1] > 1 else NCHW, size, like)
 
 
-def as_chwn(x: Tensor) -> Tensor:
+def as_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already. Not differentiable."""
-    return x if is_chwn(x) else copy_to_chwn(x)
+    return x if is_chwn(x) else copy_to_chwn(x, native)
 
 
-def copy_to_chwn(x: Tensor) -> Tensor:
-    """Return a CHWN copy of `x`, (N, C, H, W). Not differentiable."""
+def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
+    """Return a CHWN copy of `x`, (N, C, H, W). Not differentiable; `native` may be given where it is known."""
     result = empty_chwn(x.shape, x)
-    native = native_for(x)
+    native = native or native_for(x)
     if native is None:
         return result.copy_(x)
     h, w = x.shape[2:]
@@ -93,30 +94,30 @@ def copy_to_chwn(x: Tensor) -> Tensor:
     return result
 
 
-def copy_to_nchw(x: Tensor) -> Tensor:
+def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a contiguous copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_in(NCHW, x.shape, x)
-    native = native_for(x)
+    native = native or native_for(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
     native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 
-def copy_to_channels_last(x: Tensor) -> Tensor:
+def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a channels-last copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_channels_last(x.shape, x)
-    native = native_for(x)
+    native = native or native_for(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
     native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 
-def copy_from_chwn(x: Tensor, layout: int) -> Tensor:
+def copy_from_chwn(x: Tensor, layout: int, native: ModuleType | None = None) -> Tensor:
     """Return a CHWN `x` in another layout. Not differentiable."""
     if layout == CHWN:
         return x
     if layout == CHANNELS_LAST:
-        return copy_to_channels_last(x) if x.shape[1] > 1 else copy_to_nchw(x)
-    return copy_to_nchw(x)
+        return copy_to_channels_last(x, native) if x.shape[1] > 1 else copy_to_nchw(x, native)
+    return copy_to_nchw(x, native)

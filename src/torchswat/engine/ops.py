@@ -11,13 +11,14 @@ The output of `sparse_forward` is ``(y, saved, record)``: the activation as it i
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchswat.engine import compiled_layer, layout, reference_layer, saved
-from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments, moment_of
+from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, GRAD_WEIGHT_SPARSE, Arguments, moment_of
 from torchswat.engine.loader import native_for
 from torchswat.engine.state import PRODUCTS, WORDS
 from torchswat.errors import InvalidValue
@@ -61,11 +62,13 @@ def run_forward(
     activation_mask: Tensor | None,
     schedule: Tensor | None,
     a: Arguments,
+    native: ModuleType | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward pass on plain tensors, by the compiled kernels where they apply."""
+    """Run the forward pass on plain tensors, by the compiled kernels where they apply (`native` where it is known)."""
     operands = x, weight, bias, state, weight_mask, activation_mask, schedule, a
     moment = moment_of(a.training)
-    native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
+    if native is None and x.numel() and weight.numel():
+        native = native_for(x, weight, bias)
     if native is None:
         return reference_layer.forward(*operands, moment)
     return compiled_layer.forward(native, *operands, moment)
@@ -75,13 +78,16 @@ def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *ar
     sparsity, kept_weights, kept_activations, room, stride, padding, dilation, *rest = arguments
     pairs = tuple(stride), tuple(padding), tuple(dilation)
     a = Arguments(sparsity, kept_weights, kept_activations, room, *pairs, *rest)  # type: ignore[arg-type]
+    _check_given(x=x, weight=weight, state=state)
     _check_operands(x, weight, bias, a)
-    _check(state.shape == (WORDS,) and state.dtype == torch.int64, "state", state, f"int64 of shape ({WORDS},)")
+    state = _words(state, "state")
     _check_mask(weight_mask, weight, "weight_mask")
     _check_mask(activation_mask, x, "activation_mask")
     for name, kept, entries in (("weights", a.kept_weights, weight), ("activations", a.kept_activations, x)):
         if entries.numel() and not 1 <= kept <= entries.numel():
-            raise InvalidValue(f"kept_{name} is {kept}; allowed is 1 to {entries.numel()}, the number of entries.")
+            raise InvalidValue(
+                f"kept_{name} is {kept}; allowed is 1 to {entries.numel()}, the number of entries."
+            )
     if not 0 <= a.sparsity < 1 or a.period < 1 or a.warmup < 0 or a.products not in range(-1, 8):
         raise InvalidValue(
             f"sparsity {a.sparsity}, period {a.period}, warmup {a.warmup}, products {a.products}; allowed are "
@@ -89,8 +95,14 @@ def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *ar
         )
     if a.room >= 0 and schedule is None and a.search & 1 and a.room < min(a.kept_activations, x.numel()):
         raise InvalidValue(f"there is room for {a.room} values of {a.kept_activations} that are kept.")
-    if schedule is not None and (schedule.dim() != 1 or not schedule.numel() or not schedule.is_floating_point()):
-        raise InvalidValue(f"schedule has shape {tuple(schedule.shape)}; allowed is a float for each iteration.")
+    if a.products and x.dim() == 4 and not a.chwn:
+        raise InvalidValue(f"products is {a.products} without the CHWN layout; allowed is 0 there.")
+    if schedule is not None and (
+        schedule.dim() != 1 or not schedule.numel() or not schedule.is_floating_point()
+    ):
+        raise InvalidValue(
+            f"schedule has shape {tuple(schedule.shape)}; allowed is a float for each iteration."
+        )
     return run_forward(x, weight, bias, state, weight_mask, activation_mask, schedule, a)
 
 
@@ -101,6 +113,19 @@ def _check(holds: bool, name: str, value: Tensor, allowed: str) -> None:
         )
 
 
+def _words(words: Tensor, name: str) -> Tensor:
+    """Return state or record as its sixteen words lie in memory of the CPU."""
+    fits = words.shape == (WORDS,) and words.dtype == torch.int64 and not words.is_meta
+    _check(fits, name, words, f"int64 of shape ({WORDS},)")
+    return words.to("cpu").contiguous()
+
+
+def _check_given(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():  # the dispatcher lets an undefined tensor through as None
+        if tensor is None:
+            raise InvalidValue(f"{name} is None; allowed is a tensor.")
+
+
 def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
     if mask is not None:
         fits = mask.shape == of.shape and mask.dtype == torch.bool and mask.device == of.device
@@ -109,10 +134,20 @@ def _check_mask(mask: Tensor | None, of: Tensor, name: str) -> None:
 
 def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> None:
     """Raise `InvalidValue` unless these are the operands of a convolution or of a fully connected layer."""
-    same = {t.dtype for t in (x, weight, bias) if t is not None}, {t.device for t in (x, weight) if t is not None}
-    _check(len(same[0]) == 1 and x.is_floating_point(), "x", x, f"a float dtype, that of the weight ({weight.dtype})")
+    same = (
+        {t.dtype for t in (x, weight, bias) if t is not None},
+        {t.device for t in (x, weight) if t is not None},
+    )
+    _check(
+        len(same[0]) == 1 and x.is_floating_point(),
+        "x",
+        x,
+        f"a float dtype, that of the weight ({weight.dtype})",
+    )
     _check(len(same[1]) == 1, "x", x, f"a tensor on {weight.device}")
-    _check(x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep")
+    _check(
+        x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep"
+    )
     if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
         raise InvalidValue(
             f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
@@ -129,9 +164,15 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
         return
     for i in (0, 1):
         reach = a.dilation[i] * (weight.shape[2 + i] - 1) + 1
-        _check(weight.shape[2 + i] > 0 and x.shape[2 + i] + 2 * a.padding[i] >= reach, "x", x, "maps of the kernel's size")
-    if a.chwn and (a.groups != 1 or a.dilation != (1, 1)):
-        raise InvalidValue("the CHWN layout is of convolutions without groups and dilation.")
+        _check(
+            weight.shape[2 + i] > 0 and x.shape[2 + i] + 2 * a.padding[i] >= reach,
+            "x",
+            x,
+            "maps of the kernel's size",
+        )
+    depthwise = a.groups == x.shape[1] == weight.shape[0]
+    if a.chwn and ((a.groups != 1 and not depthwise) or a.dilation != (1, 1)):
+        raise InvalidValue("the CHWN layout is of convolutions without dilation, whole or depthwise.")
 
 
 def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:
@@ -210,33 +251,89 @@ def _backward(
     slots, chwn, wanted,
 ):  # fmt: skip
     a = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, slots, chwn)  # type: ignore[arg-type]
-    _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a)
+    _check_given(gradient=gradient, weight=weight, saved=kept, record=record)
+    record = _words(record, "record")
+    _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a, wanted)
     grads = run_backward(
-        gradient, x, weight, kept, record, weight_mask, None, tuple(input_size), input_layout, a, tuple(wanted)
+        gradient,
+        x,
+        weight,
+        kept,
+        record,
+        weight_mask,
+        None,
+        tuple(input_size),
+        input_layout,
+        a,
+        tuple(wanted),
     )
     return tuple(gradient.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a: Geometry) -> None:
+def _check_backward(
+    gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a: Geometry, wanted
+) -> None:  # fmt: skip
     """Raise `InvalidValue` unless these fit each other, and the saved bytes hold what their bits say."""
     size = tuple(input_size)
-    if len(size) not in (2, 4) or min(size) < 0 or input_layout not in (layout.NCHW, layout.CHANNELS_LAST, layout.CHWN):
-        raise InvalidValue(f"input_size is {size} in layout {input_layout}; allowed are two or four sizes, and 0 to 2.")
-    like = weight.new_empty(0).expand(0) if 0 in size else weight.new_empty(1).expand(size)
-    like = weight.new_empty(size) if 0 in size else like
+    if (
+        len(size) not in (2, 4)
+        or min(size) < 0
+        or input_layout not in (layout.NCHW, layout.CHANNELS_LAST, layout.CHWN)
+    ):
+        raise InvalidValue(
+            f"input_size is {size} in layout {input_layout}; allowed are two or four sizes, and 0 to 2."
+        )
+    like = weight.new_empty(size) if 0 in size else weight.new_empty(1).expand(size)
     _check_operands(like, weight, None, a)
     fits = gradient.dtype == weight.dtype and gradient.device == weight.device
     expected = (size[0], weight.shape[0]) if len(size) == 2 else tuple(_output_size(like, weight, a))
-    _check(fits and tuple(gradient.shape) == expected, "gradient", gradient, f"{weight.dtype} of shape {expected}")
-    _check(record.shape == (WORDS,) and record.dtype == torch.int64, "record", record, f"int64 of shape ({WORDS},)")
+    _check(
+        fits and tuple(gradient.shape) == expected,
+        "gradient",
+        gradient,
+        f"{weight.dtype} of shape {expected}",
+    )
     _check_mask(weight_mask, weight, "weight_mask")
     if x is not None:
-        _check(tuple(x.shape) == size and x.dtype == weight.dtype, "x", x, f"{weight.dtype} of shape {size}")
-    _check(kept.dim() == 1 and kept.dtype == torch.uint8 and kept.is_contiguous(), "saved", kept, "bytes in one row")
-    if a.slots & GRAD_WEIGHT_ACTIVATION and kept.numel():
-        compressed = bool(int(record[PRODUCTS]) & compiled_layer.CHWN_SAVED)
-        if not saved.is_whole(kept, size, compressed, weight.element_size(), native_for(gradient)):
-            raise InvalidValue("the saved activation is damaged, or of another layer; nothing was computed from it.")
+        same = x.dtype == weight.dtype and x.device == weight.device
+        _check(tuple(x.shape) == size and same, "x", x, f"{weight.dtype} of shape {size} on {weight.device}")
+    here = (
+        kept.device == weight.device
+        and kept.dim() == 1
+        and kept.dtype == torch.uint8
+        and kept.is_contiguous()
+    )
+    _check(here, "saved", kept, f"bytes in one row on {weight.device}")
+    _check_record(int(record[PRODUCTS]), kept, x, size, weight, a, wanted[1], native_for(gradient, weight))
+
+
+def _check_record(
+    products: int, kept: Tensor, x: Tensor | None, size: tuple[int, ...], weight: Tensor, a: Geometry,
+    wants_weight: bool, native: Any,
+) -> None:  # fmt: skip
+    """Raise `InvalidValue` unless what the record says of the pass fits its arguments and its saved bytes."""
+    known = compiled_layer.CHWN_SAVED | compiled_layer.NOT_SAVED | 7
+    compressed = bool(products & compiled_layer.CHWN_SAVED)
+    if products & ~known or (products & 7 and len(size) == 4 and not a.chwn):
+        raise InvalidValue(f"the record says products {products}, which no such pass leaves; it is damaged.")
+    if not wants_weight:
+        return
+    if not a.slots & GRAD_WEIGHT_ACTIVATION:
+        if x is None:
+            raise InvalidValue(
+                "x is None, but the gradient of the weight needs it: no activation is selected."
+            )
+        return
+    if products & compiled_layer.NOT_SAVED:
+        raise InvalidValue("the activation was not saved but is recomputed; this operation cannot do that.")
+    if products & GRAD_WEIGHT_SPARSE and not compressed:
+        raise InvalidValue(
+            "the record says a sparse product on an activation that is not compressed; it is damaged."
+        )
+    if 0 not in size and not saved.is_whole(kept, size, compressed, weight.element_size(), native):
+        raise InvalidValue(
+            "the saved activation is damaged, or of another layer; nothing was computed from it."
+        )
 
 
 def _fake_backward(
@@ -246,7 +343,9 @@ def _fake_backward(
     none = gradient.new_empty(0)
     return (
         layout.empty_in(input_layout, input_size, gradient) if wanted[0] else none,
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted[1] else gradient.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format)
+        if wanted[1]
+        else gradient.new_empty(0),
         gradient.new_empty(weight.shape[0]) if wanted[2] else gradient.new_empty(0),
     )
 
@@ -273,7 +372,16 @@ def _gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     x, weight, kept, record, weight_mask = ctx.saved_tensors
     grads = torch.ops.torchswat.sparse_backward(
-        gradient, x, weight, kept, record, weight_mask, ctx.input_size, ctx.input_layout, *ctx.geometry, wanted
+        gradient,
+        x,
+        weight,
+        kept,
+        record,
+        weight_mask,
+        ctx.input_size,
+        ctx.input_layout,
+        *ctx.geometry,
+        wanted,
     )
     given = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
     return *given, *[None] * 22
@@ -291,12 +399,16 @@ library.define("to_layout(Tensor x, int layout) -> Tensor")
 
 
 def _to_inner(x: Tensor) -> Tensor:
+    _check_given(x=x)
     _check(x.dim() == 4, "x", x, "(N, C, H, W)")
     return layout.copy_to_chwn(x)
 
 
 def _to_layout(x: Tensor, to: int) -> Tensor:
+    _check_given(x=x)
     _check(x.dim() == 4, "x", x, "(N, C, H, W)")
+    if to not in (layout.NCHW, layout.CHANNELS_LAST, layout.CHWN):
+        raise InvalidValue(f"layout is {to}; allowed are 0 (NCHW), 1 (channels last) and 2 (CHWN).")
     result = layout.empty_in(to, x.shape, x)
     return layout.copy_from_chwn(x, to) if to != layout.CHWN and layout.is_chwn(x) else result.copy_(x)
 

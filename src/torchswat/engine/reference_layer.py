@@ -147,7 +147,9 @@ def backward(
             mask = weight_mask
             if mask is None:
                 limit, ties = get(record, WEIGHT_LIMIT), int(record[WEIGHT_TIES])
-                mask = weight.abs() >= limit if ties < 0 else largest_mask(weight, _rank(weight, limit, ties))[0]
+                mask = (
+                    weight.abs() >= limit if ties < 0 else largest_mask(weight, _rank(weight, limit, ties))[0]
+                )
             used = torch.where(mask, weight, weight.new_zeros(()))
         if linear:
             grad_input = gradient @ used

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from torchswat.engine import layout
 from torchswat.engine.topk import SMALLEST, memory_order
+from torchswat.errors import InvalidValue
 
 UNIT = 16  # positions in a word of bits of the CHWN format
 WORD = 64  # entries in a word of bits of the flat one
@@ -45,11 +46,21 @@ def _buffer(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
+def _check_room(count: int, room: int) -> None:
+    if count > room:
+        raise InvalidValue(f"{count} values of the activation are kept, and there is room for {room}.")
+
+
 # ---- CHWN: compiled kernels, float32 on the CPU ------------------------------------------------------------
 
 
 def compress(
-    native, x: Tensor, mask: Tensor | None, limit: float, room: int, factors: tuple[Tensor, Tensor] | None = None
+    native,
+    x: Tensor,
+    mask: Tensor | None,
+    limit: float,
+    room: int,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, int, bool]:
     """Return a CHWN `x` in the CHWN format, how many entries are kept, and whether one of them is a NaN.
 
@@ -72,7 +83,7 @@ def compress(
         saved = _buffer(starts + bits + 4 * room, x.device)
         at = saved.data_ptr()
         found = native.compress_count(*which, counts.data_ptr(), at, threads)
-        assert found.count <= room, "a selection keeps more than there is room for"
+        _check_room(found.count, room)
     native.compress_fill(*which, counts.data_ptr(), at, at + starts + bits, at + starts, threads)
     return saved, found.count, found.not_a_number
 
@@ -96,26 +107,37 @@ def expand(native, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
 # ---- flat: any dtype and device ----------------------------------------------------------------------------
 
 
+def without_gaps(x: Tensor) -> Tensor:
+    """Return `x`, or a contiguous copy of one in none of the three layouts, whose order could not be told again."""
+    if x.is_contiguous() or (x.dim() == 4 and layout.layout_of(x) != layout.NCHW):
+        return x
+    return x.contiguous()
+
+
 def _flat(x: Tensor) -> Tensor:
-    """Return `x` flat in the order of its memory, or a copy in the order of its shape where it has gaps."""
+    """Return a tensor in one of the three layouts flat, in the order of its memory."""
     flat = memory_order(x)
-    return x.reshape(-1) if flat is None else flat
+    assert flat is not None
+    return flat
 
 
-def keep_flat(
-    native, x: Tensor, mask: Tensor | None, limit: float, room: int
-) -> tuple[Tensor, int]:
+def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
     """Return `x` in the flat format and how many entries are kept (never a zero).
 
-    Kept are those marked by `mask`, laid out like `x`, or without one all of at least `limit`. The compiled kernels do
-    it where `native` is given; either way writes the same bytes.
+    Kept are those marked by `mask`, or without one all of at least `limit`. The compiled kernels do it where `native`
+    is given; either way writes the same bytes.
     """
+    x = without_gaps(x)
     flat, n = _flat(x), x.numel()
+    if mask is not None and mask.stride() != x.stride():
+        mask = torch.empty_like(x, dtype=torch.bool).copy_(mask)
     marks = None if mask is None else _flat(mask)
     head = 8 * ((n + WORD - 1) // WORD)
     if native is None:
         kept = (flat.abs() >= limit if marks is None else marks) & (flat != 0)
         values = flat[kept]
+        if room >= 0:
+            _check_room(values.numel(), room)
         saved = _buffer(head + x.element_size() * max(room, values.numel()), x.device)
         packed = pack_bits(kept)
         saved[: packed.numel()] = packed
@@ -132,7 +154,7 @@ def keep_flat(
     else:
         saved = _buffer(head + 4 * room, x.device)
         count = native.mark_kept(*which, saved.data_ptr(), starts.data_ptr(), threads)
-        assert count <= room, "a selection keeps more than there is room for"
+        _check_room(count, room)
     at = saved.data_ptr()
     native.gather_kept(flat.data_ptr(), at, starts.data_ptr(), n, at + head, threads)
     return saved, count

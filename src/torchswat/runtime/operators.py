@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.library import custom_op
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torchswat.engine.loader import native_for
 from torchswat.engine.kernels import as_inner, empty_inner, output_size
+from torchswat.engine.loader import native_for
 from torchswat.errors import InvalidValue
 from torchswat.runtime import lists
 from torchswat.runtime.graph import INPUT, OPERATIONS, Graph

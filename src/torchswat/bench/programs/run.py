@@ -176,11 +176,14 @@ class _Worker:
                 text=True,
                 env=environment,
             )
-        self.facts = self._answer()
-        expected = own if folder is None else folder / "torchswat"
-        if Path(self.facts["package"]).resolve() != expected.resolve():
+        try:
+            self.facts = self._answer()
+            expected = own if folder is None else folder / "torchswat"
+            if Path(self.facts["package"]).resolve() != expected.resolve():
+                raise InvalidValue(f"{expected} was asked for, but Python imports {self.facts['package']}.")
+        except BaseException:
             self.__exit__()
-            raise InvalidValue(f"{expected} was asked for, but Python imports {self.facts['package']}.")
+            raise
 
     def ask(self, command: str, contestant: str, steps: int) -> float:
         """Return the milliseconds of a step."""

@@ -132,6 +132,14 @@ struct Selected {
        float* grad_x, int threads))                                                                              \
     X(void, channel_sums, (const float* x, int64_t channels, int64_t length, float* sums, int threads))
 
+#define SWAT_DEPTHWISE(X)                                                                                        \
+    X(void, depthwise_forward,                                                                                   \
+      (const ConvShape& shape, const float* x, const float* weights, const float* bias, float* y, int threads))  \
+    X(void, depthwise_grad_input,                                                                                \
+      (const ConvShape& shape, const float* grad_y, const float* weights, float* grad_x, int threads))           \
+    X(void, depthwise_grad_weight,                                                                               \
+      (const ConvShape& shape, const float* x, const float* grad_y, float* grad_weight, int threads))
+
 #define SWAT_INFERENCE(X)                                                                                        \
     X(void, conv_forward_fused,                                                                                  \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
@@ -179,7 +187,7 @@ struct Selected {
     X(int64_t, peak_operations, ())
 
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X)              \
+    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X) SWAT_DEPTHWISE(X) \
     SWAT_INFERENCE(X)                                                                                           \
     SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 

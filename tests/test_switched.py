@@ -1,4 +1,4 @@
-"""Batch norm, ReLU and pooling of the engine against torch's own; which pairs are fused; undoing it all."""
+"""Batch norm, ReLU and pooling of the engine against torch's own, alone and fused; undoing it all."""
 
 # torch types every attribute of a module as "Tensor | Module"
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -17,17 +17,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torchswat import models, sparsify_
+from torchswat import fuse_, sparsify_
 from torchswat.engine import ops
 from torchswat.engine.loader import engine
 from torchswat.models.resnet import PaddingShortcut
-from torchswat.neighbours import (
-    NeighbourBatchNorm2d,
-    NeighbourMaxPool2d,
-    NeighbourReLU,
-    join_,
-    separate_,
-)
+from torchswat.switched import ChwnBatchNorm2d, ChwnMaxPool2d, ChwnReLU, restore_, switch_
 
 needs_native = pytest.mark.skipif(
     importlib.util.find_spec("torchswat.engine._native") is None, reason="the native engine is not built here"
@@ -54,15 +48,18 @@ def passes(model: nn.Module, x: Tensor, gradient: Tensor | None = None) -> dict[
 
 
 def check_same(model: nn.Module, x: Tensor, relative: float = 1e-5) -> None:
-    """Complain unless the joined `model` does what the plain one does in float64, twice in a row."""
+    """Complain unless the switched `model`, and fused, does what torch does in float64, twice in a row."""
     plain = copy.deepcopy(model).double()
-    join_(model)
+    switch_(model)
+    fused = copy.deepcopy(model)
+    fuse_(fused)
     for _ in range(2):
         expected = passes(plain, x.double())
-        actual = passes(model, x)
-        assert actual.keys() == expected.keys()
-        for name, value in actual.items():
-            reference.check_close(value, expected[name], relative)
+        for one in (model, fused):
+            actual = passes(one, x)
+            assert actual.keys() == expected.keys()
+            for name, value in actual.items():
+                reference.check_close(value, expected[name], relative)
 
 
 def shifted(*size: int) -> Tensor:
@@ -99,7 +96,7 @@ def test_batch_norms_that_the_kernels_do_not_do(settings):
 def test_evaluation_uses_the_running_statistics():
     model = nn.Sequential(Inner(), norm(4), nn.ReLU())
     check_same(model, shifted(6, 4, 5, 5))
-    twin = separate_copy(model).double()
+    twin = plain_copy(model).double()
     x = shifted(6, 4, 5, 5)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     reference.check_close(model.eval()(x), twin.eval()(x.double()), 1e-6)
@@ -107,9 +104,9 @@ def test_evaluation_uses_the_running_statistics():
         assert torch.equal(buffer, before[name])
 
 
-def separate_copy(model: nn.Module) -> nn.Module:
+def plain_copy(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
-    separate_(twin)
+    restore_(twin)
     return twin
 
 
@@ -122,7 +119,7 @@ def test_frozen_parameters_get_no_gradient():
 
 def test_one_value_a_channel_is_refused_as_by_torch():
     model = nn.Sequential(Inner(), norm(4))
-    join_(model)
+    switch_(model)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(shifted(1, 4, 1, 1))
 
@@ -136,7 +133,7 @@ def test_relu_passes_nan_on_as_torch_does():
     x = shifted(6, 4, 5, 5)
     x[3, 2, 1, 0], x[0, 0, 0, 0] = float("nan"), float("inf")
     model = nn.Sequential(Inner(), nn.ReLU())
-    join_(model)
+    switch_(model)
     torch.testing.assert_close(model(x), x.relu(), equal_nan=True, rtol=0, atol=0)
 
 
@@ -176,7 +173,7 @@ def test_averages_over_the_map(size, output_size):
 )
 def test_average_pools_and_shortcuts_keep_the_layout(pool):
     model = nn.Sequential(Inner(), pool)
-    join_(model)
+    switch_(model)
     assert ops.is_inner(model(shifted(6, 4, 8, 8)))
 
 
@@ -194,7 +191,7 @@ def test_max_pool_returns_indices_where_asked():
     pool = nn.MaxPool2d(2, return_indices=True)
     x = shifted(5, 3, 8, 8)
     expected = pool(x)
-    join_(pool)
+    switch_(pool)
     for actual, wanted in zip(pool(ops.to_inner(x)), expected, strict=True):
         assert torch.equal(actual, wanted)
 
@@ -203,7 +200,7 @@ def test_max_pool_returns_indices_where_asked():
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_the_layout_is_kept(ceil_mode):
     model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=ceil_mode), nn.ReLU(True))
-    join_(model)
+    switch_(model)
     x = shifted(6, 4, 8, 8)
     for layer in model:
         x = layer(x)
@@ -216,14 +213,14 @@ def test_inputs_in_any_other_layout_or_number():
     check_same(copy.deepcopy(model).double(), shifted(6, 4, 8, 8).double(), 1e-12)
     last = shifted(6, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     check_same(model, last)
-    join_(model)
+    switch_(model)
     assert model(shifted(1, 4, 8, 8)).shape == (1, 4, 4, 4)
     assert model[1](torch.tensor([-1.0, 2.0])).tolist() == [0, 2]
 
 
 def test_the_reference_engine_gives_the_same():
     model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
-    join_(model)
+    switch_(model)
     twin = copy.deepcopy(model)
     x = shifted(6, 4, 8, 8)
     actual = passes(model, x)
@@ -269,7 +266,7 @@ def test_a_batch_norm_that_is_used_twice():
 def test_gradients_may_be_expanded_or_of_any_layout():
     model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
     plain = copy.deepcopy(model)
-    join_(model)
+    switch_(model)
     x = shifted(6, 4, 8, 8)
     weights = torch.randn(6, 4, 4, 4).contiguous(memory_format=torch.channels_last)
     for loss in (lambda y: (y * weights).sum(), lambda y: y.sum()):
@@ -282,115 +279,6 @@ def test_gradients_may_be_expanded_or_of_any_layout():
         torch.testing.assert_close(*grads, rtol=0, atol=scale)
 
 
-# ---- which pairs are fused ---------------------------------------------------------------------------------
-
-
-def fused(model: nn.Module) -> set[str]:
-    join_(model)
-    return {name for name, m in model.named_modules() if isinstance(m, NeighbourBatchNorm2d) and m.rectifies}
-
-
-@pytest.mark.parametrize("name", models.names())
-def test_pairs_of_the_papers_networks(name):
-    """All are fused but those of shortcuts; the last of a residual block waits for the sum."""
-    with torch.device("meta"):
-        model = models.create(name)
-    norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    found = fused(model)
-    waiting = {n for n, m in model.named_modules() if isinstance(m, NeighbourBatchNorm2d) and m.awaits}
-    assert found == {n for n in norms if "downsample" not in n}
-    last = "bn3" if name in ("resnet50", "resnet101") else "bn2"
-    residual = name.startswith("resnet")
-    assert waiting == ({n for n in norms if n.endswith(last)} if residual else set())
-
-
-def test_sequentials():
-    relu = nn.ReLU()
-    model = nn.Sequential(
-        *(norm(4), nn.ReLU(), norm(4), nn.MaxPool2d(2), norm(4), nn.Identity(), nn.ReLU()),
-        *(norm(4), relu, norm(4), relu, norm(4)),
-    )
-    assert fused(model) == {"0", "7", "9"}
-
-
-class Both(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.relu = norm(4), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(ops.to_inner(x))
-        return self.relu(x) + x
-
-
-class Untraceable(nn.Module):
-    """A model whose flow depends on its data, made of the layers given."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*layers)
-        self.loose = nn.ModuleList([layers[0]]) if len(layers) == 3 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) if float(x.detach().sum()) > -1e9 else x
-
-
-def test_a_batch_norm_read_by_something_else_is_not_fused():
-    assert fused(Both()) == set()
-    check_same(Both(), shifted(6, 4, 5, 5))
-
-
-def test_models_that_cannot_be_traced_are_read_where_they_are_sequentials():
-    first, second = norm(4), norm(4)
-    assert fused(Untraceable(Inner(), norm(4), nn.ReLU(), norm(4))) == {"body.1"}
-    shared = Untraceable(Inner(), first, nn.ReLU(), nn.Identity(), first)
-    assert fused(shared) == set()  # its last use is followed by nothing
-    assert fused(Untraceable(second, nn.ReLU(), nn.Identity())) == set()  # another list holds it too
-    check_same(shared, shifted(6, 4, 5, 5))
-
-
-class Shifted(nn.ReLU):
-    def forward(self, input: Tensor) -> Tensor:
-        return (input + 1).relu()
-
-
-@pytest.mark.parametrize("wrap", [nn.Sequential, Untraceable])
-def test_a_subclass_of_relu_computes_something_else(wrap):
-    model = wrap(Inner(), norm(4), Shifted(), nn.Identity())
-    assert fused(copy.deepcopy(model)) == set()
-    check_same(model, shifted(6, 4, 5, 5))
-
-
-class OwnForward(nn.Sequential):
-    def forward(self, input: Tensor) -> Tensor:
-        x = self[1](self[0](input))
-        return (x + self[2](x)) if float(input.detach().sum()) > -1e9 else x
-
-
-def test_a_sequential_with_a_forward_of_its_own_tells_nothing():
-    model = OwnForward(Inner(), norm(4), nn.ReLU())
-    assert fused(copy.deepcopy(model)) == set()
-    check_same(model, shifted(6, 4, 5, 5))
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_hook_sees_what_the_batch_norm_alone_gives(when):
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
-    plain, seen = copy.deepcopy(model), []
-    if when == "after":
-        join_(model)
-    handle = model[1].register_forward_hook(
-        lambda module, inputs, output: seen.append(output.detach().clone())
-    )
-    if when == "before":
-        join_(model)
-    x = shifted(6, 4, 5, 5)
-    reference.check_close(model(x), plain(x), 1e-5)
-    reference.check_close(seen[0], plain[1](x), 1e-5)
-    handle.remove()
-    reference.check_close(model(x), plain(x), 1e-5)
-
-
 # ---- undoing, copying --------------------------------------------------------------------------------------
 
 
@@ -398,14 +286,14 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(True), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1))
 
 
-def test_separate_restores_everything():
+def test_restore_undoes_everything():
     model = network()
     before = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
     text = repr(model)
-    join_(model)
-    assert [type(m) for m in model][1:4] == [NeighbourBatchNorm2d, NeighbourReLU, NeighbourMaxPool2d]
-    join_(model)  # a second time changes nothing
-    separate_(model)
+    switch_(model)
+    assert [type(m) for m in model][1:4] == [ChwnBatchNorm2d, ChwnReLU, ChwnMaxPool2d]
+    switch_(model)  # a second time changes nothing
+    restore_(model)
     assert {name: (type(m), set(vars(m))) for name, m in model.named_modules()} == before
     assert repr(model) == text
 
@@ -416,7 +304,7 @@ def test_copies_do_the_same(duplicate):
     x = torch.randn(6, 3, 9, 9)
     twin = duplicate(model)
     expected, actual = passes(model, x), passes(twin, x)
-    assert twin[1].rectifies and actual.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in actual.items():
         assert torch.equal(value, expected[name])
 
@@ -426,7 +314,7 @@ def test_copies_do_the_same(duplicate):
 def test_a_last_smaller_batch(n):
     model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
     plain = copy.deepcopy(model)
-    join_(model)
+    switch_(model)
     for batch in (n, 1, n):
         x = shifted(batch, 4, 6, 6)
         reference.check_close(model(x), plain(x), 1e-4)
