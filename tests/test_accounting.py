@@ -143,7 +143,7 @@ def test_the_model_stays_as_it_was():
     model = torchswat.sparsify_(model, "random", 0.5, period=3)
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     before = copy.deepcopy((model.state_dict(), sparse_state(model), [p.grad for p in model.parameters()]))
-    masks = [layer.weight_mask(0.5) for _, layer in sparse_layers(model)]
+    masks = [layer.selected_weights(0.5) for _, layer in sparse_layers(model)]
     random_state = torch.get_rng_state()
     cost(model, torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1)))
     after = (model.state_dict(), sparse_state(model), [p.grad for p in model.parameters()])
@@ -151,7 +151,7 @@ def test_the_model_stays_as_it_was():
         assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
     for mask, (_, layer) in zip(masks, sparse_layers(model), strict=True):
-        assert torch.equal(mask, layer.weight_mask(0.5))
+        assert torch.equal(mask, layer.selected_weights(0.5))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training for module in model.modules())
 

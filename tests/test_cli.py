@@ -94,6 +94,14 @@ def test_a_wrong_recipe_is_refused_without_torch():
     assert python("-c", code).returncode == 0
 
 
+def test_a_summary_of_a_network(run):
+    code, output, errors = run("summary", "--model", "resnet-digits", "--skip", "first", "--batch-size", "4")
+    assert code == 0, errors
+    assert "skip: 'first'" in output and "algorithm swat, iteration 0" in output and "fused" in output
+    code, output, _ = run("summary", "--model", "resnet-digits", "--batch-size", "4", "--json")
+    assert code == 0 and {layer["state"] for layer in json.loads(output)["layers"]} >= {"sparse", "fused"}
+
+
 def test_the_options_are_these():
     """A new option is a decision: add it here too."""
     found = {}

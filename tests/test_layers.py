@@ -470,11 +470,11 @@ def test_a_changed_weight_is_selected_anew(change, training):
     change(layer.weight)
     layer.train(training)
     layer(torch.randn(2, 10))
-    reference.check_mask(layer.weight_mask(0.8), reference.top_k(layer.weight, 0.8))
+    reference.check_mask(layer.selected_weights(0.8), reference.top_k(layer.weight, 0.8))
     identity = torch.eye(10)
     with torch.no_grad():
         used = (layer.eval()(identity) - layer.bias).T
-    reference.check_close(used, torch.where(layer.weight_mask(0.8), layer.weight, 0), 1e-5)
+    reference.check_close(used, torch.where(layer.selected_weights(0.8), layer.weight, 0), 1e-5)
 
 
 def test_the_first_search_reaches_a_layer_that_was_dense_until_then():
@@ -482,7 +482,7 @@ def test_the_first_search_reaches_a_layer_that_was_dense_until_then():
     for _ in range(4):
         layer(torch.randn(2, 10)).sum().backward()
     expected = reference.top_k(layer.weight, 0.8)
-    reference.check_mask(layer.weight_mask(0.8), expected)
+    reference.check_mask(layer.selected_weights(0.8), expected)
     kept = layer.weight.detach().abs()[torch.from_numpy(expected)]
     assert float(layer.sparse.selectors["weight"].threshold) == float(kept.min())
 
@@ -526,7 +526,7 @@ def test_the_weight_mask_is_what_an_evaluation_uses(algorithm, settings):
         layer.train()(image).square().sum().backward()
         optimizer.step()
         layer.eval()
-        mask = layer.weight_mask(0.6)
+        mask = layer.selected_weights(0.6)
         with torch.no_grad():
             expected = torch.conv2d(image, torch.where(mask, layer.weight, 0))
             reference.check_close(layer(image), expected, 1e-5)
@@ -553,7 +553,7 @@ def test_the_mask_of_a_weight_that_is_mostly_zero_keeps_exactly_k():
     with torch.no_grad():
         model[0].weight[1:] = 0
     model(torch.randn(2, 4, 5, 5)).sum().backward()
-    reference.check_mask(model[0].weight_mask(0.5), reference.top_k(model[0].weight, 0.5))
+    reference.check_mask(model[0].selected_weights(0.5), reference.top_k(model[0].weight, 0.5))
 
 
 def test_changing_the_weight_between_forward_and_backward_is_refused_as_torch_does():

@@ -233,6 +233,7 @@ def test_a_tied_embedding_that_is_pruned_is_named():
 def test_sparse_layers_that_share_a_weight_are_no_surprise():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
+    model.append(model[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prune_(sparsify_(model, sparsity=0.5))

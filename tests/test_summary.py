@@ -102,6 +102,8 @@ def test_the_kernels_in_use_and_why():
         assert ("compiled" if words == "plain" else f"torch: {words}") in layer.kernels.replace(
             " on selected operands", ""
         )
+    depthwise = sparsify_(nn.Conv2d(4, 4, 3, groups=4))
+    assert summary(depthwise).layers[0].kernels == summary(model).layers[0].kernels + ", depthwise"
     with engine("reference"):
         assert all("compiled (" not in layer.kernels for layer in summary(model).layers)
     assert "'meprop' selects operands" in summary(sparsify_(nn.Linear(2, 2), "meprop")).layers[0].kernels

@@ -19,7 +19,10 @@ from torchswat.engine.race import Timing
 from torchswat.errors import InvalidValue
 from torchswat.schedules import Cubic
 
-pytestmark = pytest.mark.skipif(not info()["available"], reason="the native engine is not built here")
+pytestmark = [
+    pytest.mark.skipif(not info()["available"], reason="the native engine is not built here"),
+    pytest.mark.filterwarnings("ignore:.*a training step of this model's sparse layers takes"),
+]
 
 MIXED = Timing((1.0, 2.0), (2.0, 1.0), (1.0, 2.0))
 

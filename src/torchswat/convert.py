@@ -500,12 +500,15 @@ def _prune_layer(layer: SparseLayer, sparsity: float) -> None:
 def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
     """Warn of weights that were pruned and are used under another name, too."""
     names: dict[int, list[str]] = {}
+    layers = {id(layer) for layer in pruned.values()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     prefixed = {id(layer.weight): f"{name}.weight".lstrip(".") for name, layer in pruned.items()}
     for identity, name in prefixed.items():
         twins = [other for other in names.get(identity, ()) if other != name]
-        others = [other for other in twins if other.rpartition(".")[0] not in pruned]
+        others = [
+            other for other in twins if id(model.get_submodule(other.rpartition(".")[0])) not in layers
+        ]
         if others:
             warnings.warn(
                 f"prune_ set entries of {name!r} to zero, which is the same tensor as "

@@ -1,8 +1,8 @@
 """How long a training step of the sparse layers is expected to take, beside dense ones, by the tuned plan.
 
-A layer's time is that of its three products (tuned, or by the cost model) and of its selections. The
-constants below are medians of `native.select_operand` on one thread of an AMD Zen 5, on normal values from
-step to step.
+After `torchswat.tune` a layer's time is that of a step that was measured (`torchswat.step_race`). Otherwise
+it is that of its three products (tuned in another process, or by the cost model) and of its selections; the
+constants below are medians of the kernels on one thread of an AMD Zen 5.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torchswat.engine import plan
 from torchswat.engine.arguments import FORWARD_WEIGHT, GRAD_INPUT_WEIGHT, GRAD_WEIGHT_ACTIVATION
 from torchswat.engine.packed import Shape
 from torchswat.layers import LayerSparsity
+from torchswat.step_race import measured
 
 PRODUCTS = {
     "forward": FORWARD_WEIGHT,
@@ -28,7 +29,7 @@ PRODUCTS = {
 }
 """The three products, each with the operand that is selected for it."""
 
-_EXACT, _COUNT, _SAMPLE = 0.30, 0.03, 0.03  # milliseconds for a million entries, on one thread
+_EXACT, _COUNT, _SAMPLE, _MASK = 0.30, 0.03, 0.03, 0.15  # milliseconds for a million entries, on one thread
 _PASS = 0.03  # milliseconds of one layer beside its kernels
 _NOTICEABLE = 0.97  # of the dense speed: what is nearer is within the model's error
 
@@ -62,10 +63,19 @@ def expected_layer(sparse: LayerSparsity, shape: Shape, sparsity: float) -> Expe
     timing, tuned = plan.PLAN.timing(shape, sparsity)
     choice = plan.choose(shape, sparsity)
     runs_sparse = tuple(p for p, slot in PRODUCTS.items() if sparse.slots & slot and getattr(choice, p))
+    whole = measured(sparse, shape, sparsity)
+    if whole is not None:
+        return Expected(*whole, tuned, runs_sparse)
     times = {product: getattr(timing, product) for product in PRODUCTS}
-    dense = sum(time for _, time in times.values())
+    dense = sum(time for _, time in times.values()) - _masks(shape)
     taken = sum(time[0 if product in runs_sparse else 1] for product, time in times.items())
     return Expected(taken + _selection(sparse, shape) + _PASS, dense, tuned, runs_sparse)
+
+
+def _masks(shape: Shape) -> float:
+    """Return the milliseconds that the dense products spend on zeros that a dense layer does not have."""
+    entries = 2 * torch.Size(shape.weight).numel() + torch.Size(shape.input).numel()
+    return _MASK * entries / 1e6 / torch.get_num_threads()
 
 
 def _selection(sparse: LayerSparsity, shape: Shape) -> float:

@@ -271,11 +271,13 @@ def _kernels(layer: SparseLayer) -> str:
     """Return what runs the products of a sparse layer."""
     if not layer.sparse.algorithm.is_packable:
         return f"torch: {layer.sparse.algorithm.name!r} selects operands that the kernels do not"
-    if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
+    if isinstance(layer, nn.Conv2d) and layer.groups != 1 and not depthwise:
         return f"torch on selected operands: groups={layer.groups}"
     if isinstance(layer, nn.Conv2d) and tuple(layer.dilation) != (1, 1):
         return f"torch on selected operands: dilation={tuple(layer.dilation)}"
-    return _kernels_of(layer)
+    kernels = _kernels_of(layer)
+    return f"{kernels}, depthwise" if depthwise and layer.groups > 1 and "compiled" in kernels else kernels
 
 
 def _kernels_of(module: nn.Module) -> str:

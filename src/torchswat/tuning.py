@@ -17,6 +17,7 @@ from torchswat.engine.race import Timing, multiply_adds, race
 from torchswat.errors import InvalidValue
 from torchswat.examples import call, copied, random_states_restored
 from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
+from torchswat.step_race import race_steps
 
 Progress = Callable[[int, int], object]
 """Called after every race with the number done and the number of all."""
@@ -92,8 +93,9 @@ def tune(
     A copy of the model runs once on `example`, which tells the sizes that its layers meet. Every product is
     then timed on random operands, sparse and dense. The result holds for similar sizes, too (batch size,
     height and width are rounded up to three significant bits). It is stored for later processes;
-    ``torchswat plan`` shows it. Without it a cost model decides. `model` itself and all random states stay as
-    they are.
+    ``torchswat plan`` shows it. Without it a cost model decides. A step of every layer is timed as well,
+    which tells this process whether the model as a whole is faster than a dense one (`torchswat.summary`).
+    `model` itself and all random states stay as they are.
 
     Parameters
     ----------
@@ -142,6 +144,8 @@ def tune(
         )
     raced = _raced(_one_a_bucket(met), progress)
     file = plan.PLAN.learn(raced)
+    layers = dict(sparse_layers(model))
+    race_steps((layers[name].sparse, shape, sparsity) for name, shape, sparsity in _at_most_sparsity(met))
     warn_if_slower(model, expected_layers(model, met), stacklevel=2)
     return TuningReport(
         tuple(
@@ -157,17 +161,21 @@ Met = tuple[str, Shape, float]  # a layer's name, what it met, and a sparsity of
 
 def expected_layers(model: nn.Module, met: list[Met]) -> dict[str, Expected]:
     """Return what a step of each layer is expected to take, at the largest of its sparsities."""
+    found: dict[str, Expected] = {}
+    layers = dict(sparse_layers(model))
+    for name, shape, sparsity in _at_most_sparsity(met):
+        one = expected_layer(layers[name].sparse, shape, sparsity)
+        before = found.get(name)
+        found[name] = one if before is None else _both(before, one)
+    return found
+
+
+def _at_most_sparsity(met: list[Met]) -> list[Met]:
+    """Return what was met at the largest sparsity of each layer."""
     largest: dict[str, float] = {}
     for name, _, sparsity in met:
         largest[name] = max(sparsity, largest.get(name, 0.0))
-    found: dict[str, Expected] = {}
-    layers = dict(sparse_layers(model))
-    for name, shape, sparsity in met:
-        if sparsity == largest[name]:
-            one = expected_layer(layers[name].sparse, shape, sparsity)
-            before = found.get(name)
-            found[name] = one if before is None else _both(before, one)
-    return found
+    return [one for one in met if one[2] == largest[one[0]]]
 
 
 def _both(one: Expected, other: Expected) -> Expected:
