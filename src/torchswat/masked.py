@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from torchswat.algorithms import Algorithm
-from torchswat.engine.function import differentiable_once, no_forward_mode
+from torchswat.engine.function import no_forward_mode
+from torchswat.engine.once import differentiable_once
 from torchswat.engine.products import Products
 
 GradientMask = Callable[[Tensor], "Tensor | None"]

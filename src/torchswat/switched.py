@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from torchswat.batch_norm import fuses, normalised
-from torchswat.engine import kept, ops
+from torchswat.engine import kept, norm_ops, ops
 from torchswat.engine.batch_norm import runs_eagerly, takes
 from torchswat.engine.buffer import buffer
+from torchswat.engine.once import differentiable_once
 from torchswat.engine.loader import native
 from torchswat.models.resnet import PaddingShortcut
 
@@ -34,7 +34,7 @@ class _ReLU(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (positive,) = ctx.saved_tensors
         return kept.rectified_gradient(gradient, positive, ctx.strides), None
@@ -58,7 +58,7 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         (n, c, h, w), kernel, stride, padding = ctx.sizes
@@ -85,7 +85,7 @@ class _AveragePool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (n, c, h, w), kernel = ctx.sizes
         gradient = ops.as_inner(gradient)
@@ -109,7 +109,7 @@ class _PaddingShortcut(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (n, c, h, w), stride = ctx.sizes
         grad_x = ops.empty_inner(n, c, h, w, like=gradient).zero_()
@@ -130,7 +130,7 @@ class _MaxPoolInTorch(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         # torch asks for the input, of which it reads the sizes alone
@@ -160,6 +160,9 @@ class ChwnBatchNorm2d(nn.BatchNorm2d):
     norm_input: str = "whole"
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            output = norm_ops.traced(self, input)
+            return super().forward(input) if output is None else output
         if not fuses(self, input):
             return super().forward(input)
         return normalised(self, input, None, False, self.norm_input)

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from torchswat.engine import kept, ops
 from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native, native_for
+from torchswat.engine.once import differentiable_once
 
 NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
 """How batch norm's input is kept, and in how many bytes an entry (of a float32 input)."""
@@ -115,7 +115,7 @@ class BatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         run = _backward_compiled if ctx.compiled else _backward_in_torch
         grads = run(ctx, gradient, *ctx.saved_tensors)

@@ -6,8 +6,6 @@ paper, with the operands of each product selected as the row of `torchswat.algor
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,33 +16,8 @@ from torchswat.engine import compiled_layer, layout, ops
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments, moment_of
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.loader import has_memory, is_plain
+from torchswat.engine.once import differentiable_once
 from torchswat.errors import InvalidValue
-
-_TWICE = (
-    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, "
-    b"which has none. "
-    b"Call torchswat.desparsify_ first, or leave the layer out by skip=."
-)
-
-
-def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a second derivative an error, whatever the first one is of.
-
-    torch's `once_differentiable` says nothing where the incoming gradient needs no gradient itself, though
-    what was saved may: a gradient penalty then lacks a term.
-    """
-
-    @wraps(backward)
-    def checked(ctx: Any, *gradients: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return backward(ctx, *gradients)
-        with torch.no_grad():
-            grads = backward(ctx, *gradients)
-        refuse = torch._C._functions.DelayedError(_TWICE, len(grads))
-        return refuse(*[None if grad is None else grad.detach().requires_grad_() for grad in grads])
-
-    return checked
-
 
 def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
     """Refuse forward-mode differentiation.

@@ -457,3 +457,8 @@ def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
 def as_inner(x: Tensor) -> Tensor:
     """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already. Differentiable."""
     return x if layout.is_chwn(x) else torch.ops.torchswat.to_inner(x)
+
+
+def to_inner(x: Tensor) -> Tensor:
+    """Return a CHWN copy of `x`, (N, C, H, W). Differentiable: the gradient has the layout of `x`."""
+    return torch.ops.torchswat.to_inner(x)
