@@ -17,7 +17,7 @@ _CALLS = {
     "selection": ("select_operand", "count_kept", "magnitude_mask"),
     "layout": ("nchw_to_inner", "channels_last_to_inner", "inner_to_nchw", "inner_to_channels_last"),
 }
-"""Functions of the compiled module, which the profiler does not see by itself; packing is part of the products."""
+"""Functions of the compiled module, which the profiler does not see; packing is part of the products."""
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {

@@ -204,7 +204,8 @@ def _parts(rows: list[Row]) -> Table:
     sparse = [row for row in rows if "breakdown_ms" in row]
     kinds = list(sparse[0]["breakdown_ms"]) if sparse else []
     table = _table("Where a sparse step goes (%)", ("network", "how"), ("S", *kinds, "finding"))
-    table.caption, table.caption_justify = "finding: selection, and packing where it was measured apart; target: 2 at most", "left"
+    table.caption = "finding: selection, and packing where it was measured apart; target: 2 at most"
+    table.caption_justify = "left"
     for row in sparse:
         total = sum(row["breakdown_ms"].values())
         shares = [f"{100 * ms / total:.1f}" for ms in row["breakdown_ms"].values()]
