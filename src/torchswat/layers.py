@@ -382,6 +382,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     def forward_recomputing(self, input: Tensor, recompute: RecomputeInfo | None) -> Tensor:
         """Return ``self(input)``; given what `input` was computed from, it is not saved but computed again."""
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name)
         channels = input.shape[-3] if input.dim() in (3, 4) else None
         if channels != self.in_channels:
             raise InvalidValue(
@@ -390,8 +392,6 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             )
         if input.dim() == 3:
             return self.forward_recomputing(input.unsqueeze(0), None).squeeze(0)
-        if not torch.compiler.is_compiling():
-            _refuse_transforms(self.sparse.name)
         padded, kernel = self._extents(input)
         if padded[0] < kernel[0] or padded[1] < kernel[1]:
             raise InvalidValue(
@@ -448,13 +448,13 @@ class SparseLinear(SparseLayer, nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # input  # (*, in_features)
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(self.sparse.name)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise InvalidValue(
                 f"layer {self.sparse.name!r} got an input of shape {tuple(input.shape)}; "
                 f"allowed is (*, {self.in_features})."
             )
-        if not torch.compiler.is_compiling():
-            _refuse_transforms(self.sparse.name)
         matrix = input if input.dim() == 2 else input.reshape(-1, self.in_features)
         if self.sparse.algorithm.is_packable:
             output = _in_autocast(self, matrix, _MATRIX, None, None)

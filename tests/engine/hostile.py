@@ -53,8 +53,8 @@ CALLS = [
 ]
 FORWARD = (
     "x", "weight", "bias", "state", "weight_mask", "activation_mask", "schedule", "sparsity",
-    "kept_weights", "kept_activations", "room", "stride", "padding", "dilation", "groups", "slots", "search", "period", "warmup",
-    "products", "chwn", "training", "save", "recompute", "name",
+    "kept_weights", "kept_activations", "room", "stride", "padding", "dilation",
+    "groups", "slots", "search", "period", "warmup", "products", "chwn", "training", "save", "recompute", "name",
 )  # fmt: skip
 BACKWARD = (
     "gradient", "x", "weight", "saved", "record", "weight_mask", "input_size", "input_layout", "stride",

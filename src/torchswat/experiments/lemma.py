@@ -41,7 +41,7 @@ def all_masks(dimension: int, kept: int) -> torch.Tensor:
 
 
 def _sparsity(kept: int) -> float:
-    """Return a sparsity at which `kept` entries stay: half an entry above the bound, so rounding is harmless."""
+    """Return a sparsity at which `kept` entries stay: half an entry above the bound, for rounding."""
     return (DIMENSION - kept + 0.5) / DIMENSION
 
 
