@@ -92,7 +92,8 @@ def tensors(draw: Any, like: Tensor | None) -> Tensor | None:
     if like.dim() == 0:
         return like
     if kind == "short":
-        return like.narrow(draw(st.integers(0, like.dim() - 1)), 0, 1)
+        side = draw(st.integers(0, like.dim() - 1))
+        return like.narrow(side, 0, min(1, like.shape[side]))
     if kind == "long":
         return torch.cat([like, like], draw(st.integers(0, like.dim() - 1)))
     if kind == "expanded":
