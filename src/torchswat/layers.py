@@ -541,9 +541,10 @@ def _in_autocast(
         return cast(Any, super(SparseLayer, layer)).forward(x)
     entries, mask = x.numel(), None
     if pad is not None:
-        if (
-            cast(Any, layer).padding_mode != "zeros"
-        ):  # what is padded are entries again: the mask goes with them
+        selector = sparse.selectors.get("activation")
+        outside = selector is not None and not selector.in_operation
+        # what is selected before padding is padded as a mask; other values than zeros are entries again
+        if cast(Any, layer).padding_mode != "zeros" or outside:
             mask = _padded_mask(layer, x, pad)
         x = pad(x)
     device = x.device.type

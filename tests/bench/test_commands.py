@@ -24,6 +24,7 @@ OPTIONS = {
     "selection": "isa output quick repeats sparsity threads",
     "memory": "batch-size device isa network output quick sparsity threads",
     "inference": "case isa output peer quick repeats sparsity threads",
+    "programs": "against isa only output quick repeats threads",
 }
 
 

@@ -17,7 +17,7 @@ from torchswat.bench.products import (
     bfloat16_absent,
     rounds,
 )
-from torchswat.engine import ops
+from torchswat.engine import kernels as ops
 from torchswat.engine.packed import PackedConv2dProducts
 from torchswat.engine.products import Conv2dProducts
 from torchswat.engine.topk import Selection

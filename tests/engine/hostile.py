@@ -53,8 +53,8 @@ CALLS = [
 ]
 FORWARD = (
     "x", "weight", "bias", "state", "weight_mask", "activation_mask", "schedule", "sparsity",
-    "kept_weights", "kept_activations", "room", "stride", "padding", "dilation", "groups", "slots", "search", "period", "warmup",
-    "products", "chwn", "training", "save", "recompute", "name",
+    "kept_weights", "kept_activations", "room", "stride", "padding", "dilation",
+    "groups", "slots", "search", "period", "warmup", "products", "chwn", "training", "save", "recompute", "name",
 )  # fmt: skip
 BACKWARD = (
     "gradient", "x", "weight", "saved", "record", "weight_mask", "input_size", "input_layout", "stride",
@@ -92,7 +92,8 @@ def tensors(draw: Any, like: Tensor | None) -> Tensor | None:
     if like.dim() == 0:
         return like
     if kind == "short":
-        return like.narrow(draw(st.integers(0, like.dim() - 1)), 0, 1)
+        side = draw(st.integers(0, like.dim() - 1))
+        return like.narrow(side, 0, min(1, like.shape[side]))
     if kind == "long":
         return torch.cat([like, like], draw(st.integers(0, like.dim() - 1)))
     if kind == "expanded":

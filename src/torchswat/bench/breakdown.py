@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from torchswat.convert import sparse_layers
-from torchswat.engine import kept, ops
+from torchswat.engine.loader import native
 
-_SELECTION = "torchswat::selection"
-_PACKING = "torchswat::packed_weights"
-_COMPRESSING = "torchswat::compressed"
+_CALLS = {
+    "products": ("sparse_forward", "sparse_grad_input", "grad_weight"),
+    "saving": ("compress_count", "compress_fill", "expand", "mark_kept", "gather_kept", "scatter_kept"),
+    "selection": ("select_operand", "count_kept", "magnitude_mask"),
+    "layout": ("nchw_to_inner", "channels_last_to_inner", "inner_to_nchw", "inner_to_channels_last"),
+}
+"""Functions of the compiled module, which the profiler does not see; packing is part of the products."""
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {
     "products": (
-        "torchswat::conv2d_packed",
-        "torchswat::conv2d_compressed_grad_weight",
+        "torchswat::products",
         "aten::convolution",
         "aten::conv2d",
         "aten::linear",
@@ -29,10 +30,9 @@ KINDS: dict[str, tuple[str, ...]] = {
         "aten::addmm",
         "aten::matmul",
     ),
-    "packing": (_PACKING,),
-    "compressing": (_COMPRESSING, "torchswat::compress"),
-    "selection": (_SELECTION,),
-    "layout": ("torchswat::to_inner", "torchswat::to_channels_last", "torchswat::to_nchw"),
+    "saving": ("torchswat::saving",),
+    "selection": ("torchswat::selection",),
+    "layout": ("torchswat::layout", "torchswat::to_"),
     "batch norm": ("BatchNorm", "aten::batch_norm", "aten::native_batch_norm"),
     "relu": ("_ReLU", "aten::relu", "aten::threshold_backward"),
     "pooling": (
@@ -48,13 +48,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Beginnings of the names of the events that are of each kind; all other events are the rest."""
 
 
-def breakdown(step: Callable[[], object], model: nn.Module) -> dict[str, float]:
-    """Return the milliseconds of one `step` of `model`, by kind: `KINDS` and ``rest``; the best of a few.
+def breakdown(step: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of one `step`, by kind: `KINDS` and ``rest``; the best of a few.
 
     An event is of the kind of the innermost event around it that has one, so a step's time is split without
     gaps and without counting anything twice. What the profiler itself costs is in it.
     """
-    with _plain_calls_recorded(model):
+    with _plain_calls_recorded():
         return min((_profiled(step) for _ in range(_REPEATS)), key=lambda parts: sum(parts.values()))
 
 
@@ -68,27 +68,18 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 
 
 @contextmanager
-def _plain_calls_recorded(model: nn.Module) -> Iterator[None]:
-    """Let the profiler see what the sparse layers do in plain calls: searching, packing, compressing."""
-    calls: list[tuple[Any, str, str]] = [
-        (ops, "packed_weights", _PACKING),
-        (ops, "compressed", _COMPRESSING),
-        (ops, "compressed_again", _COMPRESSING),
-        (kept, "keep", _PACKING),
-        (kept, "restore", _PACKING),
-        *((layer, "_selections", _SELECTION) for _, layer in sparse_layers(model)),
-    ]
-    before = [vars(owner).get(name) for owner, name, _ in calls]
-    for owner, name, event in calls:
-        vars(owner)[name] = _recorded(getattr(owner, name), event)
+def _plain_calls_recorded() -> Iterator[None]:
+    """Let the profiler see the functions of the compiled module."""
+    module = native()
+    calls = {} if module is None else {name: kind for kind, names in _CALLS.items() for name in names}
+    before = {name: getattr(module, name) for name in calls}
+    for name, kind in calls.items():
+        setattr(module, name, _recorded(before[name], f"torchswat::{kind}"))
     try:
         yield
     finally:
-        for (owner, name, _), method in zip(calls, before, strict=True):
-            if method is None:
-                del vars(owner)[name]
-            else:
-                vars(owner)[name] = method
+        for name, function in before.items():
+            setattr(module, name, function)
 
 
 def _recorded(method: Callable[..., Any], event: str) -> Callable[..., Any]:

@@ -21,7 +21,8 @@ from torchswat.bench import peer
 from torchswat.bench.peak import peak_gflops
 from torchswat.bench.race import Tick, faster, median, race, spread
 from torchswat.bench.record import Record, Row, circumstances
-from torchswat.engine import info, ops
+from torchswat.engine import info
+from torchswat.engine import kernels as ops
 from torchswat.engine.packed import PackedConv2dProducts, Shape
 from torchswat.engine.products import Conv2dProducts, Form
 from torchswat.engine.topk import Selection

@@ -203,8 +203,9 @@ def _parts(rows: list[Row]) -> Table:
     """The breakdown of the sparse steps, in shares of the step as the profiler saw it."""
     sparse = [row for row in rows if "breakdown_ms" in row]
     kinds = list(sparse[0]["breakdown_ms"]) if sparse else []
-    table = _table("Where a sparse step goes (%)", ("network", "how"), ("S", *kinds, "selection + packing"))
-    table.caption, table.caption_justify = "target: selection + packing is 2 at most", "left"
+    table = _table("Where a sparse step goes (%)", ("network", "how"), ("S", *kinds, "finding"))
+    table.caption = "finding: selection, and packing where it was measured apart; target: 2 at most"
+    table.caption_justify = "left"
     for row in sparse:
         total = sum(row["breakdown_ms"].values())
         shares = [f"{100 * ms / total:.1f}" for ms in row["breakdown_ms"].values()]

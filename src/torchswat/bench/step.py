@@ -215,17 +215,16 @@ def _compare(
     for (sparsity, search), step in sparse.items():
         times, parts = _over_period(samples, sparsity, search), {}
         for iteration, share in search.iterations().items():
-            for kind, ms in breakdown(partial(step, iteration), step.model).items():
+            for kind, ms in breakdown(partial(step, iteration)).items():
                 parts[kind] = parts.get(kind, 0.0) + share * ms
-        finding = parts["selection"] + parts["packing"]
         rows.append(
             {**size, "algorithm": "swat", "how": str(search), "sparsity": sparsity}
             | _figures(times, dense_ms, network.batch_size)
             | {
                 "target": _target(network, sparsity),
                 "limit": 1 / (1 - sparsity),
-                "finding_share": finding / sum(parts.values()),
-                "compressing_share": parts["compressing"] / sum(parts.values()),
+                "finding_share": parts["selection"] / sum(parts.values()),
+                "compressing_share": parts["saving"] / sum(parts.values()),
                 "breakdown_ms": parts,
                 "samples": {
                     name: samples[name] for name in (_name(sparsity, search, i) for i in search.iterations())

@@ -40,6 +40,11 @@ def all_masks(dimension: int, kept: int) -> torch.Tensor:
     return torch.zeros(len(chosen), dimension, dtype=torch.bool).scatter_(1, chosen, True)
 
 
+def _sparsity(kept: int) -> float:
+    """Return a sparsity at which `kept` entries stay: half an entry above the bound, for rounding."""
+    return (DIMENSION - kept + 0.5) / DIMENSION
+
+
 def lemma(work: Work) -> Outcome:
     """Compare Top-K with every mask, and the two formulas of the angle."""
     vectors = _vectors()
@@ -47,7 +52,7 @@ def lemma(work: Work) -> Outcome:
     for kept in range(1, DIMENSION + 1):
         masks = all_masks(DIMENSION, kept)
         angles = masked_angle(vectors[:, None], masks)  # (vectors, choices)
-        top = select(vectors, 1 - kept / DIMENSION, "chw")
+        top = select(vectors, _sparsity(kept), "chw")
         least = masked_angle(vectors, top)
         tried += angles.numel()
         excess = float((least - angles.amin(1)).max())
@@ -74,7 +79,7 @@ def lemma(work: Work) -> Outcome:
         )
     top = [float(angles.min()) for angles in spreads]
     best = [
-        float(masked_angle(vectors[:1], select(vectors[:1], 1 - row["kept"] / DIMENSION, "chw")))
+        float(masked_angle(vectors[:1], select(vectors[:1], _sparsity(row["kept"]), "chw")))
         for row in rows
     ]
     assert np.allclose(top, best, atol=1e-9)

@@ -70,7 +70,7 @@ def measured_steps(
     }
     for sparsity, twin in sparse.items():
         found[str(sparsity)] = {"ms": min(times[str(sparsity)]), **_weigh(twin, images, labels)}
-    parts = breakdown(steps[str(max(sparse))], sparse[max(sparse)])
+    parts = breakdown(steps[str(max(sparse))])
     found["selection_share"] = parts["selection"] / sum(parts.values())
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
     return found
