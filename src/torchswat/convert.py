@@ -211,7 +211,8 @@ def sparsify_(
     row = _row(settings)
     if row.is_dense:
         return model
-    seed, tables = torch.initial_seed(), {}
+    seed = torch.initial_seed()
+    tables: dict[Schedule, Tensor | None] = {}
     normed = _before_norms(model)
     for name, layer in chosen.items():
         layer_sparsity = settings.of_layer(name)
@@ -246,7 +247,7 @@ def _before_norms(model: nn.Module) -> set[nn.Module]:
 
 
 def _make_sparse(
-    layer: nn.Module, sparse: LayerSparsity, save_state: bool, tables: dict[Schedule, Tensor]
+    layer: nn.Module, sparse: LayerSparsity, save_state: bool, tables: dict[Schedule, Tensor | None]
 ) -> None:
     """Switch the class of a layer and give it what a sparse one has beside."""
     layer.__class__ = SPARSE_CLASSES[type(layer)]
@@ -474,7 +475,10 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     if not pruned:
         why = "it has no sparse layers"
         if selecting:
-            why = "its sparsity is 0 at the iteration where it stands (a schedule that has not begun, or a state that was not loaded)"
+            why = (
+                "its sparsity is 0 at the iteration where it stands (a schedule that has not begun, or a state that "
+                "was not loaded)"
+            )
         elif layers:
             why = f"its algorithm, {layers[0][1].sparse.algorithm.name!r}, leaves weights dense"
         warnings.warn(
@@ -506,9 +510,7 @@ def _warn_of_tied(model: nn.Module, pruned: Mapping[str, nn.Module]) -> None:
     prefixed = {id(layer.weight): f"{name}.weight".lstrip(".") for name, layer in pruned.items()}
     for identity, name in prefixed.items():
         twins = [other for other in names.get(identity, ()) if other != name]
-        others = [
-            other for other in twins if id(model.get_submodule(other.rpartition(".")[0])) not in layers
-        ]
+        others = [other for other in twins if id(model.get_submodule(other.rpartition(".")[0])) not in layers]
         if others:
             warnings.warn(
                 f"prune_ set entries of {name!r} to zero, which is the same tensor as "

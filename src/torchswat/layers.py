@@ -1,8 +1,8 @@
 """Sparse Conv2d and Linear: what `torchswat.sparsify_` makes of the layers of a model.
 
-A sparse layer is its dense class with two attributes more: `sparse`, its settings, and the buffer `sparse_state`, what it
-remembers from pass to pass. A pass is one operation (`torchswat.engine.ops`); its gradients are the straight-through
-estimate of the paper. The optimizer updates the dense weight with a dense gradient; bias and its gradient stay dense.
+A sparse layer is its dense class with two attributes more: `sparse`, its settings, and the buffer `sparse_state`, what
+it remembers from pass to pass. A pass is one operation (`torchswat.engine.ops`); its gradients are the straight-through
+estimate of the paper. The optimizer updates the dense weight with a dense gradient; the bias stays dense.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class SparseLayer(nn.Module):
         return plan.products_of(plan.choose(shape, sparsity))
 
     def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
-        """Return whether dense products work in the CHWN layout: where it is that of the input, or a batch norm's to come.
+        """Return whether dense products work in the CHWN layout: that of the input, or of a batch norm to come.
 
         That a batch norm follows is a guess by the order of the model's definition, on which no number depends.
         """
@@ -328,9 +328,9 @@ class SparseLayer(nn.Module):
         """Return the sparsities of all iterations as a tensor; None without a schedule."""
         if callable(self.sparse.sparsity) and self.sparse_schedule is None:
             raise InvalidValue(
-                f"the schedule of layer {self.sparse.name!r} is a function that torch.compile cannot follow; use one of "
-                "torchswat.schedules, or give it an attribute `last`, the iteration from which on it is constant, "
-                "before sparsify_ is called."
+                f"the schedule of layer {self.sparse.name!r} is a function that torch.compile cannot follow; "
+                "use one of torchswat.schedules, or give it an attribute `last`, the iteration from which on it is "
+                "constant, before sparsify_ is called."
             )
         return self.sparse_schedule
 
@@ -562,7 +562,9 @@ def _in_autocast(
 
 def _in_autocast_of(device: str) -> bool:
     """Return whether autocast is on for a type of device; some, such as meta, have none."""
-    return device != "meta" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if device == "cpu":
+        return torch.is_autocast_enabled("cpu")
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _padded_mask(layer: SparseLayer, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor | None:

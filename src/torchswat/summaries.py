@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -277,7 +277,11 @@ def _kernels(layer: SparseLayer) -> str:
     if isinstance(layer, nn.Conv2d) and tuple(layer.dilation) != (1, 1):
         return f"torch on selected operands: dilation={tuple(layer.dilation)}"
     kernels = _kernels_of(layer)
-    return f"{kernels}, depthwise" if depthwise and layer.groups > 1 and "compiled" in kernels else kernels
+    return (
+        f"{kernels}, depthwise"
+        if depthwise and cast(int, layer.groups) > 1 and "compiled" in kernels
+        else kernels
+    )
 
 
 def _kernels_of(module: nn.Module) -> str:

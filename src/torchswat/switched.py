@@ -16,8 +16,8 @@ from torchswat.batch_norm import fuses, normalised
 from torchswat.engine import kept, norm_ops, ops
 from torchswat.engine.batch_norm import runs_eagerly, takes
 from torchswat.engine.buffer import buffer
-from torchswat.engine.once import differentiable_once
 from torchswat.engine.loader import native
+from torchswat.engine.once import differentiable_once
 from torchswat.models.resnet import PaddingShortcut
 
 

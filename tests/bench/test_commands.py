@@ -20,7 +20,6 @@ from torchswat.engine.packed import Shape
 OPTIONS = {
     "products": "isa output quick repeats shape sparsity threads",
     "step": "isa network output quick repeats selection sparsity threads",
-    "programs": "against isa only output quick repeats threads",
     "selection": "isa output quick repeats sparsity threads",
     "memory": "batch-size device isa network output quick sparsity threads",
     "inference": "case isa output peer quick repeats sparsity threads",

@@ -19,6 +19,7 @@ from torchswat.engine.loader import has_memory, is_plain
 from torchswat.engine.once import differentiable_once
 from torchswat.errors import InvalidValue
 
+
 def no_forward_mode(ctx: Any, *tangents: Any) -> Any:
     """Refuse forward-mode differentiation.
 
@@ -46,6 +47,9 @@ class Call(NamedTuple):
     """The compiled kernels, where they do all of the pass."""
 
 
+_NO_RECORD: Any = None
+
+
 class SparseFunction(torch.autograd.Function):
     """The three products of a layer with their operands selected."""
 
@@ -58,7 +62,7 @@ class SparseFunction(torch.autograd.Function):
         ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
         ctx.native = record = None
         if isinstance(facts, compiled_layer.Facts):  # numbers that may hang on the node; tensors may not
-            ctx.native, ctx.facts = call.native, facts._replace(record=None)
+            ctx.native, ctx.facts = call.native, facts._replace(record=_NO_RECORD)
         else:
             record = facts
         ctx.save_for_backward(dense, weight, kept, record, call.weight_mask, *(call.recompute or ()))
@@ -71,8 +75,8 @@ class SparseFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
+        where: Any = (recompute or None, *ctx.input, ctx.geometry, wanted)
         if ctx.native is not None and _is_of_kernels(gradient, weight, kept):
-            where = recompute or None, *ctx.input, ctx.geometry, wanted
             grads = compiled_layer.backward(
                 ctx.native, gradient, x, weight, kept, ctx.facts, weight_mask, *where
             )
@@ -80,12 +84,12 @@ class SparseFunction(torch.autograd.Function):
         if record is None:
             raise InvalidValue(
                 "the backward pass of a sparse layer got a gradient of another dtype, device or kind than its output "
-                f"({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, which "
-                "take plain float32 tensors of the CPU."
+                f"({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, "
+                "which take plain float32 tensors of the CPU."
             )
         operands = gradient, x, weight, kept, record, weight_mask
         if is_plain(*operands):
-            grads = ops.run_backward(*operands, recompute or None, *ctx.input, ctx.geometry, wanted)
+            grads = ops.run_backward(*operands, *where)
         else:
             size, order = ctx.input
             found = torch.ops.torchswat.sparse_backward(*operands, size, order, *ctx.geometry, wanted)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
 from torchswat.errors import InvalidValue, MissingDependency, UnknownName
 
@@ -112,7 +113,7 @@ def has_memory(tensor: Tensor) -> bool:
         and tensor.layout is torch.strided
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_functorch_wrapped_tensor(tensor)
     )
 
 
@@ -126,7 +127,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
             type(tensor) in _PLAIN
             and tensor.layout is torch.strided
             and not tensor.is_meta
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            and not is_functorch_wrapped_tensor(tensor)
         )
         for tensor in tensors
     )

@@ -1,7 +1,7 @@
 """Training batch norm, the sum with a residual and a ReLU as one operation of a graph that is traced.
 
-What `torchswat.engine.batch_norm` does in eager mode, with everything it changes among its outputs: the running statistics
-come out anew, and the ReLU's bits have one form, [C][ceil(N H W / 64)] words, whatever computes them.
+What `torchswat.engine.batch_norm` does in eager mode, with everything it changes among its outputs: the running
+statistics come out anew, and the ReLU's bits have one form, [C][ceil(N H W / 64)] words, whatever computes them.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def _backward(gradient, x, weight, positive, mean, inverse_deviation, eps, relu,
         grad_weight = grad_bias = None
     return (
         grad_x,
-        none if grad_residual is None else torch.empty_like(x).copy_(grad_residual)
+        none
+        if grad_residual is None
+        else torch.empty_like(x).copy_(grad_residual)
         if grad_residual.stride() != x.stride()
         else grad_residual,
         x.new_empty(0) if grad_weight is None else grad_weight,
@@ -157,7 +159,10 @@ def _gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     how = ctx.eps, ctx.relu, ctx.with_residual
     grads = torch.ops.torchswat.batch_norm_backward(gradient, x, weight, positive, mean, inverse, *how)
     given = True, ctx.with_residual, weight is not None, weight is not None
-    wanted = [grad if there and want else None for grad, there, want in zip(grads, given, ctx.needs_input_grad)]
+    wanted = [
+        grad if there and want else None
+        for grad, there, want in zip(grads, given, ctx.needs_input_grad[:4], strict=True)
+    ]
     return *wanted, None, None, None, None, None
 
 

@@ -29,7 +29,7 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *gradients)
         with torch.no_grad():
             grads = backward(ctx, *gradients)
-        refuse = torch._C._functions.DelayedError(_TWICE, len(grads))
+        refuse = torch._C._functions.DelayedError(_TWICE, len(grads))  # type: ignore[attr-defined]
         return refuse(*[None if grad is None else grad.detach().requires_grad_() for grad in grads])
 
     return checked

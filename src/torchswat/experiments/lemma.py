@@ -79,8 +79,7 @@ def lemma(work: Work) -> Outcome:
         )
     top = [float(angles.min()) for angles in spreads]
     best = [
-        float(masked_angle(vectors[:1], select(vectors[:1], _sparsity(row["kept"]), "chw")))
-        for row in rows
+        float(masked_angle(vectors[:1], select(vectors[:1], _sparsity(row["kept"]), "chw"))) for row in rows
     ]
     assert np.allclose(top, best, atol=1e-9)
     panel.plot([row["kept"] for row in rows], best, color=COLOURS[0], marker="o", markersize=4, label="Top-K")
