@@ -444,8 +444,9 @@ def test_nan_in_an_input_names_the_layer(name):
 
 
 @pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.selects("gradient")])
-def test_nan_in_a_gradient_names_the_layer(name):
+def test_nan_in_a_gradient_goes_on(name):
+    """A GradScaler sees it and skips the step."""
     model = sparse_network(name)
     output = model(torch.randn(4, 3, 8, 8))
-    with pytest.raises(NotFinite, match="the output gradient of layer '5'"):
-        output.backward(torch.full_like(output, float("nan")))
+    output.backward(torch.full_like(output, float("nan")))
+    assert all(p.grad.isnan().any() for p in model.parameters() if p.grad is not None)

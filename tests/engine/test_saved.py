@@ -40,12 +40,12 @@ def test_the_flat_format_is_read_into_the_layout_it_came_from(which, size, how, 
     given_mask = laid_out(mask, of_mask) if masked else None
     expected = torch.where(mask, x, 0)
     with body(which):
-        buffer, count = saved.keep_flat(x, given_mask, 0.5, x.numel() if room else -1)
+        buffer, count = saved.keep_flat(native_for(x), x, given_mask, 0.5, x.numel() if room else -1)
         assert count == int(mask.count_nonzero())
         exact = saved.flat_bytes(x.numel(), x.numel() if room else count, x.element_size())
         assert buffer.numel() == exact and buffer.dtype is torch.uint8
         assert saved.is_whole(buffer, size, False, x.element_size(), None)
-        restored = saved.restore_flat(buffer, layout.empty_in(layout.layout_of(x), size, x))
+        restored = saved.restore_flat(native_for(x), buffer, layout.empty_in(layout.layout_of(x), size, x))
     assert torch.equal(restored, expected)
 
 
@@ -87,7 +87,7 @@ def test_damaged_bytes_of_the_chwn_format_are_found_or_harmless(which, size, at,
 @given(sizes, st.integers(1, 8))
 def test_a_flat_buffer_that_is_too_short_is_not_whole(size, missing):
     x = torch.randn(size)
-    buffer, _ = saved.keep_flat(x, None, 0.0, -1)
+    buffer, _ = saved.keep_flat(native_for(x), x, None, 0.0, -1)
     assert saved.is_whole(buffer, size, False, 4, None)
     assert not saved.is_whole(buffer[:-missing], size, False, 4, None)
 
@@ -98,7 +98,7 @@ def test_no_room_is_an_error_with_words(which):
         body(which),
         pytest.raises(InvalidValue, match="24 values of the activation are kept, and there is room for 5"),
     ):
-        saved.keep_flat(torch.ones(1, 2, 3, 4), None, 0.5, 5)
+        saved.keep_flat(native_for(torch.ones(1)), torch.ones(1, 2, 3, 4), None, 0.5, 5)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 _TWICE = (
-    b"a second derivative of a sparse layer was asked for; its gradient is a straight-through estimate, "
-    b"which has none. "
-    b"Call torchswat.desparsify_ first, or leave the layer out by skip=."
+    b"a second derivative of a sparse layer, or of a batch norm, ReLU or pool that sparsify_ has switched, was "
+    b"asked for; it has none. Call torchswat.desparsify_ first."
 )
 
 

@@ -150,7 +150,7 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         saved = _buffer(head + 4 * room, x.device)
         at = saved.data_ptr()
         count = native.keep_flat(*which, at, at + head, room, threads)
-        assert count <= room, "a selection keeps more than there is room for"
+        _check_room(count, room)
         return saved, count
     bits, starts = _buffer(head, x.device), _buffer(8 * (native.kept_parts(n) + 1), x.device)
     count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
