@@ -234,6 +234,10 @@ def forward(
 
     Where it is to be done `inplace`, the state of the layer becomes the record.
     """
+    plain = weight_mask is None and activation_mask is None and schedule is None
+    if plain and not a.products and not a.chwn and (a.room >= 0 or not a.save) and not a.recompute:
+        if x.is_contiguous() and weight.is_contiguous() and not is_depthwise(x.shape, weight, a):
+            return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
@@ -301,6 +305,55 @@ def forward(
     return y, kept, this.end(of_weight, of_activation, products)
 
 
+@lru_cache(maxsize=256)
+def _search(native, sparsity: float, period: int, warmup: int, search: int, moment: Moment) -> Any:
+    exact, sampled = bool(search & EXACT), bool(search & SAMPLED)
+    return native.Search(
+        sparsity, period, warmup, exact, sampled, moment.advances, moment.last, moment.remembers
+    )
+
+
+def _dense_forward(
+    native,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    a: Arguments,
+    moment: Moment,
+    inplace: bool,
+) -> tuple[Tensor, Tensor, Facts]:
+    """Run a pass whose products are torch's, on contiguous operands: one call selects, masks and saves."""
+    own = inplace and moment.remembers
+    record = state if own else torch.empty(WORDS, dtype=torch.int64, device="cpu")
+    used, kept, n, entries = weight, None, weight.numel(), x.numel()
+    selects = a.slots & (FORWARD_WEIGHT | GRAD_INPUT_WEIGHT)
+    if a.slots & FORWARD_WEIGHT:
+        used = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+    if a.save and a.slots & GRAD_WEIGHT_ACTIVATION:
+        size = saved.flat_bytes(entries, a.room, 4)
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+    search = _search(native, a.sparsity, a.period, a.warmup, a.search, moment)
+    found = native.dense_forward(
+        state.data_ptr(), record.data_ptr(), search,
+        weight.data_ptr() if selects else 0, n, a.kept_weights, 0 if used is weight else used.data_ptr(),
+        x.data_ptr(), entries, a.kept_activations, 0 if kept is None else kept.data_ptr(), a.room,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if found.not_a_number:
+        what, tensor = ("weight", weight) if found.not_a_number == 1 else ("input", x)
+        raise not_a_number(f"the {what} of layer {a.name!r}", tensor.numel())
+    if kept is None:
+        kept = x.new_empty(0, dtype=torch.uint8)
+    else:
+        saved.check_room(found.activation_count, a.room)
+    if x.dim() == 2:
+        y = torch.nn.functional.linear(x, used, bias)
+    else:
+        y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+    return y, kept, Facts(0, found.weight_limit, found.weight_ties, found.activation_limit, record)
+
+
 def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = layout.empty_chwn(sizes.output, source)
     bias = None if bias is None else bias.contiguous()
@@ -357,6 +410,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias that are `wanted`."""
     products = facts.products
+    if not products and weight_mask is None and gradient.dim() == 2 and weight.is_contiguous():
+        return _dense_backward(native, gradient, x, weight, kept, facts, input_size, a, wanted)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
@@ -381,6 +436,37 @@ def backward(
     if wanted[0]:
         grad_input = _grad_input(this, chosen)
     return grad_input, grad_weight, grad_bias
+
+
+def _dense_backward(
+    native,
+    gradient: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    kept: Tensor,
+    facts: Facts,
+    input_size: tuple[int, ...],
+    a: Any,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run the backward pass of a fully connected layer by torch's products: one call makes their operands again."""
+    used, restores = weight, wanted[1] and bool(a.slots & GRAD_WEIGHT_ACTIVATION)
+    masks = wanted[0] and bool(a.slots & GRAD_INPUT_WEIGHT)
+    if masks:
+        used = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+    if restores:
+        x = torch.empty(input_size, dtype=torch.float32, device="cpu")
+    if masks or restores:
+        native.dense_backward(
+            weight.data_ptr(), weight.numel(), facts.weight_limit, facts.weight_ties,
+            used.data_ptr() if masks else 0, kept.data_ptr(), input_size[0] * input_size[1],
+            x.data_ptr() if restores and x is not None else 0, torch.get_num_threads(),
+        )  # fmt: skip
+    return (
+        torch.mm(gradient, used) if wanted[0] else None,
+        torch.mm(gradient.t(), x) if wanted[1] and x is not None else None,
+        gradient.sum(0) if wanted[2] else None,
+    )
 
 
 def _in_torch(

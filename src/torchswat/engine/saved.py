@@ -46,7 +46,8 @@ def _buffer(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-def _check_room(count: int, room: int) -> None:
+def check_room(count: int, room: int) -> None:
+    """Raise `InvalidValue` where more values are kept than there is room for."""
     if count > room:
         raise InvalidValue(f"{count} values of the activation are kept, and there is room for {room}.")
 
@@ -83,7 +84,7 @@ def compress(
         saved = _buffer(starts + bits + 4 * room, x.device)
         at = saved.data_ptr()
         found = native.compress_count(*which, counts.data_ptr(), at, threads)
-        _check_room(found.count, room)
+        check_room(found.count, room)
     native.compress_fill(*which, counts.data_ptr(), at, at + starts + bits, at + starts, threads)
     return saved, found.count, found.not_a_number
 
@@ -137,7 +138,7 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         kept = (flat.abs() >= limit if marks is None else marks) & (flat != 0)
         values = flat[kept]
         if room >= 0:
-            _check_room(values.numel(), room)
+            check_room(values.numel(), room)
         saved = _buffer(head + x.element_size() * max(room, values.numel()), x.device)
         packed = pack_bits(kept)
         saved[: packed.numel()] = packed
@@ -150,7 +151,7 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         saved = _buffer(head + 4 * room, x.device)
         at = saved.data_ptr()
         count = native.keep_flat(*which, at, at + head, room, threads)
-        _check_room(count, room)
+        check_room(count, room)
         return saved, count
     bits, starts = _buffer(head, x.device), _buffer(8 * (native.kept_parts(n) + 1), x.device)
     count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)

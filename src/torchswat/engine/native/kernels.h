@@ -39,6 +39,20 @@ struct Selected {
     bool not_a_number;
 };
 
+// What the selections of a pass with dense products have found; `not_a_number` is 1 for the weight, 2 for the input.
+struct DensePass {
+    float weight_limit, activation_limit;
+    int64_t weight_ties, activation_count;
+    int not_a_number;
+};
+
+// How the operands of a pass are selected, and when.
+struct Search {
+    double sparsity;
+    int period, warmup;
+    bool exact, sampled, advances, last, remembers;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -130,6 +144,13 @@ struct Selected {
     X(void, sparse_grad_input,                                                                                   \
       (const ConvShape& shape, const float* grad_y, const float* weights, const uint8_t* mask, float limit,      \
        float* grad_x, int threads))                                                                              \
+    X(DensePass, dense_forward,                                                                                  \
+      (const int64_t* state, int64_t* to, const Search& search, const float* weights, int64_t n, int64_t k,      \
+       float* selected, const float* x, int64_t entries, int64_t kept, uint8_t* saved, int64_t room,             \
+       int threads))                                                                                             \
+    X(void, dense_backward,                                                                                      \
+      (const float* weights, int64_t n, float limit, int64_t ties, float* selected, const uint8_t* saved,        \
+       int64_t entries, float* x, int threads))                                                                  \
     X(void, channel_sums, (const float* x, int64_t channels, int64_t length, float* sums, int threads))
 
 #define SWAT_DEPTHWISE(X)                                                                                        \

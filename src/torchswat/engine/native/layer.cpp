@@ -9,6 +9,7 @@
 #include "buffer.h"
 #include "kernels.h"
 #include "mask.h"
+#include "record.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
@@ -69,6 +70,78 @@ void sparse_grad_input(const ConvShape& shape, const float* grad_y, const float*
     Buffer<float> workspace{size_t(conv_workspace(shape, threads))};
     conv_grad_input(shape, grad_y, lists.starts.data, lists.values.data, lists.offsets.data, grad_x, workspace.data,
                     threads);
+}
+
+namespace {
+
+// y = x where it is kept, and zeros.
+void keep(const float* x, int64_t n, const Selected& by, float* y, int threads) {
+    if (by.ties < 0) return keep_large(x, n, by.limit, y, threads);
+    Buffer<uint8_t> mask{size_t(n)};
+    magnitude_mask(x, n, 1, by.limit, by.ties, mask.data, threads);
+    keep_marked(x, mask.data, n, y, threads);
+}
+
+}  // namespace
+
+// All that a layer does with its operands in a pass whose products are torch's dense ones, on rows that lie as their
+// shape says: it selects from the weights [n] and writes them with zeros to `selected`, selects from x [entries] and
+// writes it in the flat format to `saved`, which has room for `room` values; either is left out where its address is
+// null. Where more values are kept than there is room for, activation_count says so and nothing is gathered.
+DensePass dense_forward(const int64_t* state, int64_t* to, const Search& search, const float* weights, int64_t n,
+                        int64_t k, float* selected, const float* x, int64_t entries, int64_t kept, uint8_t* saved,
+                        int64_t room, int threads) {
+    const int64_t number = record::begin(state, to, search.advances, search.last);
+    const bool due = search.period == 1 || number < search.warmup || number % search.period == 0;
+    const auto select = [&](int word, const float* values, int64_t count, int64_t largest) {
+        return select_operand(reinterpret_cast<double*>(to + word), values, count, largest, search.sparsity, due,
+                              search.exact, search.sampled, !search.remembers, threads);
+    };
+    DensePass found{0, 0, -1, -1, 0};
+    record::Chosen of_weight{0, -1, -1, -1}, of_activation{0, -1, -1, -1};
+    const auto counted = [&](Selected& by, const float* values, int64_t count) {
+        if (by.count >= 0 || by.not_a_number) return;
+        const Threshold all = count_kept(values, count, by.limit, threads);
+        by.count = all.greater + all.equal;
+        by.not_a_number = all.not_a_number;
+    };
+    if (weights) {
+        Selected by = select(record::weight, weights, n, k);
+        counted(by, weights, n);
+        if (by.not_a_number) return found.not_a_number = 1, found;
+        if (selected) keep(weights, n, by, selected, threads);
+        found.weight_limit = by.limit;
+        found.weight_ties = by.ties;
+        of_weight = {by.limit, by.ties, by.count, double(by.count) / double(n)};
+    }
+    if (saved) {
+        Selected by = select(record::activation, x, entries, kept);
+        counted(by, x, entries);
+        if (by.not_a_number) return found.not_a_number = 2, found;
+        auto* bits = reinterpret_cast<uint64_t*>(saved);
+        auto* values = reinterpret_cast<float*>(bits + (entries + 63) / 64);
+        if (by.ties < 0) {
+            found.activation_count = keep_flat(x, nullptr, by.limit, entries, bits, values, room, threads);
+        } else {
+            Buffer<uint8_t> mask{size_t(entries)};
+            magnitude_mask(x, entries, 1, by.limit, by.ties, mask.data, threads);
+            found.activation_count = keep_flat(x, mask.data, 0, entries, bits, values, room, threads);
+        }
+        found.activation_limit = by.limit;
+        const int64_t count = found.activation_count;
+        of_activation = {by.limit, by.ties, count, double(count) / double(entries)};
+    }
+    record::end(to, search.remembers, search.sparsity, of_weight, of_activation, 0);
+    return found;
+}
+
+// The same operands again for the backward pass; either is left out where its address is null.
+void dense_backward(const float* weights, int64_t n, float limit, int64_t ties, float* selected, const uint8_t* saved,
+                    int64_t entries, float* x, int threads) {
+    if (selected) keep(weights, n, {limit, ties, -1, false}, selected, threads);
+    if (!x) return;
+    const auto* bits = reinterpret_cast<const uint64_t*>(saved);
+    scatter_kept(reinterpret_cast<const float*>(bits + (entries + 63) / 64), bits, entries, x, threads);
 }
 
 // The sum of each of `channels` stretches of `length`: of a bias, the gradient.

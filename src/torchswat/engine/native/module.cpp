@@ -7,10 +7,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <type_traits>
 
 #include "dispatch.h"
+#include "record.h"
 
 namespace nb = nanobind;
 using namespace torchswat;
@@ -35,33 +35,15 @@ void bind(nb::module_& module, const char* name, const char* signature, Result (
         signature);
 }
 
-// The words of a layer's state and of the record of one pass, each of 64 bits; engine/state.py names them for Python.
-enum Word { iteration, sparsity, weight, activation = weight + 3, weight_limit = activation + 3, weight_ties,
-            activation_limit, activation_count, products, words = 16 };
-
-void put(int64_t* record, int at, double value) { std::memcpy(record + at, &value, sizeof value); }
-
-int64_t begin_pass(uintptr_t state, uintptr_t record, bool advances, bool last) {
-    auto* to = reinterpret_cast<int64_t*>(record);
-    if (state != record) std::memcpy(to, reinterpret_cast<const int64_t*>(state), sizeof(int64_t) * words);
-    const int64_t number = last && to[iteration] > 0 ? to[iteration] - 1 : to[iteration];
-    to[iteration] += advances;
-    return number;
+int64_t begin_pass(uintptr_t state, uintptr_t to, bool advances, bool last) {
+    return record::begin(reinterpret_cast<const int64_t*>(state), reinterpret_cast<int64_t*>(to), advances, last);
 }
 
-void end_pass(uintptr_t record, bool remembers, double sparsity_now, double limit_of_weight, int64_t ties_of_weight,
+void end_pass(uintptr_t to, bool remembers, double sparsity, double limit_of_weight, int64_t ties_of_weight,
               double density_of_weight, double limit_of_activation, int64_t count_of_activation,
-              double density_of_activation, int64_t which_products) {
-    auto* to = reinterpret_cast<int64_t*>(record);
-    put(to, weight_limit, limit_of_weight);
-    to[weight_ties] = ties_of_weight;
-    put(to, activation_limit, limit_of_activation);
-    to[activation_count] = count_of_activation;
-    to[products] = which_products;
-    if (!remembers) return;
-    put(to, sparsity, sparsity_now);
-    if (density_of_weight >= 0) put(to, weight + 2, density_of_weight);
-    if (density_of_activation >= 0) put(to, activation + 2, density_of_activation);
+              double density_of_activation, int64_t products) {
+    record::end(reinterpret_cast<int64_t*>(to), remembers, sparsity, {limit_of_weight, ties_of_weight, 0, density_of_weight},
+                {limit_of_activation, -1, count_of_activation, density_of_activation}, products);
 }
 
 }  // namespace
@@ -96,6 +78,13 @@ NB_MODULE(_native, module) {
         .def_ro("count", &Selected::count)
         .def_ro("not_a_number", &Selected::not_a_number);
 
+    nb::class_<DensePass>(module, "DensePass", "What a pass with dense products has selected; see kernels.h.")
+        .def_ro("weight_limit", &DensePass::weight_limit)
+        .def_ro("activation_limit", &DensePass::activation_limit)
+        .def_ro("weight_ties", &DensePass::weight_ties)
+        .def_ro("activation_count", &DensePass::activation_count)
+        .def_ro("not_a_number", &DensePass::not_a_number);
+
     nb::class_<PackedWeights>(module, "PackedWeights", "Where the packed weights of a product go; no addresses: nowhere.")
         .def(nb::init<>())
         .def("__init__",
@@ -103,6 +92,9 @@ NB_MODULE(_native, module) {
                  new (self) PackedWeights{reinterpret_cast<int32_t*>(starts), reinterpret_cast<float*>(values),
                                           reinterpret_cast<uint16_t*>(offsets)};
              });
+
+    nb::class_<Search>(module, "Search", "How the operands of a pass are selected, and when.")
+        .def(nb::init<double, int, int, bool, bool, bool, bool, bool>());
 
     nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
         .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
