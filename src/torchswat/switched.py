@@ -164,8 +164,23 @@ class ChwnBatchNorm2d(nn.BatchNorm2d):
             output = norm_ops.traced(self, input)
             return super().forward(input) if output is None else output
         if not fuses(self, input):
-            return super().forward(input)
+            return _rounded(self, input) if _is_narrow_chwn(self, input) else super().forward(input)
         return normalised(self, input, None, False, self.norm_input)
+
+
+def _is_narrow_chwn(norm: nn.BatchNorm2d, input: Tensor) -> bool:
+    """Return whether `input` is what a sparse layer returns under autocast: CHWN, rounded to 16 bits."""
+    narrow = input.dtype in (torch.bfloat16, torch.float16)
+    return narrow and norm.training and input.dim() == 4 and ops.is_inner(input) and input.is_cpu
+
+
+def _rounded(norm: ChwnBatchNorm2d, input: Tensor) -> Tensor:
+    """Return ``norm(input)`` computed in float32, in which the compiled kernels are faster than torch in 16 bits."""
+    with torch.autocast("cpu", enabled=False):
+        wide = input.float()
+        if not fuses(norm, wide):
+            return nn.BatchNorm2d.forward(norm, wide).to(input.dtype)
+        return normalised(norm, wide, None, False, norm.norm_input).to(input.dtype)
 
 
 class ChwnReLU(nn.ReLU):
@@ -173,6 +188,10 @@ class ChwnReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         in_torch = _differentiates(input) and not (self.inplace and input._is_view())
+        if (
+            input.dtype in (torch.bfloat16, torch.float16) and input.is_cpu
+        ):  # packing bits costs more than they save
+            return super().forward(input)
         if not in_torch and not takes(input):
             return super().forward(input)
         output = _ReLU.apply(input, self.inplace)
