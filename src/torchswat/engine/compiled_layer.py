@@ -235,9 +235,9 @@ def forward(
     Where it is to be done `inplace`, the state of the layer becomes the record.
     """
     plain = weight_mask is None and activation_mask is None and schedule is None
-    if plain and not a.products and not a.chwn and (a.room >= 0 or not a.save) and not a.recompute:
-        if x.is_contiguous() and weight.is_contiguous() and not is_depthwise(x.shape, weight, a):
-            return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
+    plain = plain and not a.products and not a.chwn and (a.room >= 0 or not a.save) and not a.recompute
+    if plain and x.is_contiguous() and weight.is_contiguous() and not is_depthwise(x.shape, weight, a):
+        return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
     sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
