@@ -37,7 +37,7 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         from torchswat.engine import _native  # type: ignore[attr-defined]
     except ImportError as error:
-        return None, str(error)
+        return None, str(error).partition(" (")[0]  # without the path of this machine
     try:
         return _native, f"compiled, {_native.isa()}"
     except ValueError as error:
