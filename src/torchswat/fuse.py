@@ -1,7 +1,7 @@
 """Fusion on request: `fuse_` finds chains of batch norm, sum and ReLU, `unfuse_` undoes it.
 
-Each container is looked at by itself: the graph of its own forward (`torchswat.containers`) shows who reads
-what. A chain is fused where that graph proves that nobody else can see what is inside.
+Each container is traced by itself: the graph of its own forward (`torchswat.containers`) shows the consumers of each
+output. A chain is fused where that graph proves that no other code can hold what is inside.
 """
 
 from __future__ import annotations

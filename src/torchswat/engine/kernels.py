@@ -27,7 +27,7 @@ UNIT = 16  # positions in a word of the bits of compressed activations
 
 
 def is_inner(x: Tensor) -> bool:
-    """Tell whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
+    """Return whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
     return x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
 
 
