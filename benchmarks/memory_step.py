@@ -1,10 +1,8 @@
-"""Time training steps that keep little for the backward pass against the same that keep what is at hand.
+"""Time training steps that recompute inputs of layers in the backward pass against the same that save them all.
 
 python benchmarks/memory_step.py [REPEATS]
 
-What is at hand: weights packed for the second product in the forward pass already, activations compressed
-there wherever they are read. Both sides run the same kernels, in turns in one process. Writes
-``docs/results/memory-step.json``.
+Both sides run the same kernels, in turns in one process. Writes ``docs/results/memory-step.json``.
 """
 
 from __future__ import annotations
@@ -19,55 +17,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchswat import fuse_, layers, models, sparsify_
+from torchswat import fuse_, models, sparsify_
 from torchswat.bench.race import median, race, spread
 from torchswat.bench.record import Record, circumstances
-from torchswat.layers import Operands, Saved, SparseConv2d, SparseLayer
+from torchswat.layers import SparseConv2d
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "memory-step.json"
 NETWORKS, SPARSITIES, BATCH_SIZE = ("resnet18", "vgg16"), (0.5, 0.7, 0.8), 128
 
 
 @contextmanager
-def _kept_at_hand() -> Iterator[None]:
-    """Keep operands in the forms that products take, from the forward pass on."""
-    operands_of, saved, convolve = SparseLayer._operands, layers.Saved, SparseConv2d.forward_recomputing
-    products: Any = None
+def _saved_at_hand() -> Iterator[None]:
+    """Save the input of every layer compressed, also where it could be recomputed."""
+    original = SparseConv2d.forward_recomputing
 
-    class Whole(Saved):
-        @classmethod
-        def of(cls, tensor: Tensor, selection: Any) -> Saved:
-            is_weight = selection is not layers.NOT_ZERO
-            return Saved(products.grad_input_weight(tensor, selection) if is_weight else (tensor,))
+    def without(layer: SparseConv2d, input: Tensor, recompute: Any) -> Tensor:
+        return original(layer, input, None)
 
-    def operands(layer: SparseLayer, its_products: Any, *arguments: Any) -> Operands:
-        nonlocal products
-        products = its_products
-        return operands_of(layer, its_products, *arguments)
-
-    SparseLayer._operands, layers.Saved = operands, Whole  # type: ignore
-    SparseConv2d.forward_recomputing = lambda layer, input, recompute: convolve(layer, input, None)  # type: ignore
+    SparseConv2d.forward_recomputing = without
     try:
         yield
     finally:
-        SparseLayer._operands, layers.Saved = operands_of, saved  # type: ignore
-        SparseConv2d.forward_recomputing = convolve  # type: ignore
+        SparseConv2d.forward_recomputing = original
 
 
 def _compare(name: str, sparsity: float, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = sparsify_(models.create(name).train(), "swat", sparsity, method="sample")
     fuse_(model)
-    pictures, classes = torch.randn(BATCH_SIZE, 3, 32, 32), torch.randint(10, (BATCH_SIZE,))
+    images, classes = torch.randn(BATCH_SIZE, 3, 32, 32), torch.randint(10, (BATCH_SIZE,))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(pictures), classes).backward()
+        F.cross_entropy(model(images), classes).backward()
         optimizer.step()
 
     def at_hand() -> None:
-        with _kept_at_hand():
+        with _saved_at_hand():
             step()
 
     samples = race({"kept small": step, "kept at hand": at_hand}, repeats)

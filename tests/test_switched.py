@@ -320,3 +320,22 @@ def test_a_last_smaller_batch(n):
         reference.check_close(model(x), plain(x), 1e-4)
     reference.check_close(model[1].running_var, plain[1].running_var, 1e-5)
     assert model[1].num_batches_tracked == 3
+
+
+def test_a_batch_norm_of_rounded_chwn_tensors_under_autocast():
+    """What a sparse layer returns under autocast: statistics in float32, the output rounded."""
+    norm = nn.BatchNorm2d(4).train()
+    switched_norm = copy.deepcopy(norm)
+    switched_norm.__class__ = ChwnBatchNorm2d
+    x = torch.randn(4, 5, 6, 16).permute(3, 0, 1, 2).to(torch.bfloat16)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = switched_norm(ours), norm(theirs.float())
+    gradient = torch.randn(y.shape)
+    y.backward(gradient.to(torch.bfloat16))
+    expected.backward(gradient)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected.detach(), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(switched_norm.running_mean, norm.running_mean)
+    torch.testing.assert_close(switched_norm.running_var, norm.running_var)

@@ -11,13 +11,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torchswat.engine import kept
-from torchswat.engine.loader import engine
+from torchswat.engine import kept, saved
+from torchswat.engine.loader import engine, native_for
 from torchswat.engine.topk import Selection
 
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ENGINES = ["auto", "reference"]
 lengths = st.one_of(st.integers(1, 300), st.sampled_from([65_535, 65_536, 65_537, 200_001]))
+
+
+def keep(x: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, int]:
+    return saved.keep_flat(native_for(x), x, selection.mask, selection.limit, -1)
+
+
+def restore(buffer: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return saved.restore_flat(native_for(like), buffer, like)
 
 
 def layouts(size: tuple[int, int, int, int]) -> list[torch.Tensor]:
@@ -38,13 +46,13 @@ def test_kernels_keep_what_a_limit_says(native: ModuleType, n: int, limit: float
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        values, bits = kept.keep(x, selection)
-        restored = kept.restore((values, bits), torch.full([n], 7.0))
+        buffer, count = keep(x, selection)
+        restored = restore(buffer, torch.full([n], 7.0))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(restored, selection.kept(x))
-    assert values.numel() == int((selection.kept(x) != 0).sum())
-    assert values.untyped_storage().nbytes() == 4 * values.numel()  # and not a byte more
+    assert count == int((selection.kept(x) != 0).sum())
+    assert buffer.untyped_storage().nbytes() == 8 * -(-n // 64) + 4 * count  # and not a byte more
 
 
 @fast
@@ -52,8 +60,8 @@ def test_kernels_keep_what_a_limit_says(native: ModuleType, n: int, limit: float
 def test_kernels_keep_what_a_mask_says(native: ModuleType, n: int, density: float) -> None:
     x, mask = torch.randn(n), torch.rand(n) < density
     x[::7] = 0
-    found = kept.keep(x, Selection(mask))
-    assert torch.equal(kept.restore(found, torch.empty(n)), x * mask)
+    buffer, _ = keep(x, Selection(mask))
+    assert torch.equal(restore(buffer, torch.empty(n)), x * mask)
 
 
 @pytest.mark.parametrize("which", ENGINES)
@@ -64,25 +72,25 @@ def test_any_layout_and_dtype_in_every_engine(which: str, dtype: torch.dtype) ->
         selection = Selection(mask=torch.rand(x.shape) < 0.3)
         with engine(which):
             for chosen in (selection, Selection(limit=0.8)):
-                found = kept.keep(x, chosen)
+                buffer, _ = keep(x, chosen)
                 like = torch.empty_strided(x.shape, x.stride(), dtype=dtype)
-                assert torch.equal(kept.restore(found, like), chosen.kept(x))
+                assert torch.equal(restore(buffer, like), chosen.kept(x))
 
 
 @pytest.mark.parametrize("which", ENGINES)
 def test_not_a_number_is_kept_by_a_mask_and_infinity_by_a_limit(which: str) -> None:
     with engine(which):
         x = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
-        values, _ = kept.keep(x, Selection(mask=torch.tensor([False, True, True, True])))
+        values = keep(x, Selection(mask=torch.tensor([False, True, True, True])))[0][8:].view(torch.float32)
         assert values.isnan().tolist() == [True, False] and values[1] == float("inf")
-        assert kept.keep(x, Selection(limit=2.0))[0].tolist() == [float("inf")]
+        assert keep(x, Selection(limit=2.0))[0][-4:].view(torch.float32).tolist() == [float("inf")]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_bits_are_what_they_were_packed_from(marks: list[bool]) -> None:
-    bits = kept.pack_bits(torch.tensor(marks))
+    bits = saved.pack_bits(torch.tensor(marks))
     assert bits.numel() == -(-len(marks) // 8)
-    assert kept.unpack_bits(bits, len(marks)).tolist() == marks
+    assert saved.unpack_bits(bits, len(marks)).tolist() == marks
 
 
 @pytest.mark.parametrize("which", ENGINES)
