@@ -26,7 +26,7 @@ sizes = st.tuples(st.integers(2, 9), st.integers(2, 5), st.integers(2, 6), st.in
 LAYOUTS = {
     "nchw": lambda x: x,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "inner": ops.to_inner,
+    "chwn": ops.to_chwn,
 }
 
 
@@ -60,8 +60,8 @@ def pair(channels: int, **settings) -> tuple[BatchNormReLU2d, nn.BatchNorm2d]:
     return fused, plain
 
 
-def inner(*size: int) -> Tensor:
-    return ops.to_inner(torch.randn(size))
+def chwn(*size: int) -> Tensor:
+    return ops.to_chwn(torch.randn(size))
 
 
 # ---- the same numbers --------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_the_compiled_kernels_agree_with_float64(residual):
     fused, plain = pair(4)
     x, other, gradient = torch.randn(3, 8, 4, 6, 6)
     plain = plain.double()
-    actual = passes(fused, ops.to_inner(x), ops.to_inner(other) if residual else None, gradient)
+    actual = passes(fused, ops.to_chwn(x), ops.to_chwn(other) if residual else None, gradient)
     expected = passes(plain, x.double(), other.double() if residual else None, gradient.double())
     for name, value in expected.items():
         torch.testing.assert_close(actual[name].double(), value.double(), rtol=1e-4, atol=1e-5)
@@ -294,7 +294,7 @@ def test_it_says_what_it_is():
 
 def test_another_number_of_channels_is_refused_as_by_torch():
     with pytest.raises(RuntimeError, match="running_mean should contain 6 elements not 4"):
-        BatchNormReLU2d(4)(inner(8, 6, 6, 6))
+        BatchNormReLU2d(4)(chwn(8, 6, 6, 6))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(4, 4, 1))
     with pytest.raises(RuntimeError, match="running_mean should contain 4 elements not 6"):
         sparsify_(model, sparsity=0.5)(torch.randn(8, 3, 6, 6))
@@ -307,7 +307,7 @@ def test_another_number_of_channels_is_refused_as_by_torch():
 )
 def test_parameters_of_other_strides_and_dtypes(name, odd):
     fused, plain = pair(4)
-    x, gradient = inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    x, gradient = chwn(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
     expanded = torch.ones(1).expand(4)
     changed = {"strided": torch.rand(8)[::2], "expanded": expanded, "float64": torch.ones(4).double()}[odd]
     for layer in (fused, plain):
@@ -332,7 +332,7 @@ def test_parameters_of_other_strides_and_dtypes(name, odd):
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
 def test_the_default_dtype_and_device_change_nothing(norm_input, default):
     """A float32 model computes the same: forward, backward, with residual, and between sparse layers."""
-    x, other, gradient = inner(8, 4, 6, 6), inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    x, other, gradient = chwn(8, 4, 6, 6), chwn(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
     fused, _ = pair(4, norm_input=norm_input)
     model = sparsify_(sparse_body(), sparsity=0.6, norm_input=norm_input, method="sample")
     twins = copy.deepcopy((fused, model))
@@ -374,7 +374,7 @@ def test_what_is_saved_may_come_back_in_another_layout(norm_input):
     """Hooks on saved tensors promise their values, not their strides."""
     fused, _ = pair(4, norm_input=norm_input)
     model = sparsify_(sparse_body(), sparsity=0.6, norm_input=norm_input)
-    x, gradient = inner(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
+    x, gradient = chwn(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
     twins = copy.deepcopy((fused, model))
     expected = passes(fused, x, None, gradient), training(model, x)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone().contiguous(), lambda t: t):
@@ -387,7 +387,7 @@ def test_what_is_saved_may_come_back_in_another_layout(norm_input):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_recalibration_without_gradients(mode):
     fused, plain = pair(4)
-    x = inner(8, 4, 6, 6)
+    x = chwn(8, 4, 6, 6)
     with mode():
         ours, theirs = fused(x), plain(x).relu()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -397,7 +397,7 @@ def test_recalibration_without_gradients(mode):
 
 
 def test_an_output_is_recomputed_bitwise():
-    x = inner(8, 4, 6, 6).requires_grad_()
+    x = chwn(8, 4, 6, 6).requires_grad_()
     fused, _ = pair(4)
     y, info = recomputable(fused, x, None, True, "whole")
     if info is None:
@@ -414,7 +414,7 @@ def test_an_output_is_recomputed_bitwise():
 def test_a_changed_input_spoils_no_gradient_of_a_layer_behind():
     conv = sparsify_(nn.Sequential(nn.Conv2d(4, 8, 3, padding=1)), sparsity=0.5)
     fused, _ = pair(4)
-    x = inner(8, 4, 6, 6)
+    x = chwn(8, 4, 6, 6)
 
     def gradient(y: Tensor) -> Tensor:
         return torch.autograd.grad(conv(y).square().sum(), conv[0].weight)[0]

@@ -44,7 +44,7 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_changes_of_layout_are_differentiable_when_compiled(backend):
     x = torch.randn(3, 4, 5, 6, requires_grad=True)
-    compiled = torch.compile(lambda x: (ops.as_inner(x).sin() * 2).sum(), backend=backend, fullgraph=True)
+    compiled = torch.compile(lambda x: (ops.as_chwn(x).sin() * 2).sum(), backend=backend, fullgraph=True)
     compiled(x).backward()
     torch.testing.assert_close(x.grad, 2 * x.detach().cos())
 

@@ -37,10 +37,10 @@ def test_numbers_gradients_and_layout(size, channels, dim, data):
     plain = [torch.randn(n, c, h, w) for c in channels]
     chosen = data.draw(st.integers(0, len(plain) - 1))  # one is enough, the others have any layout
     leaves = [x.clone().requires_grad_() for x in plain]
-    inner = [ops.to_inner(x) if i % 2 else x for i, x in enumerate(leaves)]
-    inner[chosen] = ops.to_inner(leaves[chosen])
-    result = concatenate(inner, dim)
-    assert type(result) is Tensor and ops.is_inner(result)
+    chwn = [ops.to_chwn(x) if i % 2 else x for i, x in enumerate(leaves)]
+    chwn[chosen] = ops.to_chwn(leaves[chosen])
+    result = concatenate(chwn, dim)
+    assert type(result) is Tensor and ops.is_chwn(result)
     assert torch.equal(result, torch.cat(plain, 1))
     gradient = torch.randn_like(result)
     result.backward(gradient)
@@ -49,15 +49,15 @@ def test_numbers_gradients_and_layout(size, channels, dim, data):
 
 
 def test_any_other_concatenation_is_torchs():
-    inner = ops.to_inner(torch.randn(4, 2, 3, 3))
-    nchw = inner.contiguous()
+    chwn = ops.to_chwn(torch.randn(4, 2, 3, 3))
+    nchw = chwn.contiguous()
     assert concatenate([nchw, nchw]).is_contiguous()
-    wider = concatenate([inner, torch.ones(4, 1, 3, 3, dtype=torch.float64)])
+    wider = concatenate([chwn, torch.ones(4, 1, 3, 3, dtype=torch.float64)])
     assert wider.dtype == torch.float64 and torch.equal(wider[:, :2].float(), nchw)
     rows = torch.randn(2, 3, 4)
     assert torch.equal(concatenate([rows, rows], -3), torch.cat([rows, rows], -3))
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
-        concatenate([inner, ops.to_inner(torch.randn(4, 2, 5, 3))])
+        concatenate([chwn, ops.to_chwn(torch.randn(4, 2, 5, 3))])
 
 
 # ---- in models ---------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_every_batch_norm_between_sparse_layers_gets_the_engines_layout(make, mo
     one_pass = fused.recomputable
 
     def looking(norm: nn.Module, x: Tensor, *rest: object):
-        seen[str(len(seen))] = ops.is_inner(x)
+        seen[str(len(seen))] = ops.is_chwn(x)
         return one_pass(norm, x, *rest)
 
     monkeypatch.setattr(fused, "recomputable", looking)
@@ -115,7 +115,7 @@ def test_a_batch_norm_converts_where_a_sparse_layer_behind_it_would(monkeypatch)
     monkeypatch.setattr(
         type(model[2]),
         "forward_recomputing",
-        lambda layer, x, info: (seen.append(ops.is_inner(x)), forward(layer, x, info))[1],
+        lambda layer, x, info: (seen.append(ops.is_chwn(x)), forward(layer, x, info))[1],
     )
     x = torch.randn(4, 3, 6, 6)
     model(x)

@@ -35,7 +35,7 @@ class Chwn(nn.Module):
     """What a sparse layer does to its input as far as a batch norm sees it: the layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.to_inner(x)
+        return ops.to_chwn(x)
 
 
 class Block(nn.Module):
@@ -699,7 +699,7 @@ def test_unfuse_and_desparsify_restore_everything():
 
 def test_nothing_is_held_by_a_cycle():
     model = prepare_(Block(False), "fused")
-    x = ops.to_inner(images())
+    x = ops.to_chwn(images())
     inputs = weakref.ref(x)
     model(x).sum().backward()
     del x

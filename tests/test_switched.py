@@ -28,11 +28,11 @@ needs_native = pytest.mark.skipif(
 )
 
 
-class Inner(nn.Module):
+class Chwn(nn.Module):
     """What a sparse layer does to its input as far as its neighbours see it: the layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.to_inner(x)
+        return ops.to_chwn(x)
 
 
 def passes(model: nn.Module, x: Tensor, gradient: Tensor | None = None) -> dict[str, Tensor]:
@@ -84,17 +84,17 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.i
 def test_batch_norm(size, affine, momentum, eps, relu):
     n, c, h, w = size
     assume(n * h * w > 3)  # of fewer values the gradient is next to nothing: what is left is rounding
-    layers = [Inner(), norm(c, affine=affine, momentum=momentum, eps=eps), *[nn.ReLU()] * relu]
+    layers = [Chwn(), norm(c, affine=affine, momentum=momentum, eps=eps), *[nn.ReLU()] * relu]
     check_same(nn.Sequential(*layers), shifted(*size), relative=1e-4 if n * h * w < 8 else 1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"track_running_stats": False}])
 def test_batch_norms_that_the_kernels_do_not_do(settings):
-    check_same(nn.Sequential(Inner(), norm(4, **settings), nn.ReLU()), shifted(6, 4, 5, 5))
+    check_same(nn.Sequential(Chwn(), norm(4, **settings), nn.ReLU()), shifted(6, 4, 5, 5))
 
 
 def test_evaluation_uses_the_running_statistics():
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU())
     check_same(model, shifted(6, 4, 5, 5))
     twin = plain_copy(model).double()
     x = shifted(6, 4, 5, 5)
@@ -111,14 +111,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def test_frozen_parameters_get_no_gradient():
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU())
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU())
     model[1].weight.requires_grad_(False)
     check_same(model, shifted(6, 4, 5, 5))
     assert model[1].weight.grad is None and model[1].bias.grad is not None
 
 
 def test_one_value_a_channel_is_refused_as_by_torch():
-    model = nn.Sequential(Inner(), norm(4))
+    model = nn.Sequential(Chwn(), norm(4))
     switch_(model)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(shifted(1, 4, 1, 1))
@@ -126,13 +126,13 @@ def test_one_value_a_channel_is_refused_as_by_torch():
 
 @given(sizes, st.booleans())
 def test_relu(size, inplace):
-    check_same(nn.Sequential(Inner(), nn.ReLU(inplace)), shifted(*size))
+    check_same(nn.Sequential(Chwn(), nn.ReLU(inplace)), shifted(*size))
 
 
 def test_relu_passes_nan_on_as_torch_does():
     x = shifted(6, 4, 5, 5)
     x[3, 2, 1, 0], x[0, 0, 0, 0] = float("nan"), float("inf")
-    model = nn.Sequential(Inner(), nn.ReLU())
+    model = nn.Sequential(Chwn(), nn.ReLU())
     switch_(model)
     torch.testing.assert_close(model(x), x.relu(), equal_nan=True, rtol=0, atol=0)
 
@@ -142,29 +142,29 @@ def test_max_pool(size, geometry, ceil_mode):
     kernel, stride, padding = geometry
     assume(min(size[2:]) + 2 * padding >= kernel)
     pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
-    check_same(nn.Sequential(Inner(), nn.ReLU(), pool), shifted(*size))
+    check_same(nn.Sequential(Chwn(), nn.ReLU(), pool), shifted(*size))
 
 
 @pytest.mark.parametrize("settings", [{"dilation": 2}, {"stride": (2, 1)}, {"padding": (1, 0)}])
 def test_max_pools_that_the_kernels_do_not_do(settings):
-    check_same(nn.Sequential(Inner(), nn.MaxPool2d(3, **settings)), shifted(5, 3, 8, 8))
+    check_same(nn.Sequential(Chwn(), nn.MaxPool2d(3, **settings)), shifted(5, 3, 8, 8))
 
 
 @given(sizes, st.sampled_from([2, (2, 1), (1, 3), 4]), st.booleans())
 def test_average_pool(size, kernel, ceil_mode):
     rows, columns = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     assume(size[2] >= rows and size[3] >= columns)
-    check_same(nn.Sequential(Inner(), nn.AvgPool2d(kernel, ceil_mode=ceil_mode)), shifted(*size))
+    check_same(nn.Sequential(Chwn(), nn.AvgPool2d(kernel, ceil_mode=ceil_mode)), shifted(*size))
 
 
 @pytest.mark.parametrize("settings", [{"stride": 1}, {"padding": 1}, {"divisor_override": 3}])
 def test_average_pools_that_the_kernels_do_not_do(settings):
-    check_same(nn.Sequential(Inner(), nn.AvgPool2d(3, **settings)), shifted(5, 3, 8, 8))
+    check_same(nn.Sequential(Chwn(), nn.AvgPool2d(3, **settings)), shifted(5, 3, 8, 8))
 
 
 @given(sizes, st.sampled_from([1, (1, 1), (None, 1), 2]))
 def test_averages_over_the_map(size, output_size):
-    check_same(nn.Sequential(Inner(), nn.AdaptiveAvgPool2d(output_size)), shifted(*size))
+    check_same(nn.Sequential(Chwn(), nn.AdaptiveAvgPool2d(output_size)), shifted(*size))
 
 
 @needs_native
@@ -172,19 +172,19 @@ def test_averages_over_the_map(size, output_size):
     "pool", [nn.AvgPool2d(2), nn.AvgPool2d((2, 4)), nn.AdaptiveAvgPool2d(1), PaddingShortcut(4, 8, 2)]
 )
 def test_average_pools_and_shortcuts_keep_the_layout(pool):
-    model = nn.Sequential(Inner(), pool)
+    model = nn.Sequential(Chwn(), pool)
     switch_(model)
-    assert ops.is_inner(model(shifted(6, 4, 8, 8)))
+    assert ops.is_chwn(model(shifted(6, 4, 8, 8)))
 
 
 @given(sizes, st.integers(1, 3), st.integers(0, 4))
 def test_padding_shortcut(size, stride, new_channels):
     shortcut = PaddingShortcut(size[1], size[1] + new_channels, stride)
-    check_same(nn.Sequential(Inner(), shortcut), shifted(*size))
+    check_same(nn.Sequential(Chwn(), shortcut), shifted(*size))
 
 
 def test_a_maximum_over_a_window_larger_than_the_kernels():
-    check_same(nn.Sequential(Inner(), nn.MaxPool2d(20)), shifted(8, 4, 20, 20))
+    check_same(nn.Sequential(Chwn(), nn.MaxPool2d(20)), shifted(8, 4, 20, 20))
 
 
 def test_max_pool_returns_indices_where_asked():
@@ -192,19 +192,19 @@ def test_max_pool_returns_indices_where_asked():
     x = shifted(5, 3, 8, 8)
     expected = pool(x)
     switch_(pool)
-    for actual, wanted in zip(pool(ops.to_inner(x)), expected, strict=True):
+    for actual, wanted in zip(pool(ops.to_chwn(x)), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 
 @needs_native
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_the_layout_is_kept(ceil_mode):
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=ceil_mode), nn.ReLU(True))
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=ceil_mode), nn.ReLU(True))
     switch_(model)
     x = shifted(6, 4, 8, 8)
     for layer in model:
         x = layer(x)
-        assert ops.is_inner(x)
+        assert ops.is_chwn(x)
 
 
 def test_inputs_in_any_other_layout_or_number():
@@ -219,7 +219,7 @@ def test_inputs_in_any_other_layout_or_number():
 
 
 def test_the_reference_engine_gives_the_same():
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
     switch_(model)
     twin = copy.deepcopy(model)
     x = shifted(6, 4, 8, 8)
@@ -238,7 +238,7 @@ class Residual(nn.Module):
         self.norm, self.again, self.relu = norm(4), norm(4), nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.norm(ops.to_inner(x)))
+        out = self.relu(self.norm(ops.to_chwn(x)))
         out = self.again(out)
         out += x
         return self.relu(self.relu(out) - 0.1)
@@ -256,7 +256,7 @@ class Twice(nn.Module):
         self.norm, self.relu = norm(4), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.norm(ops.to_inner(x))) - self.relu(self.norm(ops.to_inner(x.flip(0) * x)))
+        return self.relu(self.norm(ops.to_chwn(x))) - self.relu(self.norm(ops.to_chwn(x.flip(0) * x)))
 
 
 def test_a_batch_norm_that_is_used_twice():
@@ -264,7 +264,7 @@ def test_a_batch_norm_that_is_used_twice():
 
 
 def test_gradients_may_be_expanded_or_of_any_layout():
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
     plain = copy.deepcopy(model)
     switch_(model)
     x = shifted(6, 4, 8, 8)
@@ -312,7 +312,7 @@ def test_copies_do_the_same(duplicate):
 @settings(max_examples=10)
 @given(st.integers(2, 20))
 def test_a_last_smaller_batch(n):
-    model = nn.Sequential(Inner(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(Chwn(), norm(4), nn.ReLU(), nn.MaxPool2d(2))
     plain = copy.deepcopy(model)
     switch_(model)
     for batch in (n, 1, n):

@@ -32,13 +32,13 @@ def concatenate(tensors: Sequence[Tensor], dim: int = 1) -> Tensor:
 
     Examples
     --------
-    >>> x = ops.to_inner(torch.randn(4, 2, 3, 3))
-    >>> ops.is_inner(concatenate([x, torch.randn(4, 1, 3, 3)]))
+    >>> x = ops.to_chwn(torch.randn(4, 2, 3, 3))
+    >>> ops.is_chwn(concatenate([x, torch.randn(4, 1, 3, 3)]))
     True
     """
     if not _stays(tensors):
         return torch.cat(list(tensors), dim)
-    rows = [ops.as_inner(tensor).permute(1, 2, 3, 0) for tensor in tensors]  # (C, H, W, N), as in memory
+    rows = [ops.as_chwn(tensor).permute(1, 2, 3, 0) for tensor in tensors]  # (C, H, W, N), as in memory
     return torch.cat(rows).permute(3, 0, 1, 2)
 
 
@@ -46,4 +46,4 @@ def _stays(tensors: Sequence[Tensor]) -> bool:
     if not runs_eagerly(*tensors) or any(t.dim() != 4 for t in tensors):
         return False
     same = len({(t.dtype, t.device, len(t), *t.shape[2:]) for t in tensors}) == 1
-    return same and any(map(ops.is_inner, tensors))
+    return same and any(map(ops.is_chwn, tensors))

@@ -212,8 +212,8 @@ def recomputable_chain(
 ) -> tuple[Tensor, RecomputeInfo | None]:
     """Return what `norm_chain` does, and what it can be recomputed from."""
     if fuses(norm, x) and (not sums or _fits(residual, x)):
-        if consumers and not ops.is_inner(x) and any(layer.takes_inner(x) for layer in consumers):
-            x = ops.as_inner(x)
+        if consumers and not ops.is_chwn(x) and any(layer.takes_chwn(x) for layer in consumers):
+            x = ops.as_chwn(x)
         norm_input = norm.__dict__.get("norm_input", "whole")
         return recomputable(norm, x, residual if sums else None, bool(relu), norm_input)
     y = norm(x)

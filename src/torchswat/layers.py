@@ -461,7 +461,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(tensor, self._reversed_padding_repeated_twice, mode=mode)
 
-    def takes_inner(self, input: Tensor) -> bool:
+    def takes_chwn(self, input: Tensor) -> bool:
         """Return whether an `input` (N, C, H, W) of these sizes is converted to the CHWN layout here."""
         (height, width), kernel = self._extents(input)
         fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]

@@ -92,7 +92,7 @@ def _steps(shape: Shape, settings: Sparsity) -> list[Callable[[], None]]:
     geometry = shape.input[1], k, tuple(kernel), shape.stride, shape.padding
     ours, *theirs = (nn.Conv2d(*geometry) for _ in range(3))  # type: ignore[arg-type]
     sparsify_(ours, settings)
-    first = layout.copy_to_chwn(x) if ours.takes_inner(x) else x  # type: ignore[operator]
+    first = layout.copy_to_chwn(x) if ours.takes_chwn(x) else x  # type: ignore[operator]
     theirs[1] = cast(Any, theirs[1]).to(memory_format=torch.channels_last)
     layouts = x, x.contiguous(memory_format=torch.channels_last)
     return [_step(ours, first), *(_step(layer, one) for layer, one in zip(theirs, layouts, strict=True))]

@@ -47,7 +47,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
         n, c, h, w = x.shape
         p, q = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
-        y = ops.empty_inner(n, c, p, q, like=x)
+        y = ops.empty_chwn(n, c, p, q, like=x)
         winner = buffer(y.numel(), dtype=torch.uint8)
         native().max_pool_forward(  # type: ignore[union-attr]
             *(x.data_ptr(), c, h, w, n, kernel, stride, padding),
@@ -62,8 +62,8 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         (n, c, h, w), kernel, stride, padding = ctx.sizes
-        gradient = ops.as_inner(gradient)
-        grad_x = ops.empty_inner(n, c, h, w, like=gradient)
+        gradient = ops.as_chwn(gradient)
+        grad_x = ops.empty_chwn(n, c, h, w, like=gradient)
         native().max_pool_backward(  # type: ignore[union-attr]
             *(gradient.data_ptr(), winner.data_ptr(), c, h, w, n, kernel, stride, padding),
             *(grad_x.data_ptr(), torch.get_num_threads()),
@@ -78,7 +78,7 @@ class _AveragePool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
         n, c, h, w = x.shape
         ctx.sizes = x.shape, kernel
-        y = ops.empty_inner(n, c, h // kernel[0], w // kernel[1], like=x)
+        y = ops.empty_chwn(n, c, h // kernel[0], w // kernel[1], like=x)
         native().average_forward(  # type: ignore[union-attr]
             x.data_ptr(), c, h, w, n, *kernel, y.data_ptr(), torch.get_num_threads()
         )
@@ -88,8 +88,8 @@ class _AveragePool(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (n, c, h, w), kernel = ctx.sizes
-        gradient = ops.as_inner(gradient)
-        grad_x = ops.empty_inner(n, c, h, w, like=gradient)
+        gradient = ops.as_chwn(gradient)
+        grad_x = ops.empty_chwn(n, c, h, w, like=gradient)
         native().average_backward(  # type: ignore[union-attr]
             gradient.data_ptr(), c, h, w, n, *kernel, grad_x.data_ptr(), torch.get_num_threads()
         )
@@ -103,7 +103,7 @@ class _PaddingShortcut(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:
         n, c, h, w = x.shape
         ctx.sizes = x.shape, stride
-        y = ops.empty_inner(n, c + new_channels, -(-h // stride), -(-w // stride), like=x)
+        y = ops.empty_chwn(n, c + new_channels, -(-h // stride), -(-w // stride), like=x)
         y[:, :c] = x[:, :, ::stride, ::stride]
         y[:, c:] = 0
         return y
@@ -112,7 +112,7 @@ class _PaddingShortcut(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]
         (n, c, h, w), stride = ctx.sizes
-        grad_x = ops.empty_inner(n, c, h, w, like=gradient).zero_()
+        grad_x = ops.empty_chwn(n, c, h, w, like=gradient).zero_()
         grad_x[:, :, ::stride, ::stride] = gradient[:, :c]
         return grad_x, None, None
 
@@ -171,7 +171,7 @@ class ChwnBatchNorm2d(nn.BatchNorm2d):
 def _is_narrow_chwn(norm: nn.BatchNorm2d, input: Tensor) -> bool:
     """Return whether `input` is what a sparse layer returns under autocast: CHWN, rounded to 16 bits."""
     narrow = input.dtype in (torch.bfloat16, torch.float16)
-    return narrow and norm.training and input.dim() == 4 and ops.is_inner(input) and input.is_cpu
+    return narrow and norm.training and input.dim() == 4 and ops.is_chwn(input) and input.is_cpu
 
 
 def _rounded(norm: ChwnBatchNorm2d, input: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ def test_every_product_at_every_sparsity(tiny):
 def test_both_sides_compute_the_same(product, tiny):
     shape = SHAPES[tiny]
     nchw = _Operands(product, *map(torch.randn, (shape.input, shape.weight, (16, 16, 8, 8))))
-    inner = _Operands(product, ops.to_inner(nchw.x), nchw.weight, ops.to_inner(nchw.gradient))
-    sparse = inner.multiply(
+    chwn = _Operands(product, ops.to_chwn(nchw.x), nchw.weight, ops.to_chwn(nchw.gradient))
+    sparse = chwn.multiply(
         PackedConv2dProducts(shape.stride, shape.padding, shape=shape), Selection(limit=1.0)
     )
     dense = nchw.multiply(Conv2dProducts(shape.stride, shape.padding), Selection(limit=1.0))

@@ -240,7 +240,7 @@ def main(kind: str, examples: int) -> None:
         x = torch.randn(3, 4, 5, 6)
         with engine(which):
             other = data.draw(tensors(x))
-            tried.call(operations.to_inner, [other])
+            tried.call(operations.to_chwn, [other])
             tried.call(operations.to_layout, [other, data.draw(integers)])
             tried.call(operations.to_layout, [x, data.draw(integers)])
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inner_layout import empty_inner, inner
+from chwn_layout import empty_chwn, chwn
 from test_native_grad_weight import compress
 from torch import Tensor
 
@@ -28,12 +28,12 @@ def cancelling(size: tuple[int, int, int, int], seed: int) -> tuple[Tensor, Fact
     values, scale = torch.randn(2, size[1], generator=draw)
     x = values.view(1, -1, 1, 1).repeat(size[0], 1, *size[2:])
     x = torch.where(torch.rand(size, generator=draw) < 0.2, torch.randn(size, generator=draw), x)
-    return inner(x), (scale, -(values * scale))
+    return chwn(x), (scale, -(values * scale))
 
 
 def affine(native: ModuleType, x: Tensor, factors: Factors, relu: bool) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
-    y, length = empty_inner(tuple(x.shape)), n * h * w
+    y, length = empty_chwn(tuple(x.shape)), n * h * w
     bits = torch.zeros(c, -(-length // 64), dtype=torch.int64)
     scale, shift = (factor.data_ptr() for factor in factors)
     at = y.data_ptr(), bits.data_ptr() if relu else 0, 1
@@ -76,12 +76,12 @@ def test_a_recomputed_sign_is_that_of_the_forward_pass(
     native: ModuleType, size: tuple[int, int, int, int], seed: int
 ) -> None:
     x, (scale, shift) = cancelling(size, seed)
-    (n, c, h, w), gradient = size, inner(torch.randn(size, generator=torch.Generator().manual_seed(seed)))
+    (n, c, h, w), gradient = size, chwn(torch.randn(size, generator=torch.Generator().manual_seed(seed)))
     _, bits = affine(native, x, (scale, shift), relu=True)
     statistics = torch.ones(c), torch.zeros(c), torch.ones(c)
     found = []
     for positive, by_sign in ((bits.data_ptr(), (0, 0)), (0, (scale.data_ptr(), shift.data_ptr()))):
-        grads = empty_inner(size), torch.empty(c), torch.empty(c)
+        grads = empty_chwn(size), torch.empty(c), torch.empty(c)
         native.batch_norm_backward(
             gradient.data_ptr(), positive, *by_sign, 4, x.data_ptr(), 0, 0, c, n * h * w,
             *(t.data_ptr() for t in statistics), grads[0].data_ptr(), 0, grads[1].data_ptr(),

@@ -54,7 +54,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def inner(x: Tensor) -> Tensor:
+def chwn(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
@@ -166,7 +166,7 @@ def test_any_layout_of_input_and_gradient_gives_the_same(which, choice, kernel):
     everywhere = torch.randn(1, shape.weight[0], 1, 1).expand(gradient.shape)  # what a sum's backward gives
     with body(which):
         plain = products(shape, choice, x, weight, gradient, bias, 0.6, "mask")
-        for layout in (inner(x), x.contiguous(memory_format=torch.channels_last), gapped):
+        for layout in (chwn(x), x.contiguous(memory_format=torch.channels_last), gapped):
             other = gradient.contiguous(memory_format=torch.channels_last)
             for actual, expected in zip(
                 products(shape, choice, layout, weight, other, bias, 0.6, "mask"), plain, strict=True
@@ -194,7 +194,7 @@ def test_operations_take_inputs_that_are_not_batch_innermost(which):
             conv2d_input(INPUT, weight, gradient, *GEOMETRY),
             1e-5,
         )
-        for layout in (x, inner(x)):
+        for layout in (x, chwn(x)):
             compressed = ops.compress(layout, mask, 0.0)
             assert torch.equal(ops.expand(*compressed, INPUT), x * mask)
         reference.check_close(
@@ -224,7 +224,7 @@ def test_the_number_of_threads_changes_no_bit(which, shape, sparsity, how):
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 
 
-LAYOUTS = "plain", "channels last", "gapped", "inner", "some channels", "some channels last"
+LAYOUTS = "plain", "channels last", "gapped", "chwn", "some channels", "some channels last"
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -235,7 +235,7 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
         "plain": x,
         "channels last": x.contiguous(memory_format=last),
         "gapped": torch.empty(n, c, h, 2 * w)[..., ::2].copy_(x),
-        "inner": inner(x),
+        "chwn": chwn(x),
         "some channels": torch.empty(n, c + 2, h, w)[:, 1:-1].copy_(x),
         "some channels last": torch.empty(n, c + 2, h, w).to(memory_format=last)[:, 1:-1].copy_(x),
     }[layout]
@@ -246,23 +246,23 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 def test_changes_of_layout_change_no_value(which, size, layout):
     x = torch.randn(size)
     with body(which):
-        ours = ops.to_inner(laid_out(x, layout))
+        ours = ops.to_chwn(laid_out(x, layout))
         last, first = ops.to_channels_last(ours), ops.to_nchw(ours)
-    assert ops.is_inner(ours) and torch.equal(ours, x)
+    assert ops.is_chwn(ours) and torch.equal(ours, x)
     assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, x)
     assert first.is_contiguous() and torch.equal(first, x)
 
 
 @given(sizes, sparsities, st.booleans())
 def test_compressed_activations_have_one_form(size, sparsity, masked):
-    x = inner(torch.randn(size))
+    x = chwn(torch.randn(size))
     selection = select(x, sparsity, "mask" if masked else "limit")
     forms = []
     for which in BODIES:
         with body(which):
             forms.append(ops.compress(x, selection.mask, selection.limit))
             back = ops.expand(*forms[-1], list(size))
-        assert ops.is_inner(back) and torch.equal(back, selection.kept(x))
+        assert ops.is_chwn(back) and torch.equal(back, selection.kept(x))
     for form in forms[1:]:
         for actual, expected in zip(form, forms[0], strict=True):
             assert actual.dtype == expected.dtype and torch.equal(actual, expected)
@@ -270,7 +270,7 @@ def test_compressed_activations_have_one_form(size, sparsity, masked):
 
 @pytest.mark.parametrize("which", BODIES)
 def test_a_nan_is_kept_by_a_limit(which):
-    x = inner(torch.randn(3, 4, 5, 6))
+    x = chwn(torch.randn(3, 4, 5, 6))
     x[1, 2, 3, 4] = float("nan")
     with body(which):
         values, *_ = ops.compress(x, None, 100.0)
@@ -293,8 +293,8 @@ def test_other_numbers_run_in_plain_torch(which):
 @pytest.mark.skipif(len(BODIES) == 1, reason="the native engine is not built here")
 @pytest.mark.parametrize(("packer", "reader"), [("native", "reference"), ("reference", "native")])
 def test_weights_packed_by_the_other_engine_are_refused(packer, reader):
-    x, weight = inner(torch.randn(INPUT)), torch.randn(WEIGHT)
-    gradient = inner(torch.randn(ops.output_size(INPUT, WEIGHT, *GEOMETRY)))
+    x, weight = chwn(torch.randn(INPUT)), torch.randn(WEIGHT)
+    gradient = chwn(torch.randn(ops.output_size(INPUT, WEIGHT, *GEOMETRY)))
     with engine(packer):
         packed = [ops.pack_weight(weight, None, 0.5, INPUT, *GEOMETRY, product) for product in (0, 1)]
     with engine(reader):
@@ -309,4 +309,4 @@ def test_weights_packed_for_another_shape_are_refused():
     if loader.native() is None:
         pytest.skip("plain torch has no lists that depend on the shape")
     with pytest.raises(InvalidValue, match="pack them again"):
-        ops.conv2d_packed(inner(torch.randn(INPUT)), *packed, None, WEIGHT, *GEOMETRY)
+        ops.conv2d_packed(chwn(torch.randn(INPUT)), *packed, None, WEIGHT, *GEOMETRY)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from inner_layout import empty_inner, inner
+from chwn_layout import empty_chwn, chwn
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
@@ -40,7 +40,7 @@ def compress(
     n, c, h, w = x.shape
     bits = torch.full((c, -(-h * w // UNIT), n), -1, dtype=torch.int16)
     starts, counts = torch.full((c + 1,), -1), torch.full((c, n), -1, dtype=torch.int32)
-    source, marks = inner(x), inner(mask.to(torch.uint8)) if mask is not None else None
+    source, marks = chwn(x), chwn(mask.to(torch.uint8)) if mask is not None else None
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
     which = (
         source.data_ptr(),
@@ -62,7 +62,7 @@ def compress(
 
 def expand(native: ModuleType, form: Compressed, size: tuple[int, int, int, int], threads: int = 1) -> Tensor:
     n, c, h, w = size
-    x = empty_inner(size).fill_(float("nan"))
+    x = empty_chwn(size).fill_(float("nan"))
     native.expand(*form.pointers(), c, h * w, n, x.data_ptr(), threads)
     return x
 
@@ -110,7 +110,7 @@ class Conv:
         sizes = (self.n, self.c, self.h, self.w, self.k, self.r, self.s)
         shape = native.ConvShape(*sizes, *self.stride, *self.padding, *self.output)
         found = torch.full((self.k, self.c, self.r, self.s), float("nan"))
-        source = inner(gradient)
+        source = chwn(gradient)
         native.grad_weight(shape, *form.pointers(), source.data_ptr(), found.data_ptr(), threads)
         return found
 
@@ -178,8 +178,8 @@ def test_what_batch_norm_and_relu_made_is_compressed_from_their_input(
     native: ModuleType, size: tuple[int, int, int, int], threshold: float, threads: int
 ) -> None:
     n, c, h, w = size
-    x, scale, shift = inner(torch.randn(size)), torch.randn(c), torch.randn(c)
-    y = empty_inner(size)
+    x, scale, shift = chwn(torch.randn(size)), torch.randn(c), torch.randn(c)
+    y = empty_chwn(size)
     pointers = (
         x.data_ptr(),
         c,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from inner_layout import empty_inner, inner
+from chwn_layout import empty_chwn, chwn
 from test_native_products import Shape, check_close, random, shapes
 from torch import Tensor
 from torch.nn import functional
@@ -52,9 +52,9 @@ def convolve(
     packed = make(native, sizes, weight)
     floats = (native.rows_workspace if kernel == "conv_rows" else native.conv_workspace)(sizes, threads)
     workspace = torch.full((floats,), float("nan"))
-    y = empty_inner((shape.n, shape.k, *shape.output))
-    source = inner(x)
-    added = None if residual is None else inner(residual)
+    y = empty_chwn((shape.n, shape.k, *shape.output))
+    source = chwn(x)
+    added = None if residual is None else chwn(residual)
     getattr(native, kernel)(
         sizes,
         source.data_ptr(),
@@ -154,8 +154,8 @@ def test_pooling(
         expected = functional.avg_pool2d(x.double(), kernel, stride, padding)
     else:
         expected = functional.max_pool2d(x.double(), kernel, stride, padding, ceil_mode=ceil)
-    y = empty_inner(tuple(expected.shape))
-    source = inner(x)
+    y = empty_chwn(tuple(expected.shape))
+    source = chwn(x)
     window = kernel, stride, padding, *expected.shape[2:]
     native.pool_rows(source.data_ptr(), channels, height, width, n, *window, average, y.data_ptr(), 2)
     check_close(y, expected, expected.abs() + 1)
@@ -165,6 +165,6 @@ def test_a_nan_wins(native: ModuleType) -> None:
     for n in (1, 20):
         x = random(n, 2, 4, 4, seed=7)
         x[0, 0, 1, 1] = float("nan")
-        source, y = inner(x), empty_inner((n, 2, 2, 2))
+        source, y = chwn(x), empty_chwn((n, 2, 2, 2))
         native.pool_rows(source.data_ptr(), 2, 4, 4, n, 2, 2, 0, 2, 2, False, y.data_ptr(), 1)
         assert y.isnan().sum() == 1 and y[0, 0, 0, 0].isnan()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from inner_layout import CACHED_FLOATS, empty_inner, inner
+from chwn_layout import CACHED_FLOATS, empty_chwn, chwn
 
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes = st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(1, 6))
@@ -26,11 +26,11 @@ def check_there_and_back(
         if channels_last
         else (native.nchw_to_inner, native.inner_to_nchw)
     )
-    found = empty_inner(size)
+    found = empty_chwn(size)
     there(x.data_ptr(), stride, found.data_ptr(), *size, threads)
     assert torch.equal(found, x)
     again = torch.empty(size, memory_format=form)
-    source = inner(x)
+    source = chwn(x)
     back(source.data_ptr(), again.data_ptr(), *size, threads)
     assert torch.equal(again, x)
 

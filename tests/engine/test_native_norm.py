@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from inner_layout import CACHED_FLOATS, empty_inner, inner, unpack_bits
+from chwn_layout import CACHED_FLOATS, empty_chwn, chwn, unpack_bits
 from torch.nn import functional
 
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -38,20 +38,20 @@ class Case:
     ) -> None:
         n, c, h, w = size
         generator = torch.Generator().manual_seed(n + 100 * c)
-        self.x = inner(torch.randn(size, generator=generator) * 2 + shift)
-        self.residual = inner(torch.randn(size, generator=generator)) if residual else None
-        self.grad_y = inner(torch.randn(size, generator=generator))
+        self.x = chwn(torch.randn(size, generator=generator) * 2 + shift)
+        self.residual = chwn(torch.randn(size, generator=generator)) if residual else None
+        self.grad_y = chwn(torch.randn(size, generator=generator))
         self.weight = torch.rand(c, generator=generator) + 0.5
         self.bias = torch.randn(c, generator=generator)
         self.size, self.relu, self.length, self.kept_bytes = size, relu, n * h * w, kept_bytes
-        self.kept = self.x if kept_bytes == 4 else inner(self.x.to(NARROW[kept_bytes]))
+        self.kept = self.x if kept_bytes == 4 else chwn(self.x.to(NARROW[kept_bytes]))
         self.step, self.low = torch.zeros(2, c)
         self.running = [torch.zeros(c), torch.ones(c)]
 
     def run(self, native: ModuleType, threads: int = 1) -> None:
         c = self.size[1]
-        self.y, self.grad_x = empty_inner(self.size), empty_inner(self.size)
-        self.grad_residual = empty_inner(self.size) if self.residual is not None else None
+        self.y, self.grad_x = empty_chwn(self.size), empty_chwn(self.size)
+        self.grad_residual = empty_chwn(self.size) if self.residual is not None else None
         self.positive = bitmask(c, self.length) if self.relu else None
         self.mean, self.inverse, self.grad_weight, self.grad_bias = torch.empty(4, c)
         self.scale, self.shift = torch.empty(2, c)
@@ -215,7 +215,7 @@ def test_fixed_statistics(
 ) -> None:
     case = Case(size, relu, residual)
     c = size[1]
-    y = empty_inner(size)
+    y = empty_chwn(size)
     native.affine_forward(
         case.x.data_ptr(), c, case.length, case.weight.data_ptr(), case.bias.data_ptr(),
         address(case.residual), relu, y.data_ptr(), 0, 1,

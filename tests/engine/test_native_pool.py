@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from inner_layout import empty_inner, inner
+from chwn_layout import empty_chwn, chwn
 from torch.nn import functional
 
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,25 +39,25 @@ def test_max_pool(
     n, c, h, w = size
     assume(2 * padding <= kernel and min(h, w) + 2 * padding >= kernel)
     x = torch.randn(size, generator=torch.Generator().manual_seed(n))
-    x = inner(x.round() if ties else x).requires_grad_()
+    x = chwn(x.round() if ties else x).requires_grad_()
     expected = functional.max_pool2d(x, kernel, stride, padding)
-    y, winner = empty_inner(expected.shape), empty_inner(expected.shape, dtype=torch.uint8)
+    y, winner = empty_chwn(expected.shape), empty_chwn(expected.shape, dtype=torch.uint8)
     geometry = (c, h, w, n, kernel, stride, padding)
     native.max_pool_forward(x.data_ptr(), *geometry, y.data_ptr(), winner.data_ptr(), threads)
     assert torch.equal(y, expected)
 
-    gradient = inner(torch.randn(expected.shape).round())  # whole numbers: sums are exact in any order
+    gradient = chwn(torch.randn(expected.shape).round())  # whole numbers: sums are exact in any order
     expected.backward(gradient)
-    grad_x = empty_inner(size)
+    grad_x = empty_chwn(size)
     native.max_pool_backward(gradient.data_ptr(), winner.data_ptr(), *geometry, grad_x.data_ptr(), threads)
     assert x.grad is not None
     assert torch.equal(grad_x, x.grad)
 
 
 def test_a_nan_is_not_hidden_by_pooling(native: ModuleType) -> None:
-    x = inner(torch.randn(3, 2, 4, 4))
+    x = chwn(torch.randn(3, 2, 4, 4))
     x[1, 0, 2, 2] = float("nan")
-    y, winner = empty_inner((3, 2, 2, 2)), empty_inner((3, 2, 2, 2), dtype=torch.uint8)
+    y, winner = empty_chwn((3, 2, 2, 2)), empty_chwn((3, 2, 2, 2), dtype=torch.uint8)
     native.max_pool_forward(x.data_ptr(), 2, 4, 4, 3, 2, 2, 0, y.data_ptr(), winner.data_ptr(), 1)
     assert torch.equal(y.isnan(), functional.max_pool2d(x, 2).isnan())
 
@@ -91,13 +91,13 @@ def test_averages(
 ) -> None:
     n, c, h, w = size
     assume(kernel[0] <= h and kernel[1] <= w)
-    x = inner(torch.randn(size))
+    x = chwn(torch.randn(size))
     reference = x.double().requires_grad_()
     expected = functional.avg_pool2d(reference, kernel)
-    y, grad_x = empty_inner(tuple(expected.shape)), empty_inner(size)
+    y, grad_x = empty_chwn(tuple(expected.shape)), empty_chwn(size)
     native.average_forward(x.data_ptr(), c, h, w, n, *kernel, y.data_ptr(), threads)
     assert torch.allclose(y.double(), expected, rtol=1e-6, atol=1e-6)
-    gradient = inner(torch.randn(expected.shape))
+    gradient = chwn(torch.randn(expected.shape))
     expected.backward(gradient.double())
     native.average_backward(gradient.data_ptr(), c, h, w, n, *kernel, grad_x.data_ptr(), threads)
     assert reference.grad is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from inner_layout import empty_inner, inner
+from chwn_layout import empty_chwn, chwn
 from torch import Tensor
 from torch.nn import functional
 
@@ -101,7 +101,7 @@ class Packed:
 
     def forward(self, x: Tensor, bias: Tensor | None = None, threads: int = 1) -> Tensor:
         """The result (N, K, OH, OW) of an input with samples innermost."""
-        y = empty_inner((self.shape.n, self.shape.k, *self.shape.output)).fill_(float("nan"))
+        y = empty_chwn((self.shape.n, self.shape.k, *self.shape.output)).fill_(float("nan"))
         workspace = torch.empty(self.native.conv_workspace(self.sizes, threads))
         pointers = x.data_ptr(), *(t.data_ptr() for t in self.lists[FORWARD])
         bias_pointer = 0 if bias is None else bias.data_ptr()
@@ -112,7 +112,7 @@ class Packed:
 
     def grad_input(self, grad: Tensor, threads: int = 1) -> Tensor:
         """The gradient (N, C, H, W) of the input, from that of the output with samples innermost."""
-        grad_x = empty_inner((self.shape.n, self.shape.c, self.shape.h, self.shape.w)).fill_(float("nan"))
+        grad_x = empty_chwn((self.shape.n, self.shape.c, self.shape.h, self.shape.w)).fill_(float("nan"))
         workspace = torch.empty(self.native.conv_workspace(self.sizes, threads))
         pointers = grad.data_ptr(), *(t.data_ptr() for t in self.lists[GRAD_INPUT])
         self.native.conv_grad_input(self.sizes, *pointers, grad_x.data_ptr(), workspace.data_ptr(), threads)
@@ -189,7 +189,7 @@ def check_products(
     sparse = weight * kept
 
     layer = Packed(native, shape, weight, threshold, mask, threads)
-    y, grad_x = layer.forward(inner(x), bias, threads), layer.grad_input(inner(grad), threads)
+    y, grad_x = layer.forward(chwn(x), bias, threads), layer.grad_input(chwn(grad), threads)
 
     offset = bias if bias is not None else torch.zeros(shape.k)
     expected = dense_products(x, sparse, offset, grad, shape)
@@ -198,14 +198,14 @@ def check_products(
     check_close(grad_x, expected[1], magnitudes[1])
 
     single = Packed(native, shape, weight, threshold, mask, threads=1)
-    assert torch.equal(y, single.forward(inner(x), bias))  # bit for bit, with any number of threads
-    assert torch.equal(grad_x, single.grad_input(inner(grad)))
+    assert torch.equal(y, single.forward(chwn(x), bias))  # bit for bit, with any number of threads
+    assert torch.equal(grad_x, single.grad_input(chwn(grad)))
 
 
 def test_a_mask_decides_between_equal_weights(native: ModuleType) -> None:
     shape = Shape(16, 20, 6, 6, 10, 3, 3)
     mask = random(10, 20, 3, 3, seed=5) > 0
-    x = inner(random(16, 20, 6, 6, seed=6))
+    x = chwn(random(16, 20, 6, 6, seed=6))
     y = Packed(native, shape, torch.ones(10, 20, 3, 3), mask=mask.byte()).forward(x)
     check_close(
         y,
@@ -218,7 +218,7 @@ def test_lists_fit_any_number_of_samples(native: ModuleType) -> None:
     weight = random(10, 20, 3, 3, seed=7)
     packed = Packed(native, Shape(16, 20, 8, 8, 10, 3, 3), weight, 1.0)
     other = Packed(native, Shape(5, 20, 8, 8, 10, 3, 3), weight, 1.0)
-    x = inner(random(5, 20, 8, 8, seed=8))
+    x = chwn(random(5, 20, 8, 8, seed=8))
     expected = other.forward(x)
     other.lists = packed.lists
     assert torch.equal(other.forward(x), expected)
@@ -239,7 +239,7 @@ def test_both_products_are_packed_together_as_they_are_apart(
     shape = Shape(16, 130, side, side, 67, kernel, kernel, pad_h=kernel // 2, pad_w=kernel // 2)
     weight = random(67, 130, kernel, kernel, seed=11)
     mask = weight.abs() > 0.7 if masked else None
-    x, grad = inner(random(16, 130, side, side, seed=12)), inner(random(16, 67, *shape.output, seed=13))
+    x, grad = chwn(random(16, 130, side, side, seed=12)), chwn(random(16, 67, *shape.output, seed=13))
     ways = [
         Packed(native, shape, weight, 0.7, mask, threads, together)
         for threads in (1, 3)
@@ -290,7 +290,7 @@ def test_nan_is_not_hidden(native: ModuleType) -> None:
     pointers = starts.data_ptr(), values.data_ptr(), offsets.data_ptr()
     to, nowhere = native.PackedWeights(*pointers), native.PackedWeights()
     native.pack_weights(native_shape, weight.data_ptr(), 0, 0.5, to, nowhere, 0, 1)
-    y = layer.forward(inner(torch.ones(16, 4, 6, 6)))
+    y = layer.forward(chwn(torch.ones(16, 4, 6, 6)))
     assert y[:, 2].isnan().all()
     assert not y[:, [0, 1, 3]].isnan().any()
 

@@ -235,7 +235,7 @@ def test_changes_of_layout_change_no_value(which, size, how, to):
 def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, how):
     x = laid_out(torch.randn(size), how).requires_grad_()
     gradient = layout.copy_to_chwn(torch.randn(size))
-    (found,) = torch.autograd.grad(ops.as_inner(x.clone()), x, gradient)
+    (found,) = torch.autograd.grad(ops.as_chwn(x.clone()), x, gradient)
     assert torch.equal(found, gradient)
 
 

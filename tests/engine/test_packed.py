@@ -47,7 +47,7 @@ class Recorded(Selector):
         self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", remember: bool = True
     ) -> Tensor:
         if self.replay:
-            return ops.as_inner(mask) if (mask := self.masks[iteration]).dim() == 4 else mask
+            return ops.as_chwn(mask) if (mask := self.masks[iteration]).dim() == 4 else mask
         self.masks.append(select(tensor, sparsity).contiguous())
         return self.masks[-1]
 
@@ -196,12 +196,12 @@ def test_results_are_batch_innermost_and_no_views(choice, kernel, stride):
     padding = (0, 0) if kernel == (1, 1) else (1, 1)
     shape = Shape((4, 3, 8, 8), (5, 3, *kernel), stride, padding)
     products = PackedConv2dProducts.of(shape, choice)
-    x, weight = ops.to_inner(torch.randn(shape.input)), torch.randn(shape.weight)
+    x, weight = ops.to_chwn(torch.randn(shape.input)), torch.randn(shape.weight)
     kept = Selection(weight.abs() > 0.5)
     y = products.forward(x, products.forward_weight(weight, kept), None)
     grad_x = products.grad_input(y, products.grad_input_weight(weight, kept), x)
     for result in (y, grad_x):
-        assert ops.is_inner(result) and not result._is_view()
+        assert ops.is_chwn(result) and not result._is_view()
 
 
 def test_what_the_engine_does_not_do_agrees_too():
@@ -221,7 +221,7 @@ def test_packed_operands_save_what_they_promise():
     """6 bytes a weight, 4 an activation and a bit: less than the dense tensors from a sparsity of 0.5 on."""
     shape = Shape((32, 64, 16, 16), (64, 64, 3, 3), (1, 1), (1, 1))
     products = PackedConv2dProducts.of(shape, ALL_SPARSE)
-    x = ops.to_inner(torch.randn(shape.input))
+    x = ops.to_chwn(torch.randn(shape.input))
     limit = float(x.abs().flatten()[: 1 << 16].quantile(0.9))
     form = products.grad_weight_activation(x, Selection(limit=limit))
     held = sum(t.untyped_storage().nbytes() for t in form)

@@ -369,7 +369,7 @@ def test_what_is_stored_is_plain(file):
 def test_the_products_are_those_of_the_choice(monkeypatch):
     monkeypatch.setenv("TORCHSWAT_PLAN", "dense")
     assert type(products_for(SHAPE, 0.8)) is Conv2dProducts  # no change of layout pays
-    changing = products_for(SHAPE, 0.8, inner=True)  # the layout came with the input
+    changing = products_for(SHAPE, 0.8, chwn=True)  # the layout came with the input
     assert isinstance(changing, PackedConv2dProducts) and changing.choice == ALL_DENSE
     dense = products_for(POINTWISE, 0.8)
     assert isinstance(dense, PackedConv2dProducts) and dense.choice == ALL_DENSE

@@ -186,16 +186,16 @@ def _compare(
     output = ops.output_size(*sizes)
     nchw = _Operands(product, *map(torch.randn, (shape.input, shape.weight, output)))
     contestants = _dense_contestants(shape, nchw)
-    inner = _Operands(product, ops.to_inner(nchw.x), nchw.weight, ops.to_inner(nchw.gradient))
+    chwn = _Operands(product, ops.to_chwn(nchw.x), nchw.weight, ops.to_chwn(nchw.gradient))
     products = PackedConv2dProducts(shape.stride, shape.padding, shape=shape)
     density = {}
     for sparsity in sparsities:
-        operand = inner.selected()
+        operand = chwn.selected()
         kept = kept_count(operand.numel(), sparsity)
         density[sparsity] = kept / operand.numel()
         _, selection = keep_largest(operand, kept, scope="nchw", method="histogram")
-        contestants[f"packing {sparsity}"] = partial(inner.pack, products, selection)
-        contestants[f"sparse {sparsity}"] = partial(inner.multiply, products, selection)
+        contestants[f"packing {sparsity}"] = partial(chwn.pack, products, selection)
+        contestants[f"sparse {sparsity}"] = partial(chwn.multiply, products, selection)
         if product == "forward":
             contestants.update(peer.contestants(shape, nchw.x, selection.kept(nchw.weight), sparsity))
     samples = race(contestants, repeats, tick)

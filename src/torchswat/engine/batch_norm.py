@@ -44,7 +44,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def takes(x: Tensor, *parameters: Tensor | None) -> bool:
     """Return whether the compiled kernels take `x`: CHWN in memory, of float32, eager."""
-    if x.dim() != 4 or not runs_eagerly(x, *parameters) or len(x) < 2 or not ops.is_inner(x):
+    if x.dim() != 4 or not runs_eagerly(x, *parameters) or len(x) < 2 or not ops.is_chwn(x):
         return False
     return native_for(x, *parameters) is not None
 
@@ -144,7 +144,7 @@ def _forward_compiled(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Copy]:
     channels, length = x.shape[1], x.numel() // x.shape[1]
-    residual = None if residual is None else ops.as_inner(residual)
+    residual = None if residual is None else ops.as_chwn(residual)
     y = torch.empty_like(x)
     told = relu and scale is None  # what the ReLU lets through, which can be told from x otherwise
     positive = buffer(channels, -(-length // kept.WORD), dtype=torch.int64) if told else None
@@ -179,7 +179,7 @@ def _backward_compiled(
     x: Tensor,
     *steps: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    gradient, x = ops.as_inner(gradient), ops.as_inner(x)  # hooks on what is saved may lay it out anew
+    gradient, x = ops.as_chwn(gradient), ops.as_chwn(x)  # hooks on what is saved may lay it out anew
     channels, length = x.shape[1], x.numel() // x.shape[1]
     grad_x = torch.empty_like(x, dtype=gradient.dtype)
     grad_weight, grad_bias = buffer(channels), buffer(channels)

@@ -26,12 +26,12 @@ FORWARD, GRAD_INPUT = 0, 1
 UNIT = 16  # positions in a word of the bits of compressed activations
 
 
-def is_inner(x: Tensor) -> bool:
+def is_chwn(x: Tensor) -> bool:
     """Return whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
     return x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
 
 
-def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
+def empty_chwn(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     """Return an uninitialised batch-innermost tensor (N, C, H, W).
 
     It is no view: one that a custom function returned could not be changed in place.
@@ -39,9 +39,9 @@ def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     return like.new_empty_strided((n, c, h, w), (1, h * w * n, w * n, n))
 
 
-def as_inner(x: Tensor) -> Tensor:
+def as_chwn(x: Tensor) -> Tensor:
     """Return `x`, (N, C, H, W), batch-innermost: itself where it is that already."""
-    return x if is_inner(x) else to_inner(x)
+    return x if is_chwn(x) else to_chwn(x)
 
 
 def output_size(
@@ -64,12 +64,12 @@ def _shape(native, input_size: list[int], weight_size: list[int], stride: list[i
 # ---- layout ------------------------------------------------------------------------------------------------
 
 
-def to_inner(x: Tensor) -> Tensor:
+def to_chwn(x: Tensor) -> Tensor:
     """Return a batch-innermost copy of `x`, (N, C, H, W).
 
     The gradient is brought back into the layout of `x`, which whoever made `x` works in.
     """
-    result = empty_inner(*x.shape, like=x)
+    result = empty_chwn(*x.shape, like=x)
     native = native_for(x)
     h, w = x.shape[2:]
     by_sample, by_channel, by_row, by_position = x.stride()
@@ -87,7 +87,7 @@ def to_nchw(x: Tensor) -> Tensor:
     """Return a contiguous copy of `x`, (N, C, H, W), which is batch-innermost."""
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     native = native_for(x)
-    if native and is_inner(x):
+    if native and is_chwn(x):
         native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     else:
         result.copy_(x)
@@ -98,7 +98,7 @@ def to_channels_last(x: Tensor) -> Tensor:
     """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
     result = empty_channels_last(x)
     native = native_for(x)
-    if native and is_inner(x):
+    if native and is_chwn(x):
         native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     else:
         result.copy_(x)
@@ -210,11 +210,11 @@ def conv2d_packed(
 ) -> Tensor:
     """Convolve a batch-innermost `x` with packed weights; the result is batch-innermost."""
     native = native_for(x, values, bias)
-    result = empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+    result = empty_chwn(*output_size(list(x.shape), weight_size, stride, padding), like=x)
     if native is None:
         weight = _unpack(starts, values, offsets, weight_size)
         return result.copy_(F.conv2d(x, weight, bias, stride, padding))
-    x, bias = as_inner(x), None if bias is None else bias.contiguous()
+    x, bias = as_chwn(x), None if bias is None else bias.contiguous()
     shape = _shape(native, list(x.shape), weight_size, stride, padding)
     _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, FORWARD))
     threads = torch.get_num_threads()
@@ -243,12 +243,12 @@ def conv2d_packed_grad_input(
 ) -> Tensor:
     """Return the gradient of the input from a batch-innermost `gradient` and packed weights."""
     native = native_for(gradient, values)
-    result = empty_inner(*input_size, like=gradient)
+    result = empty_chwn(*input_size, like=gradient)
     if native is None:
         weight = _unpack(starts, values, offsets, weight_size)
         products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
         return result.copy_(products.grad_input(gradient, (weight,), result))
-    gradient = as_inner(gradient)
+    gradient = as_chwn(gradient)
     shape = _shape(native, input_size, weight_size, stride, padding)
     _check_packed(_lengths(starts, offsets) == _native_lengths(native, shape, GRAD_INPUT))
     threads = torch.get_num_threads()
@@ -275,7 +275,7 @@ def compressed(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Te
     """Do what `compress` does, without the time of the dispatcher."""
     native = native_for(x)
     if native is not None:
-        return _compressed(native, as_inner(x), None, mask, limit)
+        return _compressed(native, as_chwn(x), None, mask, limit)
     n, c, h, w = x.shape
     flat = x.permute(1, 0, 2, 3).reshape(c, n, h * w)  # the order of the values
     kept = mask.permute(1, 0, 2, 3).reshape(c, n, h * w) if mask is not None else ~(flat.abs() < limit)
@@ -292,7 +292,7 @@ def compressed_again(x: Tensor, scale: Tensor, shift: Tensor, limit: float) -> t
     """Compress ``relu(x * scale + shift)``, each a number a channel, without ever storing it."""
     native = native_for(x)
     _check_packed(native is not None)
-    return _compressed(native, as_inner(x), (scale, shift), None, limit)
+    return _compressed(native, as_chwn(x), (scale, shift), None, limit)
 
 
 def _compressed(
@@ -303,7 +303,7 @@ def _compressed(
     limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    mask = None if mask is None else as_inner(mask)
+    mask = None if mask is None else as_chwn(mask)
     counts, starts = buffer(c, n, dtype=torch.int32), buffer(c + 1, dtype=torch.int64)
     bits = buffer(c, -(-h * w // UNIT), n, dtype=torch.int16)
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
@@ -318,7 +318,7 @@ def _compressed(
 def expand(values: Tensor, bits: Tensor, starts: Tensor, size: list[int]) -> Tensor:
     """Return the batch-innermost tensor of `size` (N, C, H, W) with zeros where nothing was kept."""
     n, c, h, w = size
-    result = empty_inner(n, c, h, w, like=values)
+    result = empty_chwn(n, c, h, w, like=values)
     native = native_for(values)
     if native is None:
         powers = 2 ** torch.arange(UNIT, device=bits.device)
@@ -354,7 +354,7 @@ def conv2d_compressed_grad_weight(
         x = expand(values, bits, starts, input_size)
         products = Conv2dProducts((stride[0], stride[1]), (padding[0], padding[1]))
         return products.grad_weight(gradient, (x,), values.new_empty(weight_size))
-    gradient = as_inner(gradient)
+    gradient = as_chwn(gradient)
     shape = _shape(native, input_size, weight_size, stride, padding)
     result = buffer(*weight_size)
     native.grad_weight(

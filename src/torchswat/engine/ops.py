@@ -444,21 +444,21 @@ torch.library.register_autograd(
 )
 
 
-def is_inner(x: Tensor) -> bool:
+def is_chwn(x: Tensor) -> bool:
     """Return whether `x`, (N, C, H, W), lies in memory as [C][H][W][N]."""
     return layout.is_chwn(x)
 
 
-def empty_inner(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
+def empty_chwn(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     """Return an uninitialised CHWN tensor (N, C, H, W)."""
     return layout.empty_chwn((n, c, h, w), like)
 
 
-def as_inner(x: Tensor) -> Tensor:
+def as_chwn(x: Tensor) -> Tensor:
     """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already. Differentiable."""
     return x if layout.is_chwn(x) else torch.ops.torchswat.to_inner(x)
 
 
-def to_inner(x: Tensor) -> Tensor:
+def to_chwn(x: Tensor) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W). Differentiable: the gradient has the layout of `x`."""
     return torch.ops.torchswat.to_inner(x)

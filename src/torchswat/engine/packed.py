@@ -68,7 +68,7 @@ class PackedConv2dProducts(Conv2dProducts):
         return self.choice.grad_weight
 
     def adapt(self, activation: Tensor) -> Tensor:
-        return ops.as_inner(activation)
+        return ops.as_chwn(activation)
 
     # ---- forms: one tensor is dense, three are packed
 
@@ -111,7 +111,7 @@ class PackedConv2dProducts(Conv2dProducts):
             return ops.conv2d_packed(activation, *weight, bias, *self._sizes())
         if self.shape.is_pointwise:
             return _matrix_forward(_strided(activation, self.stride), weight[0], bias)
-        return ops.to_inner(super().forward(ops.to_channels_last(activation), weight, bias))
+        return ops.to_chwn(super().forward(ops.to_channels_last(activation), weight, bias))
 
     def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
         gradient = self.adapt(gradient)
@@ -120,7 +120,7 @@ class PackedConv2dProducts(Conv2dProducts):
         if self.shape.is_pointwise:
             return _matrix_grad_input(gradient, weight[0], self.shape.input, self.stride)
         like = ops.empty_channels_last(like)
-        return ops.to_inner(super().grad_input(ops.to_channels_last(gradient), weight, like))
+        return ops.to_chwn(super().grad_input(ops.to_channels_last(gradient), weight, like))
 
     def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
         gradient = self.adapt(gradient)
@@ -155,7 +155,7 @@ def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
 def _matrix_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, _, h, w = x.shape
     matrix = weight.flatten(1)  # (K, C)
-    result = ops.empty_inner(n, len(weight), h, w, like=x)
+    result = ops.empty_chwn(n, len(weight), h, w, like=x)
     if bias is None:
         torch.mm(matrix, _rows(x), out=_rows(result))
     else:
@@ -168,7 +168,7 @@ def _matrix_grad_input(
 ) -> Tensor:
     n, _, p, q = gradient.shape
     c = weight.shape[1]
-    result = ops.empty_inner(n, c, *input_size[2:], like=gradient)
+    result = ops.empty_chwn(n, c, *input_size[2:], like=gradient)
     matrix = weight.flatten(1).T  # (C, K)
     if stride == (1, 1):
         torch.mm(matrix, _rows(gradient), out=_rows(result))

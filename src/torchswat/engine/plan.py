@@ -178,13 +178,13 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     return PLAN.choose(shape, sparsity)
 
 
-def products_for(shape: Shape, sparsity: float, inner: bool = False) -> Conv2dProducts:
+def products_for(shape: Shape, sparsity: float, chwn: bool = False) -> Conv2dProducts:
     """Return the products of `shape` as they are fastest at `sparsity`: sparse, dense or mixed.
 
-    `inner` says whether the input is in CHWN layout already.
+    `chwn` says whether the input is in CHWN layout already.
     """
     choice = choose(shape, sparsity)
-    if choice == ALL_DENSE and not shape.is_pointwise and not inner:  # then no change of layout pays
+    if choice == ALL_DENSE and not shape.is_pointwise and not chwn:  # then no change of layout pays
         return Conv2dProducts(shape.stride, shape.padding)
     return PackedConv2dProducts.of(shape, choice)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.library import custom_op
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torchswat.engine.kernels import as_inner, empty_inner, output_size
+from torchswat.engine.kernels import as_chwn, empty_chwn, output_size
 from torchswat.engine.loader import native_for
 from torchswat.errors import InvalidValue
 from torchswat.runtime import lists
@@ -47,15 +47,15 @@ def sparse_conv2d(
     if native is None or min(size) < 1:
         result = F.conv2d(x, _dense(values, bits, weight_size), bias, stride, padding)
         result = result if residual is None else result + residual
-        return empty_inner(*size, like=x).copy_(result.relu() if relu else result)
-    x, bias = as_inner(x), bias.contiguous()
-    residual = None if residual is None else as_inner(residual)
+        return empty_chwn(*size, like=x).copy_(result.relu() if relu else result)
+    x, bias = as_chwn(x), bias.contiguous()
+    residual = None if residual is None else as_chwn(residual)
     shape = native.ConvShape(*x.shape, weight_size[0], *weight_size[2:], *stride, *padding, *size[2:])
     known = _packed.setdefault(values, {})
     key = native.isa(), *x.shape[1:], *weight_size, *stride, *padding
     if key not in known:
         known[key] = lists.for_samples(native, shape, _dense(values, bits, weight_size))
-    result, threads = empty_inner(*size, like=x), torch.get_num_threads()
+    result, threads = empty_chwn(*size, like=x), torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     native.conv_forward_fused(
         shape,
@@ -73,7 +73,7 @@ def sparse_conv2d(
 
 @sparse_conv2d.register_fake
 def _(x, values, bits, bias, residual, weight_size, stride, padding, relu):
-    return empty_inner(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+    return empty_chwn(*output_size(list(x.shape), weight_size, stride, padding), like=x)
 
 
 def _dense(values: Tensor, bits: Tensor, size: list[int]) -> Tensor:

@@ -8,12 +8,12 @@ CACHED_FLOATS = 1 << 21
 """Results of more floats are written past the cache (stream.h)."""
 
 
-def inner(x: torch.Tensor) -> torch.Tensor:
+def chwn(x: torch.Tensor) -> torch.Tensor:
     """Return x (N, C, H, W) with samples innermost in memory: strides (1, H*W*N, W*N, N)."""
     return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
-def empty_inner(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def empty_chwn(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return an uninitialised tensor of `size` (N, C, H, W) with samples innermost."""
     n, c, h, w = size
     return torch.empty(c, h, w, n, dtype=dtype).permute(3, 0, 1, 2)
