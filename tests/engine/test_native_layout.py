@@ -22,9 +22,9 @@ def check_there_and_back(
     x = torch.randn(n, c + more, h, w).to(memory_format=form)[:, more:]
     stride = c + more if channels_last else (c + more) * h * w
     there, back = (
-        (native.channels_last_to_inner, native.inner_to_channels_last)
+        (native.channels_last_to_chwn, native.chwn_to_channels_last)
         if channels_last
-        else (native.nchw_to_inner, native.inner_to_nchw)
+        else (native.nchw_to_chwn, native.chwn_to_nchw)
     )
     found = empty_chwn(size)
     there(x.data_ptr(), stride, found.data_ptr(), *size, threads)
@@ -60,5 +60,5 @@ def test_bits_travel_unchanged(native: ModuleType, pattern: int) -> None:
     size = (19, 3, 7, 5)
     bits = torch.full(size, pattern - (1 << 32) if pattern >> 31 else pattern, dtype=torch.int32)
     found = torch.empty(3, 7, 5, 19, dtype=torch.int32)
-    native.nchw_to_inner(bits.data_ptr(), 3 * 7 * 5, found.data_ptr(), *size, 1)
+    native.nchw_to_chwn(bits.data_ptr(), 3 * 7 * 5, found.data_ptr(), *size, 1)
     assert (found == bits[0, 0, 0, 0]).all()

@@ -15,7 +15,7 @@ _CALLS = {
     "products": ("sparse_forward", "sparse_grad_input", "grad_weight"),
     "saving": ("compress_count", "compress_fill", "expand", "mark_kept", "gather_kept", "scatter_kept"),
     "selection": ("select_operand", "count_kept", "magnitude_mask"),
-    "layout": ("nchw_to_inner", "channels_last_to_inner", "inner_to_nchw", "inner_to_channels_last"),
+    "layout": ("nchw_to_chwn", "channels_last_to_chwn", "chwn_to_nchw", "chwn_to_channels_last"),
 }
 """Functions of the compiled module, which the profiler does not see; packing is part of the products."""
 _REPEATS = 3

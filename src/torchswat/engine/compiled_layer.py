@@ -366,7 +366,7 @@ def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
     """Return maps of one position, CHWN, as the rows of a matrix (N, K)."""
     n, k = maps.shape[:2]
     rows = torch.empty(n, k, dtype=maps.dtype, device=maps.device)
-    native.inner_to_nchw(maps.data_ptr(), rows.data_ptr(), n, k, 1, 1, torch.get_num_threads())
+    native.chwn_to_nchw(maps.data_ptr(), rows.data_ptr(), n, k, 1, 1, torch.get_num_threads())
     return rows
 
 

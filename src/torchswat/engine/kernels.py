@@ -75,9 +75,9 @@ def to_chwn(x: Tensor) -> Tensor:
     by_sample, by_channel, by_row, by_position = x.stride()
     places = result.data_ptr(), *x.shape, torch.get_num_threads()
     if native and (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
-        native.nchw_to_inner(x.data_ptr(), by_sample, *places)
+        native.nchw_to_chwn(x.data_ptr(), by_sample, *places)
     elif native and (by_sample, by_channel, by_row) == (h * w * by_position, 1, w * by_position):
-        native.channels_last_to_inner(x.data_ptr(), by_position, *places)
+        native.channels_last_to_chwn(x.data_ptr(), by_position, *places)
     else:
         result.copy_(x)
     return result
@@ -88,7 +88,7 @@ def to_nchw(x: Tensor) -> Tensor:
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     native = native_for(x)
     if native and is_chwn(x):
-        native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+        native.chwn_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     else:
         result.copy_(x)
     return result
@@ -99,7 +99,7 @@ def to_channels_last(x: Tensor) -> Tensor:
     result = empty_channels_last(x)
     native = native_for(x)
     if native and is_chwn(x):
-        native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+        native.chwn_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     else:
         result.copy_(x)
     return result

@@ -86,9 +86,9 @@ def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     by_sample, by_channel, by_row, by_position = x.stride()
     to = result.data_ptr(), *x.shape, torch.get_num_threads()
     if (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
-        native.nchw_to_inner(x.data_ptr(), by_sample, *to)
+        native.nchw_to_chwn(x.data_ptr(), by_sample, *to)
     elif (by_sample, by_channel, by_row) == (h * w * by_position, 1, w * by_position):
-        native.channels_last_to_inner(x.data_ptr(), by_position, *to)
+        native.channels_last_to_chwn(x.data_ptr(), by_position, *to)
     else:
         result.copy_(x)
     return result
@@ -100,7 +100,7 @@ def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
     native = native or native_for(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
-    native.inner_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    native.chwn_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 
@@ -110,7 +110,7 @@ def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor
     native = native or native_for(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
-    native.inner_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    native.chwn_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 

@@ -138,7 +138,7 @@ class _Session:
         """Return the outputs for the pictures `x`."""
         x = x.contiguous()
         first = self.views[INPUT]
-        self.native.nchw_to_inner(x.data_ptr(), x[:1].numel(), first.data_ptr(), *x.shape, self.threads)
+        self.native.nchw_to_chwn(x.data_ptr(), x[:1].numel(), first.data_ptr(), *x.shape, self.threads)
         for step in self.steps:
             step()
         return self.output.permute(-1, *range(self.output.dim() - 1)).clone(

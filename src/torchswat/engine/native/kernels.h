@@ -78,16 +78,16 @@ struct Search {
        const int64_t* equal, const int64_t* ties, uint8_t* mask, int threads))
 
 #define SWAT_LAYOUT(X)                                                                                           \
-    X(void, nchw_to_inner,                                                                                       \
-      (const float* nchw, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,              \
+    X(void, nchw_to_chwn,                                                                                        \
+      (const float* nchw, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
        int threads))                                                                                             \
-    X(void, inner_to_nchw,                                                                                       \
-      (const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                \
-    X(void, channels_last_to_inner,                                                                              \
-      (const float* nhwc, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,              \
+    X(void, chwn_to_nchw,                                                                                        \
+      (const float* chwn, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                 \
+    X(void, channels_last_to_chwn,                                                                               \
+      (const float* nhwc, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
        int threads))                                                                                             \
-    X(void, inner_to_channels_last,                                                                              \
-      (const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
+    X(void, chwn_to_channels_last,                                                                               \
+      (const float* chwn, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
 
 #define SWAT_NORM(X)                                                                                             \
     X(void, batch_norm_forward,                                                                                  \

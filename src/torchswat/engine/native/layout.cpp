@@ -1,8 +1,8 @@
-// Between torch's layouts and the engine's: samples innermost.
+// Between torch's layouts and the CHWN layout of the engine.
 //
 //     NCHW          [N][C*H*W]        one transposition,     N x CHW
 //     channels_last [N][H*W][C]       one for each position, N x C
-//     inner         [C][H*W][N]
+//     CHWN          [C][H*W][N]
 //
 // A tile of W x W floats is turned in registers: W loads, W log2(W) shuffles, W stores; the tiles that fill a line of
 // the cache follow each other, so that large results can be streamed past it. Bytes: 4 read and 4 written an entry
@@ -77,31 +77,31 @@ constexpr int64_t block = 64;
 }  // namespace
 
 // `stride` is from sample to sample: c*h*w, or more where the channels are a part of some.
-void nchw_to_inner(const float* nchw, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,
+void nchw_to_chwn(const float* nchw, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,
                    int threads) {
     const int64_t size = c * h * w, whole = size / block;
-    transpose_all({nchw, stride}, block, {inner, n}, block * n, n, block, whole, threads);
+    transpose_all({nchw, stride}, block, {chwn, n}, block * n, n, block, whole, threads);
     const int64_t done = whole * block;
-    transpose_matrix<false>({nchw + done, stride}, {inner + done * n, n}, n, size - done);
+    transpose_matrix<false>({nchw + done, stride}, {chwn + done * n, n}, n, size - done);
 }
 
-void inner_to_nchw(const float* inner, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
+void chwn_to_nchw(const float* chwn, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
     const int64_t size = c * h * w, whole = size / block;
-    transpose_all({inner, n}, block * n, {nchw, size}, block, block, n, whole, threads);
+    transpose_all({chwn, n}, block * n, {nchw, size}, block, block, n, whole, threads);
     const int64_t done = whole * block;
-    transpose_matrix<false>({inner + done * n, n}, {nchw + done, size}, size - done, n);
+    transpose_matrix<false>({chwn + done * n, n}, {nchw + done, size}, size - done, n);
 }
 
 // `stride` is from position to position: c, or more where the channels are a part of some.
-void channels_last_to_inner(const float* nhwc, int64_t stride, float* inner, int64_t n, int64_t c, int64_t h, int64_t w,
+void channels_last_to_chwn(const float* nhwc, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,
                             int threads) {
     const int64_t area = h * w;
-    transpose_all({nhwc, area * stride}, stride, {inner, area * n}, n, n, c, area, threads);
+    transpose_all({nhwc, area * stride}, stride, {chwn, area * n}, n, n, c, area, threads);
 }
 
-void inner_to_channels_last(const float* inner, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
+void chwn_to_channels_last(const float* chwn, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads) {
     const int64_t area = h * w;
-    transpose_all({inner, area * n}, n, {nhwc, area * c}, c, c, n, area, threads);
+    transpose_all({chwn, area * n}, n, {nhwc, area * c}, c, c, n, area, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA
