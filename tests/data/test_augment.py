@@ -4,29 +4,93 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchswat.data import CentreCrop, RandomCrop, RandomResizedCrop
+from torchswat.data import CentreCrop, RandomCrop, RandomResizedCrop, draws
+from torchswat.data.augment import draw
 from torchswat.errors import InvalidValue
 
 units = st.floats(0, 1, exclude_max=True)
 
 
+def pixel(image, row, column, border):
+    """The value at a place in or around an image (C, H, W): walk into it, turning at its outermost pixels."""
+    _, height, width = image.shape
+    if not (0 <= row < height and 0 <= column < width):
+        if border == "black":
+            return torch.zeros_like(image[:, 0, 0])
+        row = -row if row < 0 else 2 * (height - 1) - row if row >= height else row
+        column = -column if column < 0 else 2 * (width - 1) - column if column >= width else column
+    return image[:, row, column]
+
+
 @given(
     st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     st.integers(0, 5),
-    st.booleans(),
+    st.sampled_from(["random", "alternating", "none"]),
+    st.sampled_from(["black", "reflect"]),
     st.integers(0, 2**32 - 1),
 )
-def test_a_crop_is_a_slice_of_the_padded_picture(shape, padding, flip, seed):
+def test_a_crop_is_the_image_moved_and_mirrored_pixel_by_pixel(shape, padding, flip, border, seed):
+    if border == "reflect":
+        padding = min(padding, min(shape[2:]) - 1)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     uniform = np.random.default_rng(seed).random((shape[0], 3))
-    result = RandomCrop(padding, flip)(images, uniform)
-    assert result.dtype == torch.uint8 and result.shape == images.shape
-    for image, crop, (down, across, mirror) in zip(images, result, uniform, strict=True):
-        padded = torch.zeros(shape[1], shape[2] + 2 * padding, shape[3] + 2 * padding, dtype=torch.uint8)
-        padded[:, padding : padding + shape[2], padding : padding + shape[3]] = image
-        top, left = int(down * (2 * padding + 1)), int(across * (2 * padding + 1))
-        expected = padded[:, top : top + shape[2], left : left + shape[3]]
-        assert crop.equal(expected.flip(2) if flip and mirror < 0.5 else expected)
+    before = images.clone()
+    result = RandomCrop(padding, flip, border)(images, uniform)
+    assert result.dtype == torch.uint8 and result.shape == images.shape and images.equal(before)
+    expected = torch.empty_like(images)
+    for number, (down, across, mirror) in enumerate(uniform):
+        top, left = int(down * (2 * padding + 1)) - padding, int(across * (2 * padding + 1)) - padding
+        for row in range(shape[2]):
+            for column in range(shape[3]):
+                seen = shape[3] - 1 - column if flip != "none" and mirror < 0.5 else column
+                expected[number, :, row, column] = pixel(images[number], top + row, left + seen, border)
+    assert result.equal(expected)
+
+
+@given(st.integers(1, 200), st.integers(1, 3), st.integers(4, 33), st.integers(0, 4), st.integers(0, 99))
+def test_black_random_crops_are_those_of_the_first_version(count, colours, side, padding, seed):
+    """What `RandomCrop` was before it knew other borders and flips: trainings of then can be repeated."""
+    images = torch.randint(0, 256, (count, colours, side, side), dtype=torch.uint8)
+    uniform = np.random.default_rng(seed).random((count, 3))
+    top, left = np.floor(uniform[:, :2] * (2 * padding + 1)).astype(np.int64).T
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (2, 3))
+    old = windows[np.arange(count), :, top, left]
+    mirror = uniform[:, 2] < 0.5
+    old[mirror] = old[mirror][..., ::-1]
+    assert RandomCrop(padding)(images, uniform).numpy().tobytes() == old.tobytes()
+
+
+samples = st.lists(st.integers(0, 2**40), min_size=1, max_size=30).map(np.array)
+
+
+@given(st.sampled_from([RandomCrop, RandomResizedCrop]), st.integers(0, 2**63), st.integers(0, 999), samples)
+def test_alternating_flips_show_both_sides_in_any_two_epochs(kind, seed, epoch, samples):
+    alternating = kind(flip="alternating")
+    first, this, next_one = (draw(alternating, seed, e, samples) for e in (0, epoch, epoch + 1))
+    assert ((this >= 0) & (this < 1)).all()
+    assert ((this[:, -1] < 0.5) == ((first[:, -1] < 0.5) ^ epoch % 2)).all()
+    assert ((this[:, -1] < 0.5) != (next_one[:, -1] < 0.5)).all()
+    random = draw(kind(), seed, epoch, samples)  # all else is drawn anew, and the first epoch is the same
+    assert (this[:, :-1] == random[:, :-1]).all()
+    assert (first == draw(kind(), seed, 0, samples)).all()
+
+
+@given(st.integers(0, 2**53 - 1) | st.sampled_from([0, 2**52 - 1, 2**52, 2**53 - 1]))
+def test_every_possible_draw_alternates(bits):
+    value = bits * 2.0**-53  # as `draws.uniform` makes them
+    reflected = draws.LARGEST - value
+    assert 0 <= reflected < 1 and (value < 0.5) != (reflected < 0.5)
+
+
+def test_half_of_the_images_are_mirrored_in_the_first_epoch():
+    mirrored = draw(RandomCrop(flip="alternating"), 0, 0, np.arange(4000))[:, -1] < 0.5
+    assert 1850 < mirrored.sum() < 2150
+
+
+def test_a_reflected_border_as_wide_as_the_image_is_refused():
+    with pytest.raises(InvalidValue, match="padding is 3 for images of 3 x 5 pixels"):
+        RandomCrop(3, border="reflect")(torch.zeros(1, 1, 3, 5, dtype=torch.uint8), np.zeros((1, 3)))
 
 
 def test_every_shift_and_both_sides_occur():
@@ -65,7 +129,7 @@ def test_a_picture_too_long_for_any_box_is_cut_in_its_centre():
 def test_boxes_are_mirrored_half_of_the_time_or_never():
     uniform = np.random.default_rng(0).random((1000, RandomResizedCrop.draws))
     assert 420 < sum(RandomResizedCrop().box(50, 50, row)[1] for row in uniform) < 580
-    assert not any(RandomResizedCrop(flip=False).box(50, 50, row)[1] for row in uniform)
+    assert not any(RandomResizedCrop(flip="none").box(50, 50, row)[1] for row in uniform)
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.integers(0, 300))
@@ -81,6 +145,9 @@ def test_the_centre_crop_is_centred_and_square(width, height, size, more):
     ("make", "words"),
     [
         (lambda: RandomCrop(padding=-1), "padding is -1"),
+        (lambda: RandomCrop(flip=True), "flip is True: it must be one of random, alternating, none"),
+        (lambda: RandomCrop(border="white"), "border is 'white': it must be one of black, reflect"),
+        (lambda: RandomResizedCrop(flip="sometimes"), "flip is 'sometimes'"),
         (lambda: RandomResizedCrop(area=(0.0, 1.0)), r"area is \(0.0, 1.0\)"),
         (lambda: RandomResizedCrop(area=(0.5, 0.2)), "area is"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio is"),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchswat.data import Batches, Images, RandomCrop, RandomResizedCrop, load
+from torchswat.data import Batches, Images, RandomCrop, RandomResizedCrop, draws, load
 from torchswat.errors import InvalidData, InvalidValue
 
 from .fabricate import write_pictures
@@ -51,6 +51,36 @@ def test_pixels_are_normalised_per_colour():
     assert images.dtype == torch.float32 and images.is_contiguous() and labels.dtype == torch.int64
     mean, std = (torch.tensor(values)[:, None, None] for values in (split.mean, split.std))
     torch.testing.assert_close(images, (split.images / 255 - mean) / std)
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 5), st.integers(0, 5))
+def test_values_are_bitwise_those_of_the_first_version(count, batch_size, seed, epoch):
+    """The formula of before batches were cropped and normalised in pieces."""
+    split, crop = numbered(count), RandomCrop(1)
+    batches = Batches(split, batch_size, shuffle=True, seed=seed, augment=crop)
+    batches.set_epoch(epoch)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (split.mean, split.std))
+    for images, labels in batches:
+        uniform = draws.uniform(seed, draws.AUGMENTATION, epoch, labels.numpy(), 3)  # labels are numbers here
+        pixels = crop(split.images[labels], uniform)
+        assert images.equal(pixels.to(torch.float32).mul_(1 / (255 * std)).add_(-mean / std))
+
+
+@given(counts, st.integers(1, 50), st.integers(0, 6))
+def test_alternating_flips_mirror_each_image_in_every_second_epoch(count, batch_size, epoch):
+    split = numbered(count)
+    batches = Batches(split, batch_size, shuffle=True, augment=RandomCrop(0, flip="alternating"))
+    plain = by_label(Batches(split, count))
+    seen = []
+    for one in (epoch, epoch + 1, epoch + 2):
+        batches.set_epoch(one)
+        seen.append(by_label(batches))
+    assert seen[0].equal(seen[2]) and seen[1].equal(seen[0].flip(3))
+    sides = [
+        (image.equal(as_is), image.equal(as_is.flip(2))) for image, as_is in zip(seen[0], plain, strict=True)
+    ]
+    assert all(map(any, sides))
 
 
 @given(counts, st.integers(0, 5), st.integers(0, 5), st.data())

@@ -15,7 +15,7 @@ def test_cifar10_in_its_published_layout(tmp_path):
     assert dataset.test.images.shape == (4, 3, 32, 32)
     assert dataset.train.labels.tolist() == [0, 1, 2, 3] * 5 and dataset.train.labels.dtype == torch.int64
     assert dataset.classes[3] == "class 3" and len(dataset.classes) == 10
-    assert dataset.augmentation == RandomCrop(padding=4, flip=True)
+    assert dataset.augmentation == RandomCrop(padding=4, flip="random")
     third = random_bytes(4, 3072, seed=2)  # of data_batch_3
     np.testing.assert_array_equal(dataset.train.images[9, 2, 5, 7], third[1, 2 * 1024 + 5 * 32 + 7])
 

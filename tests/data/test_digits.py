@@ -16,4 +16,4 @@ def test_the_digits_and_their_fixed_split():
 
 
 def test_digits_are_not_mirrored():
-    assert load("digits").augmentation == RandomCrop(padding=1, flip=False)
+    assert load("digits").augmentation == RandomCrop(padding=1, flip="none")

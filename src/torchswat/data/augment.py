@@ -9,46 +9,63 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from torchswat.data import draws
 from torchswat.errors import InvalidValue
 
 LARGEST_SIDE = 2**13  # pixels; a square of it is as large as the largest image that is decoded
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture
+Border = Literal["black", "reflect"]
+Flip = Literal["random", "alternating", "none"]
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Shift by up to `padding` pixels (black comes in from outside) and mirror every second picture.
+    """Shift by up to `padding` pixels each way, and mirror left and right.
 
-    The augmentation of CIFAR in section 4.1 of the paper: padding 4 and flip.
+    The augmentation of CIFAR in section 4.1 of the paper: padding 4, black borders, random flips.
 
     Parameters
     ----------
     padding : int, default 4
         Pixels added on each side before the original size is cut out again.
-    flip : bool, default True
-        Mirror left and right with probability one half.
+    flip : {"random", "alternating", "none"}, default "random"
+        Which images are mirrored: each with probability one half in every epoch ("random"); half of them in
+        the first epoch, drawn at random, and from then on in each epoch those that were not in the last
+        ("alternating"), so that any two epochs in a row show both sides of every image; or none.
+    border : {"black", "reflect"}, default "black"
+        What is added: zeros, or the image itself mirrored at its outermost pixels. A reflected border must
+        be narrower than the image.
+
+    References
+    ----------
+    Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv:2404.00498, the section "Alternating flip".
 
     Examples
     --------
-    >>> picture = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2)
-    >>> RandomCrop(padding=1)(picture, np.array([[0.0, 0.5, 0.9]]))[0, 0].tolist()
+    >>> image = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2)
+    >>> RandomCrop(padding=1)(image, np.array([[0.0, 0.5, 0.9]]))[0, 0].tolist()
     [[0, 0], [0, 1]]
+    >>> RandomCrop(padding=1, border="reflect")(image, np.array([[0.0, 0.5, 0.9]]))[0, 0].tolist()
+    [[2, 3], [0, 1]]
     """
 
     padding: int = 4
-    flip: bool = True
+    flip: Flip = "random"
+    border: Border = "black"
     draws: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise InvalidValue(f"padding is {self.padding}: it must be 0 or more pixels.")
+        _check_choice("flip", self.flip, get_args(Flip))
+        _check_choice("border", self.border, get_args(Border))
 
     def __call__(self, images: Tensor, uniform: np.ndarray) -> Tensor:
         """Crop and mirror.
@@ -64,15 +81,33 @@ class RandomCrop:
         Tensor of the same dtype and shape
         """
         height, width = images.shape[2:]
+        if self.border == "reflect" and self.padding >= min(height, width):
+            raise InvalidValue(
+                f"padding is {self.padding} for images of {height} x {width} pixels: a reflected border must "
+                "be narrower than the image."
+            )
         top, left = np.floor(uniform[:, :2] * (2 * self.padding + 1)).astype(np.int64).T
-        # In numpy: twice as fast as the same in torch, and no second pool of threads beside the training.
-        padded = np.pad(images.numpy(), ((0, 0), (0, 0), (self.padding,) * 2, (self.padding,) * 2))
+        # In numpy: faster than the same in torch, and no second pool of threads beside the training.
+        padded = self._pad(images.numpy())
         windows = sliding_window_view(padded, (height, width), (2, 3))  # (N, C, 2P+1, 2P+1, H, W), no copy
         cropped = windows[np.arange(len(images)), :, top, left]  # (N, C, H, W)
-        if self.flip:
+        if self.flip != "none":
             mirror = uniform[:, 2] < 0.5
             cropped[mirror] = cropped[mirror][..., ::-1]
         return torch.from_numpy(cropped)
+
+    def _pad(self, images: np.ndarray) -> np.ndarray:
+        """Add the border, as `np.pad` does but faster."""
+        count, colours, height, width = images.shape
+        p, bottom, right = self.padding, self.padding + height, self.padding + width
+        padded = np.zeros((count, colours, height + 2 * p, width + 2 * p), images.dtype)
+        padded[:, :, p:bottom, p:right] = images
+        if self.border == "reflect":
+            padded[:, :, p:bottom, :p] = images[..., p:0:-1]
+            padded[:, :, p:bottom, right:] = images[..., -2 : -p - 2 : -1]
+            padded[:, :, :p] = padded[:, :, 2 * p : p : -1]
+            padded[:, :, bottom:] = padded[:, :, bottom - 2 : height - 2 : -1]
+        return padded
 
 
 @dataclass(frozen=True)
@@ -88,13 +123,13 @@ class RandomResizedCrop:
         Smallest and largest share of the picture's area.
     ratio : (float, float), default (3/4, 4/3)
         Smallest and largest width / height; drawn uniformly in its logarithm.
-    flip : bool, default True
-        Mirror left and right with probability one half.
+    flip : {"random", "alternating", "none"}, default "random"
+        Which images are mirrored left and right; as for `RandomCrop`.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
+    flip: Flip = "random"
     attempts: ClassVar[int] = 10
     draws: ClassVar[int] = 4 * attempts + 1
 
@@ -103,6 +138,7 @@ class RandomResizedCrop:
             raise InvalidValue(f"area is {self.area}: it must be two shares, 0 < low <= high <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise InvalidValue(f"ratio is {self.ratio}: it must be two numbers, 0 < low <= high.")
+        _check_choice("flip", self.flip, get_args(Flip))
 
     def box(self, width: int, height: int, uniform: np.ndarray) -> tuple[Box, bool]:
         """Choose the box of a picture of `width` x `height` pixels, and whether to mirror it.
@@ -114,7 +150,7 @@ class RandomResizedCrop:
         ----------
         uniform : ndarray of float64 in [0, 1), shape (41,)
         """
-        mirror = bool(self.flip and uniform[-1] < 0.5)
+        mirror = bool(self.flip != "none" and uniform[-1] < 0.5)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area, shape, across, down in uniform[:-1].reshape(self.attempts, 4):
             pixels = width * height * (self.area[0] + area * (self.area[1] - self.area[0]))
@@ -169,3 +205,36 @@ class CentreCrop:
 
 
 Augmentation = RandomCrop | RandomResizedCrop
+
+
+def draw(augmentation: Augmentation, seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
+    """Draw the uniform numbers of an augmentation: a pure function of seed, epoch and sample.
+
+    The last number of a sample says whether it is mirrored (below one half). For alternating flips it is that
+    of the first epoch, reflected at one half in every second epoch.
+
+    Parameters
+    ----------
+    samples : ndarray of int64, shape (N,)
+        Numbers of the samples in their split.
+
+    Returns
+    -------
+    ndarray of float64 in [0, 1), shape (N, augmentation.draws)
+
+    Examples
+    --------
+    >>> crop = RandomCrop(flip="alternating")
+    >>> [bool(draw(crop, seed=0, epoch=epoch, samples=np.array([7]))[0, -1] < 0.5) for epoch in range(4)]
+    [False, True, False, True]
+    """
+    uniform = draws.uniform(seed, draws.AUGMENTATION, epoch, samples, augmentation.draws)
+    if augmentation.flip == "alternating":
+        first = draws.uniform(seed, draws.AUGMENTATION, 0, samples, augmentation.draws)[:, -1]
+        uniform[:, -1] = draws.LARGEST - first if epoch % 2 else first
+    return uniform
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidValue(f"{name} is {value!r}: it must be one of {', '.join(allowed)}.")

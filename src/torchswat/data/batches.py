@@ -7,15 +7,17 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchswat.data import draws
-from torchswat.data.augment import Augmentation
+from torchswat.data.augment import Augmentation, draw
 from torchswat.data.dataset import Images, Mapper, Split
 from torchswat.errors import InvalidValue
 
 AHEAD = 2  # batches of pictures decoded before they are asked for
+PIECE = 256  # images cropped and normalised at once: their bytes fit in the cache of a core
 
 
 class Batches:
@@ -25,7 +27,7 @@ class Batches:
     size nor on the processes nor on where the epoch was begun, and there is no state to save beyond the
     epoch and the number of the next batch.
 
-    Pictures in memory are handled as whole tensors in the calling thread: a millisecond for 128 of CIFAR,
+    Pictures in memory are handled as whole tensors in the calling thread: seven milliseconds for 1000 of CIFAR,
     which another thread would not hide but pay for. Picture files are decoded by a pool of threads, two
     batches ahead, while the caller computes.
 
@@ -146,11 +148,16 @@ class Batches:
 
     def _read(self, numbers: Tensor, epoch: int, mapper: Mapper) -> tuple[Tensor, Tensor]:
         """Make the batch of the samples `numbers`; `mapper` is the ``map`` that decodes picture files."""
-        count = self.augment.draws if self.augment else 0
-        uniform = draws.uniform(self.seed, draws.AUGMENTATION, epoch, numbers.numpy(), count)
-        images = self.split.read(numbers, self.augment, uniform, mapper)
-        normalised = images.to(torch.float32, memory_format=torch.contiguous_format)
-        return normalised.mul_(self._scale).add_(self._shift), self.split.labels[numbers]
+        if self.augment is None:
+            uniform = np.empty((len(numbers), 0))
+        else:
+            uniform = draw(self.augment, self.seed, epoch, numbers.numpy())
+        images = torch.empty(len(numbers), *self.split.shape)
+        for start in range(0, len(numbers), PIECE):
+            piece = slice(start, start + PIECE)
+            pixels = self.split.read(numbers[piece], self.augment, uniform[piece], mapper)
+            images[piece].copy_(pixels).mul_(self._scale).add_(self._shift)
+        return images, self.split.labels[numbers]
 
     def _read_ahead(self, shares: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read batches in a thread of their own, `AHEAD` of the caller; its pool decodes the pictures."""

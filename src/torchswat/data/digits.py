@@ -38,7 +38,7 @@ def _read_digits(root: Path) -> Dataset:
         Images(images=images[part], labels=labels[part], classes=classes, mean=mean, std=std)
         for part in (~is_test, is_test)
     )
-    return Dataset("digits", train, test, augmentation=RandomCrop(padding=1, flip=False))
+    return Dataset("digits", train, test, augmentation=RandomCrop(padding=1, flip="none"))
 
 
 DIGITS = Source(

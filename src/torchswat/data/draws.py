@@ -15,6 +15,8 @@ FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 SHIFTS = tuple(np.uint64(bits) for bits in (30, 27, 31))
 
+LARGEST = 1 - 2.0**-53  # the largest number that `uniform` draws
+
 # What a number is drawn for; each purpose has its own stream.
 ORDER, AUGMENTATION, SUBSET, SYNTHETIC = range(4)
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from torchswat import data, models
 from torchswat.convert import load_sparse_state_, sparse_layers, sparsify_
-from torchswat.data import Batches, Dataset
-from torchswat.errors import InvalidData
+from torchswat.data import Batches, Dataset, RandomCrop
+from torchswat.data.augment import Augmentation
+from torchswat.errors import InvalidData, InvalidValue
 from torchswat.fuse import fuse_
 from torchswat.models.registry import MODELS
 from torchswat.schedules import Cubic
@@ -36,11 +37,40 @@ def train_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: in
         recipe.data.batch_size,
         shuffle=True,
         seed=recipe.seed,
-        augment=dataset.augmentation if recipe.data.augment else None,
+        augment=build_augmentation(recipe, dataset),
         drop_last=True,
         rank=rank,
         world_size=processes,
     )
+
+
+def build_augmentation(recipe: Recipe, dataset: Dataset) -> Augmentation | None:
+    """Return the data set's augmentation with what the recipe changes of it; None where it wants none.
+
+    Raises
+    ------
+    InvalidValue
+        The recipe shifts a folder of images, of which boxes are taken, or shifts by an image's side or more.
+    """
+    section, own = recipe.data, dataset.augmentation
+    if not section.augment:
+        return None
+    asked = {"padding": section.shift, "border": section.border, "flip": section.flip}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    moves = changes.keys() & {"padding", "border"}
+    if moves and not isinstance(own, RandomCrop):
+        raise InvalidValue(
+            f"data.{'border' if section.shift is None else 'shift'} is for small images in memory. {dataset.name} is a "
+            "folder of images, of which random boxes are taken: leave data.shift and data.border out."
+        )
+    augmentation = replace(own, **changes)
+    side = min(dataset.shape[1:])
+    if moves and isinstance(augmentation, RandomCrop) and augmentation.padding >= side:
+        raise InvalidValue(
+            f"data.shift is {augmentation.padding}: the images of {dataset.name} have {side} pixels a side; "
+            f"take 0 to {side - 1}."
+        )
+    return augmentation
 
 
 def test_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: int = 1) -> Batches:

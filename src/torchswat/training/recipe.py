@@ -71,13 +71,25 @@ class DataSection(_Section):
     name: Name
     root: Folder | None = None  # None: the folder named by TORCHSWAT_DATA
     batch_size: Count = 128  # over all processes together
-    augment: bool = True
+    augment: bool = (
+        True  # as suits the data set, but for the three values that follow; None: the data set's own
+    )
+    shift: CountOrZero | None = None  # pixels that a small image is moved by at most, each way
+    border: Literal["black", "reflect"] | None = None  # what comes in from outside
+    flip: Literal["random", "alternating", "none"] | None = None  # see torchswat.data.RandomCrop
     options: dict[str, Any] = {}  # what torchswat.data.load takes for this set, for instance size and resize
     train_limit: Count | None = None  # use only that many training images
     test_limit: Count | None = None
     # All image files are read before the training begins. A broken one stops it or is left out ("skip");
     # "unchecked" reads none before the step that needs it.
     broken_images: Literal["stop", "skip", "unchecked"] = "stop"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSection:
+        given = [key for key in ("shift", "border", "flip") if getattr(self, key) is not None]
+        if given and not self.augment:
+            raise ValueError(f"{given[0]} needs augment: true")
+        return self
 
 
 class SparseSection(_Section):
