@@ -82,6 +82,7 @@ def test_what_the_folder_holds(tiny, tmp_path):
     assert [row.epoch for row in rows] == [1, 2, 3] and [row.step for row in rows] == [6, 12, 18]
     assert [row.learning_rate for row in rows] == pytest.approx([0.05, 0.05, 0.005])
     assert json.loads((run / "summary.json").read_text())["best"]["epoch"] == summary.best.epoch
+    assert all(0 < row.data_seconds < row.seconds for row in rows)
     assert summary.best.sparse == max(row.test_accuracy for row in rows)
     assert summary.last.sparse == rows[-1].test_accuracy
     assert (run / "curves.svg").stat().st_size and (run / "curves.png").stat().st_size

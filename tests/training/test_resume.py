@@ -24,7 +24,7 @@ from .conftest import write_recipe
 
 def results(run: Path) -> tuple[bytes, list[dict[str, str]], list[dict], dict]:
     """Everything of a finished run that may not depend on its interruptions: bits, metrics, final table."""
-    timed = {"seconds", "images_per_second"}
+    timed = {"seconds", "images_per_second", "data_seconds"}
     with (run / "metrics.csv").open() as file:
         table = [{key: row[key] for key in row if key not in timed} for row in csv.DictReader(file)]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -41,6 +42,19 @@ def tiny_folder(tmp_path_factory):
     return lambda: RunFolder.create(tmp_path_factory.mktemp("run") / "r", load_recipe("digits-demo"))
 
 
+def test_metrics_of_older_versions_are_read(tiny_folder):
+    """They do not say how long the training waited for its data."""
+    folder = tiny_folder()
+    old = {key: value for key, value in asdict(ROW).items() if key != "data_seconds"}
+    (folder.path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    assert folder.metrics() == [ROW] and ROW.data_seconds is None
+    folder.truncate_metrics(1)  # as resuming does: from here on both files have all columns
+    folder.append(replace(ROW, data_seconds=0.25))
+    with (folder.path / "metrics.csv").open() as file:
+        assert [row["data_seconds"] for row in csv.DictReader(file)] == ["", "0.25"]
+    assert folder.metrics()[1].data_seconds == 0.25
+
+
 def test_metrics_that_were_tampered_with(tiny_folder):
     folder = tiny_folder()
     folder.append(ROW)
@@ -60,7 +74,6 @@ def test_what_is_no_run_and_what_is_one_already(tiny_folder, tmp_path):
 
 
 def test_every_start_is_noted(tiny_folder):
-    import json
 
     folder = tiny_folder()
     folder.record_versions(1)

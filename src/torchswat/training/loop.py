@@ -44,6 +44,7 @@ from torchswat.training.processes import agree, is_main_process, make_accelerato
 from torchswat.training.recipe import Recipe, differing_keys, make_recipe
 from torchswat.training.recover import recover
 from torchswat.training.run_folder import EpochMetrics, RunFolder, resume_command
+from torchswat.training.timed import timed
 from torchswat.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -239,22 +240,23 @@ class Trainer:
             try:
                 with StopRequest() as stop, Display(console, epochs, self.steps_per_epoch) as display:
                     while self.progress.epoch < epochs:
-                        seconds = self._train_epoch(stop, display)
-                        self._end_epoch(seconds, display)
+                        seconds, waited = self._train_epoch(stop, display)
+                        self._end_epoch(seconds, waited, display)
                         self._stop_if_asked(stop)
             finally:
                 if self.events is not None:
                     self.events.close()
             return self._finish()
 
-    def _train_epoch(self, stop: StopRequest, display: Display) -> float:
-        """Take the steps of the epoch that remain; return the seconds they took."""
+    def _train_epoch(self, stop: StopRequest, display: Display) -> tuple[float, float]:
+        """Take the steps of the epoch that remain; return their seconds, and those spent waiting for batches."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr_at(self.progress.epoch)
         self.network.train()
-        started, seen_before = time.perf_counter(), float(self.sums[2])
+        started, waited, seen_before = time.perf_counter(), 0.0, float(self.sums[2])
         self.train_batches.set_epoch(self.progress.epoch, start=self.progress.step_in_epoch)
-        for images, labels in self.train_batches:
+        for waiting, (images, labels) in timed(self.train_batches):
+            waited += waiting
             self._look_at_step(images.to(self.device), labels.to(self.device))
             self.progress = self.progress.next_step()
             loss, accuracy = means(self.sums)
@@ -269,7 +271,7 @@ class Trainer:
             ):
                 self._save()
             self._stop_if_asked(stop)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, waited
 
     def _look_at_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step, and record what is seen of the sparse layers where the recipe wants that."""
@@ -306,7 +308,7 @@ class Trainer:
         if self.events is not None:
             self.events.add_scalar("step/loss", loss.item(), self.progress.step + 1)
 
-    def _end_epoch(self, seconds: float, display: Display) -> None:
+    def _end_epoch(self, seconds: float, waited: float, display: Display) -> None:
         """Evaluate, record the epoch, save."""
         if self.processes > 1:
             broadcast(list(self.model.buffers()))  # batch norm's statistics: those of the first process count
@@ -324,6 +326,7 @@ class Trainer:
             test_accuracy=test_accuracy,
             seconds=round(seconds, 3),
             images_per_second=round(float(train_sums[2]) / seconds, 1),
+            data_seconds=round(waited, 3),
         )
         self.progress = self.progress.next_epoch()
         self.sums = torch.zeros(3, dtype=torch.float64)

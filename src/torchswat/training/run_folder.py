@@ -56,6 +56,7 @@ class EpochMetrics:
     test_accuracy: float
     seconds: float  # of training, evaluation not included; since the resume where the epoch was interrupted
     images_per_second: float
+    data_seconds: float | None = None  # of those, waiting for the next batch; None in runs of older versions
 
 
 class RunFolder:
