@@ -18,7 +18,7 @@ OPTIONS = {
     "train": "algorithm analyse batch-size data data-root epochs help lr method model output period recipe"
     " resume scope seed set skip skip-broken sparsity",
     "demo": "help output",
-    "evaluate": "data data-root help json pruned",
+    "evaluate": "data data-root help json pruned views",
     "cost": "algorithm batch-size form help input-size json model skip sparsity",
     "summary": "algorithm batch-size form help json model skip sparsity",
     "models": "help json",
@@ -220,6 +220,10 @@ def test_train_evaluate_and_resume(run, tmp_path, monkeypatch):
     assert code == 0 and json.loads(output)["images"] == 20
     code, output, _ = run("evaluate", folder, "--pruned")
     assert code == 0 and f"pruned network, 20 test images of digits: accuracy {accuracy:.2f}%" in output
+    code, _, errors = run("evaluate", folder, "--views", "mirror")
+    assert code == 2 and "the training does not mirror those of digits" in errors
+    code, _, errors = run("evaluate", folder, "--views", "mirrors")
+    assert code == 2 and "did you mean 'mirror'?" in errors
     code, output, _ = run("train", "--resume", folder)
     assert code == 0 and "swat 50%" in output and "epoch 1/1" not in output
     code, _, errors = run("train", *TINY, "--output", folder)

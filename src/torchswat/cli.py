@@ -229,19 +229,27 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other data than it was trained on.")] = None,
     data_root: Root = None,
     pruned: Annotated[bool, typer.Option("--pruned", help="Prune first, to a plain dense network.")] = False,
+    views: Annotated[
+        str,
+        typer.Option(
+            help="plain, mirror or mirror+shift: average the scores over these views of each image "
+            "(test-time augmentation)."
+        ),
+    ] = "plain",
     as_json: Json = False,
 ) -> None:
     """Test accuracy of a trained network."""
     from torchswat.training.reload import evaluate_saved
 
-    result = evaluate_saved(path, data=data, root=data_root, pruned=pruned)
+    result = evaluate_saved(path, data=data, root=data_root, pruned=pruned, views=views)
     if as_json:
         _print_json(result)
     else:
         kind = "pruned network" if pruned else "sparse network"
+        over = "" if views == "plain" else f" over views {views}"
         console.print(
             f"{kind}, {result['images']} test images of {result['data']}: "
-            f"accuracy {result['accuracy']:.2f}%, loss {result['loss']:.4f}  ({result['checkpoint']})",
+            f"accuracy {result['accuracy']:.2f}%, loss {result['loss']:.4f}{over}  ({result['checkpoint']})",
             highlight=False,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -46,6 +47,16 @@ def test_the_table():
     shown = console.file.getvalue()
     assert "91.23%" in shown and "89.00%" in shown and "500 k (4.00x less)" in shown and "swat 80%" in shown
     assert shown.count("x less") == 3  # and none for dense
+
+
+def test_the_table_of_a_run_with_views():
+    one = replace(summary("swat 80%", 1e6), views="mirror", last=Accuracy(4, 90.0, 89.0, 90.5))
+    assert one.rows()[:4] == [
+        ("test accuracy, last epoch", "90.00%"),
+        ("  pruned", "89.00%"),
+        ("  views mirror", "90.50%"),
+        ("test accuracy, best epoch", "91.23%"),
+    ]
 
 
 def test_the_summary_survives_json():

@@ -74,7 +74,6 @@ def test_what_is_no_run_and_what_is_one_already(tiny_folder, tmp_path):
 
 
 def test_every_start_is_noted(tiny_folder):
-
     folder = tiny_folder()
     folder.record_versions(1)
     folder.record_versions(2)

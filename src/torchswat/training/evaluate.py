@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from torchswat.training.views import Views, average_scores
+
 
 @torch.no_grad()
 def evaluate(
@@ -14,11 +16,13 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     loss_function: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     device: torch.device | str = "cpu",
+    views: Views = "plain",
 ) -> Tensor:
     """Run a network in evaluation mode, in which sparse layers use their sparse weights.
 
     The random numbers that it draws (masks of the algorithm ``random``) are given back afterwards: training
-    goes on as if there had been no evaluation, whatever each process's share of the images was.
+    goes on as if there had been no evaluation, whatever each process's share of the images was. The scores are
+    averaged over `views` of the images, see `torchswat.training.views`.
 
     Returns
     -------
@@ -39,7 +43,7 @@ def evaluate(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
-            outputs = model(images)
+            outputs = average_scores(model, images, views)
             sums += batch_sums(loss_function(outputs, labels), outputs, labels)
     model.train(was_training)
     return sums

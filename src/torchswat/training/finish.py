@@ -17,15 +17,26 @@ from torchswat.errors import InvalidData
 from torchswat.training.build import load_model
 from torchswat.training.checkpoint import Checkpoint
 from torchswat.training.recipe import Recipe
+from torchswat.training.views import Views
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracy in per cent of one checkpoint: with sparse weights, and pruned to plain dense modules."""
+    """Test accuracy in per cent of one checkpoint.
+
+    Attributes
+    ----------
+    epoch : int
+    sparse, pruned : float
+        With sparse weights, and pruned to plain dense modules; each test image is seen once, as it is.
+    views : float, optional
+        With sparse weights, its scores averaged over the views that the recipe asks for; None where it asks for none.
+    """
 
     epoch: int
     sparse: float
     pruned: float
+    views: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Summary:
         the names are those of `torchswat.accounting.LayerCost`. Counted, not timed.
     seconds : float
         Of training, without evaluation.
+    views : str, default "plain"
+        Which views the accuracies `Accuracy.views` are averaged over, see `torchswat.training.views`.
     """
 
     title: str
@@ -54,6 +67,7 @@ class Summary:
     batch: int
     cost: dict[str, dict[str, float]]
     seconds: float
+    views: Views = "plain"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for summary.json."""
@@ -71,14 +85,18 @@ class Summary:
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each row of the final table."""
         return [
-            ("test accuracy, last epoch", f"{self.last.sparse:.2f}%"),
-            ("  pruned", f"{self.last.pruned:.2f}%"),
-            ("test accuracy, best epoch", f"{self.best.sparse:.2f}%"),
-            ("  pruned", f"{self.best.pruned:.2f}%"),
+            *self._accuracies("last epoch", self.last),
+            *self._accuracies("best epoch", self.best),
             ("multiply-accumulates, an image", self._saving("macs", self.batch)),
             ("bytes of weights read backward", self._saving("weights", 1)),
             ("bytes of activations kept, an image", self._saving("activations", self.batch)),
         ]
+
+    def _accuracies(self, which: str, accuracy: Accuracy) -> list[tuple[str, str]]:
+        rows = [(f"test accuracy, {which}", accuracy.sparse), ("  pruned", accuracy.pruned)]
+        if accuracy.views is not None:
+            rows.append((f"  views {self.views}", accuracy.views))
+        return [(label, f"{value:.2f}%") for label, value in rows]
 
     def _saving(self, count: str, share: int) -> str:
         """A count, divided by `share`, and how many times smaller than dense it is."""
@@ -105,7 +123,7 @@ def title_of(recipe: Recipe) -> str:
 
 
 def prune_and_measure(
-    recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint, measure: Callable[[nn.Module], float]
+    recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint, measure: Callable[[nn.Module, Views], float]
 ) -> tuple[Accuracy, nn.Module]:
     """Evaluate the network of a checkpoint with sparse weights, and again as a pruned plain network.
 
@@ -114,19 +132,21 @@ def prune_and_measure(
     recipe, dataset, checkpoint
         Of the run.
     measure : callable
-        From a network to its accuracy in per cent.
+        From a network and the views of the test images to its accuracy in per cent.
 
     Returns
     -------
     Accuracy
-        Before and after pruning.
+        Before and after pruning, and over the views of the recipe.
     nn.Module
         The pruned network, of plain torch modules.
     """
     model = load_model(recipe, dataset, checkpoint)
-    sparse = measure(model)
+    sparse = measure(model, "plain")
+    over_views = None if recipe.views == "plain" else measure(model, recipe.views)
     pruned_model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
-    return Accuracy(checkpoint.progress.epoch, sparse, measure(pruned_model)), pruned_model
+    pruned = measure(pruned_model, "plain")
+    return Accuracy(checkpoint.progress.epoch, sparse, pruned, over_views), pruned_model
 
 
 def summarise(
@@ -134,7 +154,7 @@ def summarise(
     dataset: Dataset,
     best: Path,
     last: Path,
-    measure: Callable[[nn.Module], float],
+    measure: Callable[[nn.Module, Views], float],
     example: Tensor,
     seconds: float,
 ) -> Summary:
@@ -150,7 +170,9 @@ def summarise(
         best_accuracy, _ = prune_and_measure(recipe, dataset, Checkpoint.load(best), measure)
     with torch.random.fork_rng(devices=[]):
         counted = cost(load_model(recipe, dataset, last_saved), example).to_dict()["total"]
-    return Summary(title_of(recipe), best_accuracy, last_accuracy, len(example), counted, seconds)
+    return Summary(
+        title_of(recipe), best_accuracy, last_accuracy, len(example), counted, seconds, recipe.views
+    )
 
 
 def _short(number: float) -> str:

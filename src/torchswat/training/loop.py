@@ -45,6 +45,7 @@ from torchswat.training.recipe import Recipe, differing_keys, make_recipe
 from torchswat.training.recover import recover
 from torchswat.training.run_folder import EpochMetrics, RunFolder, resume_command
 from torchswat.training.timed import timed
+from torchswat.training.views import Views, check_views
 from torchswat.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class Trainer:
         self.processes = self.accelerator.num_processes
         speaks = self.console if self.accelerator.is_main_process else Console(quiet=True)
         self.data, self.data_record = data_of_run(recipe, speaks, data_record)
+        check_views(recipe.views, recipe, self.data)
         share = (self.accelerator.process_index, self.processes)
         self.train_batches = train_batches(recipe, self.data, *share)
         self.test_batches = test_batches(recipe, self.data, *share)
@@ -339,9 +341,10 @@ class Trainer:
         display.epoch(row)
         self._save()
 
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+    def evaluate(self, model: nn.Module, views: Views = "plain") -> tuple[float, float]:
         """Test loss and accuracy in per cent; the processes share the images."""
-        loss, accuracy = means(self._total(evaluate(model, self.test_batches, device=self.device)))
+        sums = evaluate(model, self.test_batches, device=self.device, views=views)
+        loss, accuracy = means(self._total(sums))
         if loss != loss or loss in (float("inf"), -float("inf")):
             raise self._not_finite("the loss on the test images is not finite")
         return loss, accuracy
@@ -413,7 +416,7 @@ class Trainer:
             self.data,
             best=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.best_step),
             last=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.step),
-            measure=lambda model: self.evaluate(model.to(self.device))[1],
+            measure=lambda model, views: self.evaluate(model.to(self.device), views)[1],
             example=self._example(),
             seconds=sum(row.seconds for row in rows),
         )

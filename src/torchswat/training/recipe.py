@@ -194,6 +194,8 @@ class Recipe(_Section):
     checkpoint: CheckpointSection = CheckpointSection()
     analysis: AnalysisSection = AnalysisSection()
     seed: Seed = 0
+    # The final table also says how accurate the last and the best epoch are over these views of the test images.
+    views: Literal["plain", "mirror", "mirror+shift"] = "plain"  # see torchswat.training.views
     threads: Threads | None = None  # of torch; None: as many as there are cores
 
     def to_yaml(self) -> str:

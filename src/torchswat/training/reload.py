@@ -18,6 +18,7 @@ from torchswat.training.processes import device
 from torchswat.training.recipe import make_recipe
 from torchswat.training.recover import whole_checkpoints
 from torchswat.training.run_folder import RunFolder
+from torchswat.training.views import check_views, known_views
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -49,7 +50,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def evaluate_saved(
-    path: Path, *, data: str | None = None, root: Path | None = None, pruned: bool = False
+    path: Path,
+    *,
+    data: str | None = None,
+    root: Path | None = None,
+    pruned: bool = False,
+    views: str = "plain",
 ) -> dict[str, Any]:
     """Evaluate a trained network on test images.
 
@@ -63,12 +69,22 @@ def evaluate_saved(
         Folder of the data sets; by default that of the training.
     pruned : bool, default False
         Prune the network to plain dense modules first.
+    views : str, default "plain"
+        Average the scores over these views of each image, see `torchswat.training.views`.
 
     Returns
     -------
     dict
-        ``accuracy`` in per cent, ``loss``, ``images``, ``data``, ``checkpoint``, ``epoch``, ``pruned``.
+        ``accuracy`` in per cent, ``loss``, ``images``, ``data``, ``checkpoint``, ``epoch``, ``pruned``, ``views``.
+
+    Raises
+    ------
+    UnknownName
+        There are no such views.
+    InvalidValue
+        The views mirror images that are not mirrored in training, such as digits.
     """
+    wanted = known_views(views)
     file = find_checkpoint(path)
     saved = Checkpoint.load(file)
     changes = {key: value for key, value in (("name", data), ("root", root)) if value is not None}
@@ -77,11 +93,13 @@ def evaluate_saved(
     recipe = make_recipe({**saved.recipe, "data": {**saved.recipe["data"], **changes}})
     torch.manual_seed(recipe.seed)
     dataset = data_to_test(recipe)
+    check_views(wanted, recipe, dataset)
     model: nn.Module = load_model(recipe, dataset, saved)
     if pruned:
         model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
     place = device()
-    loss, accuracy = means(evaluate(model.to(place), test_batches(recipe, dataset), device=place))
+    sums = evaluate(model.to(place), test_batches(recipe, dataset), device=place, views=wanted)
+    loss, accuracy = means(sums)
     return {
         "accuracy": accuracy,
         "loss": loss,
@@ -90,4 +108,5 @@ def evaluate_saved(
         "checkpoint": str(file),
         "epoch": saved.progress.epoch,
         "pruned": pruned,
+        "views": views,
     }
