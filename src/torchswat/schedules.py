@@ -19,6 +19,7 @@ let them be its steps:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchswat.errors import InvalidValue
@@ -103,3 +104,43 @@ class Steps:
 
     def __call__(self, iteration: int) -> float:
         return next(sparsity for start, sparsity in reversed(self.values) if iteration >= start)
+
+
+@dataclass(frozen=True)
+class DenseEnd:
+    """A sparsity, or a schedule of it, until iteration `begin`; from there on nothing is set to zero.
+
+    The network that results is dense: `torchswat.prune_` finds nothing to prune in it.
+
+    Parameters
+    ----------
+    before : float or schedule
+        Sparsity in [0, 1), or a callable from iteration to sparsity.
+    begin : int
+        The first dense iteration.
+
+    Examples
+    --------
+    >>> schedule = DenseEnd(Cubic(final=0.8, steps=100), begin=600)
+    >>> [round(schedule(i), 2) for i in (50, 599, 600)]
+    [0.7, 0.8, 0.0]
+    """
+
+    before: float | Callable[[int], float]
+    begin: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.before):
+            check_sparsity(self.before, "before")
+        if self.begin < 0:
+            raise InvalidValue(f"begin = {self.begin}; allowed is begin >= 0.")
+
+    @property
+    def last(self) -> int:
+        """The iteration from which on the sparsity is constant."""
+        return self.begin
+
+    def __call__(self, iteration: int) -> float:
+        if iteration >= self.begin:
+            return 0.0
+        return self.before(iteration) if callable(self.before) else self.before

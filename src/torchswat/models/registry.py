@@ -14,6 +14,7 @@ from functools import partial
 from torch import nn
 
 from torchswat.errors import InvalidValue, UnknownName
+from torchswat.models.airbench import Airbench
 from torchswat.models.densenet import DenseNet
 from torchswat.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchswat.models.vgg import VGG
@@ -22,6 +23,7 @@ from torchswat.models.wide_resnet import WideResNet
 _RESNET = "He et al. 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385"
 _VGG = "Simonyan and Zisserman 2015, Very Deep Convolutional Networks, arXiv:1409.1556"
 _DENSENET = "Huang et al. 2017, Densely Connected Convolutional Networks, arXiv:1608.06993"
+_AIRBENCH = "Jordan 2024, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498"
 _WIDE_RESNET = "Zagoruyko and Komodakis 2016, Wide Residual Networks, arXiv:1605.07146"
 
 
@@ -129,6 +131,15 @@ MODELS: tuple[ModelInfo, ...] = (
         width=16,
     ),
     ModelInfo(
+        "airbench",
+        "cifar",
+        "whitened network of three groups, 64-256-256 channels: trains in eight epochs",
+        _AIRBENCH,
+        1_972_792,
+        Airbench,
+        width=64,
+    ),
+    ModelInfo(
         "resnet-digits",
         "digits",
         "two residual blocks, 32-64 channels, for the 8x8 digits: trains in seconds",
@@ -195,7 +206,7 @@ def create(
     in_channels: int | None = None,
     width: int | None = None,
 ) -> nn.Module:
-    """Build a network by name: a plain torch module with fresh weights (`he_normal_`).
+    """Build a network by name: a plain torch module with fresh weights (`he_normal_`; `Airbench` has its own).
 
     Parameters
     ----------

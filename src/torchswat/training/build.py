@@ -14,9 +14,12 @@ from torchswat.data.augment import Augmentation
 from torchswat.errors import InvalidData, InvalidValue
 from torchswat.fuse import fuse_
 from torchswat.models.registry import MODELS
-from torchswat.schedules import Cubic
+from torchswat.schedules import Cubic, DenseEnd
 from torchswat.training.checkpoint import Checkpoint
-from torchswat.training.recipe import Recipe
+from torchswat.training.muon import Muon
+from torchswat.training.recipe import OptimizerSection, Recipe
+
+_IMAGES_TO_START_FROM = 2000
 
 
 def build_data(recipe: Recipe) -> Dataset:
@@ -93,15 +96,29 @@ def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
         in_channels=colours,
         width=section.width,
     )
-    return sparsify_as(recipe, model)
+    return sparsify_as(recipe, model, len(dataset.train) // recipe.data.batch_size)
 
 
-def sparsify_as(recipe: Recipe, model: nn.Module) -> nn.Module:
+def initialise_from_data_(recipe: Recipe, model: nn.Module, dataset: Dataset) -> None:
+    """Let a network that starts from its data (`Airbench.initialise_from_`) see the first images, in place."""
+    initialise_from_ = getattr(model, "initialise_from_", None)
+    if initialise_from_ is not None:
+        first = dataset.train.subset(torch.arange(min(_IMAGES_TO_START_FROM, len(dataset.train))))
+        initialise_from_(next(iter(Batches(first, len(first))))[0])
+
+
+def sparsify_as(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> nn.Module:
     """Make a plain network sparse in place, as the recipe says, and fuse what lies between its layers."""
     section = recipe.sparse
     targets = section.sparsity if isinstance(section.sparsity, dict) else {"*": section.sparsity}
-    ramp = section.ramp
-    by_layer = {name: Cubic(final, steps=ramp) if ramp else final for name, final in targets.items()}
+
+    def over_time(final: float) -> float | Cubic | DenseEnd:
+        rising = Cubic(final, steps=section.ramp) if section.ramp else final
+        if section.dense_from is None:
+            return rising
+        return DenseEnd(rising, begin=section.dense_from * steps_per_epoch)
+
+    by_layer = {name: over_time(final) for name, final in targets.items()}
     sparsify_(
         model,
         algorithm=section.algorithm,
@@ -142,26 +159,82 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint, rank: int = 0) -> No
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Stochastic gradient descent; with ``decay_norm: false`` batch norm's parameters do not decay."""
-    section = recipe.optimizer
-    of_norm = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for parameter in module.parameters(recurse=False)
-    }
-    norm = [parameter for parameter in model.parameters() if id(parameter) in of_norm]
-    other = [parameter for parameter in model.parameters() if id(parameter) not in of_norm]
+    """The recipe's optimizer over the parameters that are trained.
+
+    Each group has two keys beside torch's, for `set_learning_rates_`: ``peak_lr`` and ``epochs``, at the end of
+    which its schedule ends. With ``decay_norm: false`` batch norm's parameters do not decay.
+    """
+    build = _muon if recipe.optimizer.name == "muon" else _sgd
+    return build(recipe.optimizer, model)
+
+
+def set_learning_rates_(recipe: Recipe, optimizer: torch.optim.Optimizer, epoch: float) -> None:
+    """Set the learning rate of every group to that of the moment, in epochs (2.5: half of the third)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * recipe.optimizer.share_at(epoch, group["epochs"])
+
+
+def _sgd(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
+    of_norm = _parameters_of_norms(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = [parameter for parameter in trained if id(parameter) in of_norm]
+    other = [parameter for parameter in trained if id(parameter) not in of_norm]
     groups = [
         {"params": other, "weight_decay": section.weight_decay},
         {"params": norm, "weight_decay": section.weight_decay if section.decay_norm else 0.0},
     ]
     return torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        [{**group, "peak_lr": section.lr, "epochs": section.epochs} for group in groups if group["params"]],
         lr=section.lr_at(0),
         momentum=section.momentum,
         nesterov=section.nesterov,
     )
+
+
+def _muon(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
+    """Muon for filters, which it scales, so they need no decay; stochastic gradient descent for the rest.
+
+    Decay is relative to the learning rate: at its peak every group loses the share `weight_decay` in a step.
+    """
+    of_norm = _parameters_of_norms(model)
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    of_first = (
+        {id(parameter) for parameter in first.parameters()} if first and section.first_epochs else set()
+    )
+    momentum = section.momentum if section.other_momentum is None else section.other_momentum
+    groups: dict[tuple[float, float, int, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = {4: section.lr, 2: section.head_lr}.get(parameter.dim(), section.bias_lr) or section.lr
+        decays = parameter.dim() != 4 and (section.decay_norm or id(parameter) not in of_norm)
+        epochs = (section.first_epochs if id(parameter) in of_first else None) or section.epochs
+        key = (rate, section.weight_decay / rate if decays else 0.0, epochs, parameter.dim() == 4)
+        groups.setdefault(key, []).append(parameter)
+    return Muon(
+        [
+            {
+                "params": parameters,
+                "lr": rate * section.share_at(0),
+                "weight_decay": decay,
+                "momentum": section.momentum if orthogonalize else momentum,
+                "orthogonalize": orthogonalize,
+                "peak_lr": rate,
+                "epochs": epochs,
+            }
+            for (rate, decay, epochs, orthogonalize), parameters in groups.items()
+        ],
+        nesterov=section.nesterov,
+    )
+
+
+def _parameters_of_norms(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def _nearest_form(name: str, height: int) -> str:

@@ -60,6 +60,8 @@ class Checkpoint:
         The optimizer's buffers, as ``<parameter name>/<buffer name>``.
     ranks : list of dict of str to Tensor
         What differs between the processes: random state, thresholds and sums over the epoch under way.
+    average : dict of str to Tensor
+        ``state_dict`` of the averaged weights; empty where the recipe wants none.
     """
 
     recipe: dict[str, Any]
@@ -68,6 +70,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     ranks: list[dict[str, Tensor]] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint to `path`, atomically.
@@ -80,6 +83,7 @@ class Checkpoint:
         """
         tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
         for rank, state in enumerate(self.ranks):
             tensors |= {f"rank{rank}/{name}": tensor for name, tensor in state.items()}
         # A copy each: safetensors takes neither tensors that share memory nor tensors with strides.
@@ -129,6 +133,7 @@ class Checkpoint:
             model=_under("model/", tensors),
             optimizer=_under("optimizer/", tensors),
             ranks=[_under(f"rank{rank}/", tensors) for rank in range(processes)],
+            average=_under("average/", tensors),
         )
 
 

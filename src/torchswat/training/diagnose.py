@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchswat.errors import NotFinite
+from torchswat.training.evaluate import autocast_to
 
 _NOTHING = "nothing when the step was repeated (so it cannot be repeated exactly), but the step before it"
 
@@ -18,7 +19,11 @@ def is_finite(tensors: list[Tensor]) -> bool:
 
 
 def first_not_finite(
-    model: nn.Module, images: Tensor, labels: Tensor, loss_function: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    precision: str = "float32",
 ) -> str:
     """Say where the first NaN or infinity of a training step arises.
 
@@ -34,6 +39,8 @@ def first_not_finite(
         The batch of the step.
     loss_function : callable
         ``loss_function(outputs, labels)`` gives the loss.
+    precision : {"float32", "bfloat16"}
+        Of the step.
 
     Returns
     -------
@@ -60,7 +67,9 @@ def first_not_finite(
     ]
     try:
         model.zero_grad(set_to_none=True)
-        loss = loss_function(model(images), labels)
+        with autocast_to(precision, images.device):
+            outputs = model(images).float()
+        loss = loss_function(outputs, labels)
         if not found and not torch.isfinite(loss):
             found.append("the loss")
         if not found:

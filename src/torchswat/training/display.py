@@ -62,10 +62,11 @@ class Display:
 
     def epoch(self, row: EpochMetrics) -> None:
         """Print the line of an epoch."""
+        average = "" if row.average_accuracy is None else f"  averaged {row.average_accuracy:.2f}%"
         self._bar.console.print(
             f"epoch {row.epoch}/{self._epochs}  lr {row.learning_rate:.4g}"
             f"  train loss {row.train_loss:.4f}  {row.train_accuracy:.2f}%"
-            f"  test loss {row.test_loss:.4f}  {row.test_accuracy:.2f}%"
+            f"  test loss {row.test_loss:.4f}  {row.test_accuracy:.2f}%{average}"
             f"  {row.images_per_second:.0f} images/s",
             highlight=False,
             soft_wrap=True,

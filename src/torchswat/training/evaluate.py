@@ -17,12 +17,15 @@ def evaluate(
     loss_function: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     device: torch.device | str = "cpu",
     views: Views = "plain",
+    precision: str = "float32",
 ) -> Tensor:
     """Run a network in evaluation mode, in which sparse layers use their sparse weights.
 
     The random numbers that it draws (masks of the algorithm ``random``) are given back afterwards: training
     goes on as if there had been no evaluation, whatever each process's share of the images was. The scores are
     averaged over `views` of the images, see `torchswat.training.views`.
+
+    With `precision` ``"bfloat16"`` it runs under autocast; the loss is computed in float32 in any case.
 
     Returns
     -------
@@ -43,10 +46,16 @@ def evaluate(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
-            outputs = average_scores(model, images, views)
+            with autocast_to(precision, device):
+                outputs = average_scores(model, images, views).float()
             sums += batch_sums(loss_function(outputs, labels), outputs, labels)
     model.train(was_training)
     return sums
+
+
+def autocast_to(precision: str, device: torch.device | str) -> torch.autocast:
+    """The context of a pass in ``"float32"``, which changes nothing, or in ``"bfloat16"``."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def batch_sums(loss: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,29 @@ class Accuracy:
         With sparse weights, and pruned to plain dense modules; each test image is seen once, as it is.
     views : float, optional
         With sparse weights, its scores averaged over the views that the recipe asks for; None where it asks for none.
+    dense : bool
+        Whether pruning found nothing to set to zero: then all of these are accuracies of a dense network.
+    average, average_pruned : float, optional
+        Of the averaged weights, where the recipe wants them.
     """
 
     epoch: int
     sparse: float
     pruned: float
     views: float | None = None
+    dense: bool = False
+    average: float | None = None
+    average_pruned: float | None = None
+
+    def rows(self, which: str, views: str) -> list[tuple[str, str]]:
+        """Label and text of each row of the final table; `which` is the epoch in words."""
+        note = " (dense)" if self.dense else ""
+        rows = [(f"test accuracy, {which} epoch", self.sparse), ("  pruned", self.pruned)]
+        if self.views is not None:
+            rows.append((f"  views {views}", self.views))
+        if self.average is not None and self.average_pruned is not None:
+            rows += [("  averaged weights", self.average), ("  averaged, pruned", self.average_pruned)]
+        return [(label, f"{value:.2f}%" + (note if "pruned" in label else "")) for label, value in rows]
 
 
 @dataclass(frozen=True)
@@ -85,18 +102,12 @@ class Summary:
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each row of the final table."""
         return [
-            *self._accuracies("last epoch", self.last),
-            *self._accuracies("best epoch", self.best),
+            *self.last.rows("last", self.views),
+            *self.best.rows("best", self.views),
             ("multiply-accumulates, an image", self._saving("macs", self.batch)),
             ("bytes of weights read backward", self._saving("weights", 1)),
             ("bytes of activations kept, an image", self._saving("activations", self.batch)),
         ]
-
-    def _accuracies(self, which: str, accuracy: Accuracy) -> list[tuple[str, str]]:
-        rows = [(f"test accuracy, {which}", accuracy.sparse), ("  pruned", accuracy.pruned)]
-        if accuracy.views is not None:
-            rows.append((f"  views {self.views}", accuracy.views))
-        return [(label, f"{value:.2f}%") for label, value in rows]
 
     def _saving(self, count: str, share: int) -> str:
         """A count, divided by `share`, and how many times smaller than dense it is."""
@@ -117,9 +128,10 @@ def title_of(recipe: Recipe) -> str:
     sparse = recipe.sparse
     if sparse.algorithm == "dense":
         return "dense"
+    end = f", dense after {sparse.dense_from} epochs" if sparse.dense_from else ""
     if isinstance(sparse.sparsity, dict):
-        return f"{sparse.algorithm} by layer"
-    return f"{sparse.algorithm} {100 * sparse.sparsity:.4g}%"
+        return f"{sparse.algorithm} by layer{end}"
+    return f"{sparse.algorithm} {100 * sparse.sparsity:.4g}%{end}"
 
 
 def prune_and_measure(
@@ -137,16 +149,21 @@ def prune_and_measure(
     Returns
     -------
     Accuracy
-        Before and after pruning, and over the views of the recipe.
+        Before and after pruning, over the views of the recipe, and of the averaged weights.
     nn.Module
         The pruned network, of plain torch modules.
     """
-    model = load_model(recipe, dataset, checkpoint)
-    sparse = measure(model, "plain")
-    over_views = None if recipe.views == "plain" else measure(model, recipe.views)
-    pruned_model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
-    pruned = measure(pruned_model, "plain")
-    return Accuracy(checkpoint.progress.epoch, sparse, pruned, over_views), pruned_model
+
+    def both(saved: Checkpoint) -> tuple[float, float, bool, float | None, nn.Module]:
+        model = load_model(recipe, dataset, saved)
+        sparse, prunes = measure(model, "plain"), has_weights_to_prune(model)
+        over_views = None if recipe.views == "plain" else measure(model, recipe.views)
+        pruned_model = desparsify_(prune_(model) if prunes else model)
+        return sparse, measure(pruned_model, "plain"), not prunes, over_views, pruned_model
+
+    averages = both(replace(checkpoint, model=checkpoint.average))[:2] if checkpoint.average else (None, None)
+    sparse, pruned, dense, over_views, pruned_model = both(checkpoint)
+    return Accuracy(checkpoint.progress.epoch, sparse, pruned, over_views, dense, *averages), pruned_model
 
 
 def summarise(

@@ -24,10 +24,13 @@ from torchswat.data import Batches
 from torchswat.engine import plan
 from torchswat.errors import CheckpointError, InvalidData, InvalidValue, NotFinite
 from torchswat.training import checkpoint as checkpoints
+from torchswat.training.average import AveragedWeights
 from torchswat.training.build import (
     build_model,
     build_optimizer,
+    initialise_from_data_,
     load_weights_,
+    set_learning_rates_,
     test_batches,
     train_batches,
 )
@@ -35,7 +38,7 @@ from torchswat.training.check_data import data_of_run
 from torchswat.training.checkpoint import Checkpoint, Progress
 from torchswat.training.diagnose import first_not_finite, is_finite
 from torchswat.training.display import Display
-from torchswat.training.evaluate import batch_sums, evaluate, means
+from torchswat.training.evaluate import autocast_to, batch_sums, evaluate, means
 from torchswat.training.finish import Summary, summarise
 from torchswat.training.interrupt import Interrupted, StopRequest
 from torchswat.training.lock import FolderLock
@@ -161,6 +164,7 @@ class Trainer:
             self.model, build_optimizer(recipe, self.model)
         )
         self.loss_function = partial(cross_entropy, label_smoothing=recipe.optimizer.label_smoothing)
+        self.average: AveragedWeights | None = None
         self.watch = Watch(self.model, recipe.analysis.quantities)
         self.progress = Progress()
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images: of the epoch under way
@@ -174,10 +178,21 @@ class Trainer:
     # ---- beginning and going on --------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the folder of a new run."""
+        """Make the folder of a new run, and what its network takes from the data."""
         if self.accelerator.is_main_process:
             RunFolder.create(self.folder.path, self.recipe).record_data(self.data_record)
         self.accelerator.wait_for_everyone()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        initialise_from_data_(self.recipe, self.model, self.data)
+        if self.processes > 1:
+            broadcast([parameter.detach() for parameter in self.model.parameters()])
+        self._average_from_here()
+
+    def _average_from_here(self) -> None:
+        decay = self.recipe.optimizer.average
+        self.average = None if decay is None else AveragedWeights(self.model, decay)
 
     def restore(self) -> None:
         """Go back to the newest checkpoint that is whole, and forget what was recorded after it."""
@@ -187,6 +202,8 @@ class Trainer:
         if path:
             self._load(Checkpoint.load(Path(path)), Progress(**progress))
             self.saved_at = self.progress.step
+        else:
+            self._initialise()
         self.accelerator.wait_for_everyone()
         if found is not None:
             self.folder.truncate_metrics(self.progress.epoch)
@@ -219,6 +236,9 @@ class Trainer:
             )
         rank = self.accelerator.process_index
         load_weights_(self.model, saved, rank)
+        self._average_from_here()
+        if self.average is not None:
+            self.average.model.load_state_dict(saved.average)
         checkpoints.load_optimizer_tensors_(self.model, self._plain_optimizer, saved.optimizer)
         mine = saved.ranks[rank]
         self.sums = mine["sums"]
@@ -252,8 +272,6 @@ class Trainer:
 
     def _train_epoch(self, stop: StopRequest, display: Display) -> tuple[float, float]:
         """Take the steps of the epoch that remain; return their seconds, and those spent waiting for batches."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.optimizer.lr_at(self.progress.epoch)
         self.network.train()
         started, waited, seen_before = time.perf_counter(), 0.0, float(self.sums[2])
         self.train_batches.set_epoch(self.progress.epoch, start=self.progress.step_in_epoch)
@@ -294,7 +312,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent; the weights only change if everything is finite."""
         try:
-            outputs = self.network(images)
+            with autocast_to(self.recipe.precision, self.device):
+                outputs = self.network(images).float()
             loss = self.loss_function(outputs, labels)
             self.accelerator.backward(loss)
         except NotFinite as error:  # a sparse layer refuses to select among NaN
@@ -302,10 +321,13 @@ class Trainer:
         loss = loss.detach()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not (torch.isfinite(loss) and is_finite(gradients)):
-            culprit = first_not_finite(self.model, images, labels, self.loss_function)
+            culprit = first_not_finite(self.model, images, labels, self.loss_function, self.recipe.precision)
             raise self._not_finite(f"{culprit} is not finite")
+        set_learning_rates_(self.recipe, self._plain_optimizer, self.progress.step / self.steps_per_epoch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, self.progress.step + 1)
         self.sums += batch_sums(loss, outputs, labels)
         if self.events is not None:
             self.events.add_scalar("step/loss", loss.item(), self.progress.step + 1)
@@ -313,15 +335,19 @@ class Trainer:
     def _end_epoch(self, seconds: float, waited: float, display: Display) -> None:
         """Evaluate, record the epoch, save."""
         if self.processes > 1:
-            broadcast(list(self.model.buffers()))  # batch norm's statistics: those of the first process count
+            # Batch norm's statistics: those of the first process count.
+            averaged = self.average.model.buffers() if self.average else ()
+            broadcast([*self.model.buffers(), *averaged])
         train_sums = self._total(self.sums)
         train_loss, train_accuracy = means(train_sums)
         test_loss, test_accuracy = self.evaluate(self.model)
+        average_accuracy = self.evaluate(self.average.model)[1] if self.average else None
+        last_step = (self.progress.step - 1) / self.steps_per_epoch
         epoch = self.progress.epoch + 1
         row = EpochMetrics(
             epoch=epoch,
             step=self.progress.step,
-            learning_rate=self.recipe.optimizer.lr_at(self.progress.epoch),
+            learning_rate=self.recipe.optimizer.lr_at(last_step),
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             test_loss=test_loss,
@@ -329,6 +355,7 @@ class Trainer:
             seconds=round(seconds, 3),
             images_per_second=round(float(train_sums[2]) / seconds, 1),
             data_seconds=round(waited, 3),
+            average_accuracy=average_accuracy,
         )
         self.progress = self.progress.next_epoch()
         self.sums = torch.zeros(3, dtype=torch.float64)
@@ -336,14 +363,16 @@ class Trainer:
             self.progress = replace(self.progress, best_accuracy=test_accuracy, best_step=self.progress.step)
         if self.events is not None:
             self.folder.append(row)
-            for name in ("learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-                self.events.add_scalar(f"epoch/{name}", getattr(row, name), row.step)
+            for name, value in row.to_dict().items():
+                if name not in ("epoch", "step", "seconds", "images_per_second"):
+                    self.events.add_scalar(f"epoch/{name}", value, row.step)
         display.epoch(row)
         self._save()
 
     def evaluate(self, model: nn.Module, views: Views = "plain") -> tuple[float, float]:
         """Test loss and accuracy in per cent; the processes share the images."""
-        sums = evaluate(model, self.test_batches, device=self.device, views=views)
+        how = {"device": self.device, "views": views, "precision": self.recipe.precision}
+        sums = evaluate(model, self.test_batches, **how)
         loss, accuracy = means(self._total(sums))
         if loss != loss or loss in (float("inf"), -float("inf")):
             raise self._not_finite("the loss on the test images is not finite")
@@ -368,6 +397,7 @@ class Trainer:
                 model=self.model.state_dict(),
                 optimizer=checkpoints.optimizer_tensors(self.model, self._plain_optimizer),
                 ranks=ranks,
+                average=self.average.model.state_dict() if self.average else {},
             )
             self._write(saved)
         self.saved_at = self.progress.step

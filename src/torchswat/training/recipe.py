@@ -7,6 +7,7 @@ names it. This module imports no torch, so a wrong recipe is refused before the 
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -48,6 +49,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
+LearningRate = Annotated[float, Field(gt=0, le=1e38)]  # float32 ends there
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
@@ -103,6 +105,7 @@ class SparseSection(_Section):
     ramp: CountOrZero = 0  # over so many iterations the sparsity rises from 0; see torchswat.schedules.Cubic
     period: Count = 1  # search the threshold anew every so many iterations
     warmup: CountOrZero = 0  # until this iteration, search it at every one
+    dense_from: Count | None = None  # after so many epochs nothing is set to zero any more
     skip: tuple[str, ...] = ()
     norm_input: Name = "whole"  # how batch norm keeps its input for the backward pass: whole, bfloat16, int8
 
@@ -130,35 +133,82 @@ class SparseSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """Stochastic gradient descent and its learning rate over time."""
+    """How the weights are changed, and the learning rate over time."""
 
     epochs: Count = 150
-    lr: Annotated[float, Field(gt=0, le=1e38)] = 0.1  # float32 ends there
+    name: Literal["sgd", "muon"] = "sgd"  # muon: torchswat.training.muon for filters, sgd for the rest
+    lr: LearningRate = 0.1  # at its peak; of the mean loss over a batch
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0, le=1e38)] = 1e-4
     decay_norm: bool = True  # whether batch norm's weights and biases decay as well
+    schedule: Literal["steps", "linear", "cosine"] = "steps"  # linear, cosine: fall to 0 at the end
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training in which the rate rises from 0
     milestones: tuple[Count, ...] = ()  # epochs at which the learning rate is multiplied by `factor`
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # a step's share of the past, in averaged weights
+    )
+
+    # For muon alone: what is no filter. None: as for the filters.
+    head_lr: LearningRate | None = None  # of linear layers
+    bias_lr: LearningRate | None = None  # of biases and batch norm
+    other_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    first_epochs: Count | None = None  # the first convolution trains so long, its rate falling to 0
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerSection:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones should rise, not {list(self.milestones)}")
-        if self.nesterov and self.momentum == 0:
+        if self.milestones and self.schedule != "steps":
+            raise ValueError(f"milestones are for the schedule 'steps', not for {self.schedule!r}")
+        if self.nesterov and 0 in (self.momentum, self.other_momentum):
             raise ValueError("nesterov needs a momentum above 0")
+        if self.first_epochs and self.schedule == "steps":
+            raise ValueError("first_epochs needs the schedule 'linear' or 'cosine', which falls to 0")
+        if self.name != "muon":
+            given = [key for key in _OF_MUON if getattr(self, key) is not None]
+            if given:
+                raise ValueError(f"{given[0]} is for the optimizer 'muon', not for {self.name!r}")
         return self
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0.
+    def share_at(self, epoch: float, epochs: int | None = None) -> float:
+        """Share of the peak learning rate at a moment of the training, in [0, 1].
+
+        Parameters
+        ----------
+        epoch : float
+            Epochs that have passed: 2.5 is in the middle of the third.
+        epochs : int, optional
+            When the schedule ends; by default with the training.
+
+        Examples
+        --------
+        >>> triangle = OptimizerSection(epochs=10, schedule="linear", warmup=0.2)
+        >>> [triangle.share_at(epoch) for epoch in (0, 1, 2, 6, 10)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+        """
+        passed = min(1.0, epoch / (epochs or self.epochs))
+        if passed < self.warmup:
+            return passed / self.warmup
+        if self.schedule == "steps":
+            return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+        falling = (passed - self.warmup) / (1 - self.warmup)
+        return 1 - falling if self.schedule == "linear" else (1 + math.cos(math.pi * falling)) / 2
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate when so many epochs have passed; between two steps it does not change.
 
         Examples
         --------
         >>> OptimizerSection(lr=0.1, milestones=(50, 100), factor=0.5).lr_at(60)
         0.05
         """
-        return self.lr * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr * self.share_at(epoch)
+
+
+_OF_MUON = ("head_lr", "bias_lr", "other_momentum", "first_epochs")
 
 
 class CheckpointSection(_Section):
@@ -193,10 +243,21 @@ class Recipe(_Section):
     optimizer: OptimizerSection = OptimizerSection()
     checkpoint: CheckpointSection = CheckpointSection()
     analysis: AnalysisSection = AnalysisSection()
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: passes under torch.autocast
     seed: Seed = 0
     # The final table also says how accurate the last and the best epoch are over these views of the test images.
     views: Literal["plain", "mirror", "mirror+shift"] = "plain"  # see torchswat.training.views
     threads: Threads | None = None  # of torch; None: as many as there are cores
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        end = self.sparse.dense_from
+        if end is not None and end >= self.optimizer.epochs:
+            raise ValueError(
+                f"sparse.dense_from should be less than the {self.optimizer.epochs} epochs of optimizer.epochs, "
+                f"not {end}"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The recipe as YAML text that `load_recipe` reads back."""

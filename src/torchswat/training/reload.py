@@ -98,7 +98,8 @@ def evaluate_saved(
     if pruned:
         model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
     place = device()
-    sums = evaluate(model.to(place), test_batches(recipe, dataset), device=place, views=wanted)
+    at = {"device": place, "views": wanted, "precision": recipe.precision}
+    sums = evaluate(model.to(place), test_batches(recipe, dataset), **at)
     loss, accuracy = means(sums)
     return {
         "accuracy": accuracy,

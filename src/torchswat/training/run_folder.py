@@ -49,7 +49,7 @@ class EpochMetrics:
 
     epoch: int
     step: int
-    learning_rate: float
+    learning_rate: float  # of the epoch's last step
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -57,6 +57,11 @@ class EpochMetrics:
     seconds: float  # of training, evaluation not included; since the resume where the epoch was interrupted
     images_per_second: float
     data_seconds: float | None = None  # of those, waiting for the next batch; None in runs of older versions
+    average_accuracy: float | None = None  # on the test images, of the averaged weights where there are any
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that there are, for the files."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class RunFolder:
@@ -132,24 +137,24 @@ class RunFolder:
 
     def append(self, row: EpochMetrics) -> None:
         """Add an epoch to both files of metrics, durably: a checkpoint that counts on it is written next."""
-        self._append("metrics.jsonl", json.dumps(asdict(row)) + "\n")
-        header = (
-            "" if (self.path / "metrics.csv").exists() else _csv_line(field.name for field in fields(row))
-        )
-        self._append("metrics.csv", header + _csv_line(asdict(row).values()))
+        values = row.to_dict()
+        self._append("metrics.jsonl", json.dumps(values) + "\n")
+        table = self.path / "metrics.csv"
+        header = "" if table.exists() and table.stat().st_size else _csv_line(values)
+        self._append("metrics.csv", header + _csv_line(values.values()))
 
     def truncate_metrics(self, epochs: int) -> None:
         """Forget the epochs after the first `epochs`: a resumed run is going to repeat them."""
-        kept = self.metrics()[:epochs]
-        if len(kept) < epochs:
+        recorded = [row.to_dict() for row in self.metrics()]
+        if len(recorded) < epochs:
             raise InvalidData(
-                f"{self.path / 'metrics.jsonl'} holds {len(kept)} epochs but the checkpoint has {epochs}; "
+                f"{self.path / 'metrics.jsonl'} holds {len(recorded)} epochs but the checkpoint has {epochs}; "
                 "the file was changed or damaged since"
             )
-        header = _csv_line(field.name for field in fields(EpochMetrics))
-        table = header + "".join(_csv_line(asdict(row).values()) for row in kept)
+        kept = recorded[:epochs]
+        table = "".join(_csv_line(line) for line in (*recorded[:1], *(row.values() for row in kept)))
         write_atomically(self.path / "metrics.csv", table.encode())
-        lines = "".join(json.dumps(asdict(row)) + "\n" for row in kept)
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.path / "metrics.jsonl", lines.encode())
 
     def metrics(self) -> list[EpochMetrics]:
