@@ -82,6 +82,10 @@ class LayerSparsity:
     by_optimizer: bool = False
     before_norm: bool = False
     """Whether a BatchNorm2d stands right behind the layer in the order of the model's definition."""
+    masks: tuple[str, ...] = ()
+    """Operands that the layer's operation does not select by itself."""
+    packable: bool = True
+    """`Algorithm.is_packable`."""
     slots: int = 0
     search: int = 0
     share: tuple[int, int] = (0, 1)
@@ -94,6 +98,8 @@ class LayerSparsity:
             | GRAD_INPUT_WEIGHT * bool(row.grad_input_weight)
             | GRAD_WEIGHT_ACTIVATION * bool(row.grad_weight_activation)
         )
+        self.packable = row.is_packable
+        self.masks = tuple(operand for operand, one in self.selectors.items() if not one.in_operation)
         first = next(iter(self.selectors.values()), Selector())
         self.search = EXACT * first.exact | SAMPLED * (first.method == "sample")
         self.share = (0, 1) if callable(self.sparsity) else share_of(self.sparsity)
@@ -162,8 +168,9 @@ class SparseLayer(nn.Module):
         recompute: RecomputeInfo | None = None,
     ) -> Tensor:
         """Run one pass on `x`, (N, C, H, W) or (N, C); `entries` of it are selected from (padding is not)."""
-        sparse = self.sparse
-        weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
+        sparse, own = self.sparse, self._parameters  # torch's own look-up of attributes takes microseconds
+        weight = cast(Tensor, own["weight"] if "weight" in own else self.weight)
+        bias = cast("Tensor | None", own["bias"] if "bias" in own else self.bias)
         grad = torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
@@ -174,16 +181,18 @@ class SparseLayer(nn.Module):
         if callable(sparsity):
             sparsity = sparse.sparsity_now(self._this_iteration())
         native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
-        products = None if native is None else self._products(x, weight, geometry, sparsity)
-        chwn = (
-            x.dim() == 4
-            and products is not None
-            and (products != 0 or self._prefers_chwn(x, weight, geometry))
-        )
         training = sparse.training_mode(self.training)
-        key = x.shape, entries, sparsity, products, chwn, training, wants_weight, recompute is None
-        a = sparse._arguments.get(key)
+        in_chwn = x.dim() == 4 and layout.is_chwn(x)
+        circumstances = plan.PLAN.circumstances()
+        key = (
+            *(x.shape, entries, sparsity, native is None, in_chwn, training, wants_weight, recompute is None),
+            circumstances,
+        )
+        a = sparse._arguments.get(key) if circumstances is not None else None
         if a is None:
+            products = None if native is None else self._products(x, weight, geometry, sparsity)
+            chwn = x.dim() == 4 and products is not None
+            chwn = chwn and (products != 0 or in_chwn or self._prefers_chwn(x, weight, geometry))
             a = self._arguments(
                 x, geometry, entries, sparsity, products, chwn, wants_weight, recompute, training
             )
@@ -191,14 +200,13 @@ class SparseLayer(nn.Module):
                 sparse._arguments.clear()
             sparse._arguments[key] = a
         weight_mask = None
-        selectors = sparse.selectors
-        selector = selectors.get("weight")
-        if selector is not None and not selector.in_operation and (a.slots & FORWARD_WEIGHT or grad):
-            weight_mask = self._mask("weight", weight, sparsity)
-        selector = selectors.get("activation")
-        if selector is not None and not selector.in_operation and wants_weight and activation_mask is None:
-            activation_mask = self._mask("activation", x, sparsity)
-        state = self.sparse_state
+        if sparse.masks:
+            if "weight" in sparse.masks and (a.slots & FORWARD_WEIGHT or grad):
+                weight_mask = self._mask("weight", weight, sparsity)
+            if "activation" in sparse.masks and wants_weight and activation_mask is None:
+                activation_mask = self._mask("activation", x, sparsity)
+        state = self._buffers["sparse_state"]
+        assert state is not None
         plain = native if state.is_cpu and type(state) is Tensor else None
         call = Call(state, weight_mask, activation_mask, recompute, a, plain)
         if not grad:
@@ -270,12 +278,10 @@ class SparseLayer(nn.Module):
         return plan.products_of(plan.choose(shape, sparsity))
 
     def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
-        """Return whether dense products work in the CHWN layout: that of the input, or of a batch norm to come.
+        """Return whether dense products work in the CHWN layout for a batch norm to come.
 
-        That a batch norm follows is a guess by the order of the model's definition, on which no number depends.
+        That one follows is a guess by the order of the model's definition, on which no number depends.
         """
-        if layout.is_chwn(x):
-            return True
         matrix = weight.shape[2:] == (1, 1) and geometry[1] == (0, 0)
         return self.sparse.before_norm and (geometry[3] > 1 or matrix) and len(x) >= _FILLED_LANES
 
@@ -305,7 +311,7 @@ class SparseLayer(nn.Module):
         zeros, of = sparse.share
         kept = entries - entries * zeros // of  # in integers: sizes may be symbolic
         exact = sparse.search == EXACT and self._period == 1 and constant
-        if not all(selector.in_operation for selector in sparse.selectors.values()):
+        if sparse.masks:
             raise InvalidValue(
                 f"layer {sparse.name!r} selects by scope, method or random masks that torch.compile cannot follow; "
                 "allowed is scope 'nchw' with method 'histogram' or 'sample'. Call torch.compiler.disable on the "
@@ -344,7 +350,7 @@ class SparseLayer(nn.Module):
         weight = cast(Tensor, self.weight if weight is None else weight).detach()
         selector, last = sparse.selectors["weight"], sparse.last_iteration()
         name = f"the weight of layer {sparse.name!r}"
-        if selector.in_operation and sparse.algorithm.is_packable:
+        if selector.in_operation and sparse.packable:
             due = selector.period == 1 or last < selector.warmup or last % selector.period == 0
             threshold = state_words.threshold(sparse.state, "weight")
             if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
@@ -453,7 +459,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             )
         padding = self._product_padding()
         geometry: Any = self.stride, padding or (0, 0), self.dilation, self.groups
-        if not self.sparse.algorithm.is_packable:
+        if not self.sparse.packable:
             return _masked_pass(self, input, Conv2dProducts(*geometry), None if padding else self._pad)
         return _in_autocast(self, input, geometry, None if padding else self._pad, recompute)
 
@@ -468,7 +474,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         padding = self._product_padding()
         if not fits or padding is None or self.groups != 1 or self.dilation != (1, 1) or not input.numel():
             return False
-        if not self.sparse.algorithm.is_packable or native_for(input, self.weight) is None:
+        if not self.sparse.packable or native_for(input, self.weight) is None:
             return False
         sparsity = self.sparse.sparsity_now(self._this_iteration())
         shape = Shape(tuple(input.shape), tuple(self.weight.shape), self.stride, padding)  # type: ignore[arg-type]
@@ -509,7 +515,7 @@ class SparseLinear(SparseLayer, nn.Linear):
                 f"allowed is (*, {self.in_features})."
             )
         matrix = input if input.dim() == 2 else input.reshape(-1, self.in_features)
-        if self.sparse.algorithm.is_packable:
+        if self.sparse.packable:
             output = _in_autocast(self, matrix, _MATRIX, None, None)
         else:
             output = _masked_pass(self, matrix, LinearProducts(), None)
@@ -541,29 +547,24 @@ def _in_autocast(
         return cast(Any, super(SparseLayer, layer)).forward(x)
     entries, mask = x.numel(), None
     if pad is not None:
-        selector = sparse.selectors.get("activation")
-        outside = selector is not None and not selector.in_operation
         # what is selected before padding is padded as a mask; other values than zeros are entries again
-        if cast(Any, layer).padding_mode != "zeros" or outside:
+        if cast(Any, layer).padding_mode != "zeros" or "activation" in sparse.masks:
             mask = _padded_mask(layer, x, pad)
-        x = pad(x)
+        x, recompute = pad(x), None
+    if not _in_autocast_of(x) or x.dtype == torch.float64:
+        return layer._pass(x, geometry, entries, mask, recompute)
     device = x.device.type
-    if (
-        (device == "cpu" and not torch.is_autocast_enabled("cpu"))
-        or not _in_autocast_of(device)
-        or x.dtype == torch.float64
-    ):
-        return layer._pass(x, geometry, entries, mask, recompute if pad is None else None)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
 
 
-def _in_autocast_of(device: str) -> bool:
-    """Return whether autocast is on for a type of device; some, such as meta, have none."""
-    if device == "cpu":
+def _in_autocast_of(x: Tensor) -> bool:
+    """Return whether autocast is on for the device of `x`; some, such as meta, have none."""
+    if x.is_cpu:
         return torch.is_autocast_enabled("cpu")
+    device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
@@ -612,8 +613,8 @@ def _masked_pass(
     if pad is not None:
         mask = None if mask is None else pad(mask.to(torch.float32)) != 0
         x = pad(x)
-    device = x.device.type
-    if _in_autocast_of(device) and x.dtype != torch.float64:
+    device, autocast = x.device.type, _in_autocast_of(x)
+    if autocast and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -625,7 +626,7 @@ def _masked_pass(
         except NotFinite:  # all of it goes on: a GradScaler sees the NaN and skips the step
             return None
 
-    with torch.autocast(device, enabled=False) if _in_autocast_of(device) else nullcontext():
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         if row.projected_output:
             output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
             if moment.remembers:

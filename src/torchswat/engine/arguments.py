@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -109,8 +109,12 @@ class Moment(NamedTuple):
 
 def moment_of(training: int) -> Moment:
     """Return the moment of a pass; a recomputation for a backward pass is the same iteration again."""
+    return _moment(training, torch._C._current_graph_task_id() != -1)
+
+
+@cache
+def _moment(training: int, again: bool) -> Moment:
     # It remembers, too: under reentrant checkpointing no earlier pass of the iteration selects activations.
-    again = torch._C._current_graph_task_id() != -1
     return Moment(
         remembers=training > 0,
         advances=training == COUNTS and not again,

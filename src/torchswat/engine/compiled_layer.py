@@ -84,14 +84,13 @@ class Facts(NamedTuple):
     weight_limit: float
     weight_ties: int
     activation_limit: float
-    record: Tensor
 
     @classmethod
     def of(cls, record: Tensor) -> Facts:
         """Read them from a record."""
         words = record.tolist()
         limits = as_float(words[WEIGHT_LIMIT]), words[WEIGHT_TIES], as_float(words[ACTIVATION_LIMIT])
-        return cls(words[PRODUCTS], *limits, record)
+        return cls(words[PRODUCTS], *limits)
 
 
 class Chosen(NamedTuple):
@@ -211,7 +210,7 @@ class Pass:
         of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
         of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
         self.native.end_pass(self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products)
-        return Facts(products, w.limit, w.ties, x.limit, self.record)
+        return Facts(products, w.limit, w.ties, x.limit)
 
 
 _NOTHING = Chosen()
@@ -229,8 +228,8 @@ def forward(
     a: Arguments,
     moment: Moment,
     inplace: bool = False,
-) -> tuple[Tensor, Tensor, Facts]:
-    """Return output, saved activation and record; see `torchswat.engine.ops`.
+) -> tuple[Tensor, Tensor, Facts, Tensor]:
+    """Return output, saved activation, facts and record; see `torchswat.engine.ops`.
 
     Where it is to be done `inplace`, the state of the layer becomes the record.
     """
@@ -302,7 +301,7 @@ def forward(
             y = chwn.forward(source, used, bias, a.stride, a.padding)
         else:
             y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
-    return y, kept, this.end(of_weight, of_activation, products)
+    return y, kept, this.end(of_weight, of_activation, products), this.record
 
 
 @lru_cache(maxsize=256)
@@ -322,7 +321,7 @@ def _dense_forward(
     a: Arguments,
     moment: Moment,
     inplace: bool,
-) -> tuple[Tensor, Tensor, Facts]:
+) -> tuple[Tensor, Tensor, Facts, Tensor]:
     """Run a pass whose products are torch's, on contiguous operands: one call selects, masks and saves."""
     own = inplace and moment.remembers
     record = state if own else torch.empty(WORDS, dtype=torch.int64, device="cpu")
@@ -351,7 +350,7 @@ def _dense_forward(
         y = torch.nn.functional.linear(x, used, bias)
     else:
         y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
-    return y, kept, Facts(0, found.weight_limit, found.weight_ties, found.activation_limit, record)
+    return y, kept, Facts(0, found.weight_limit, found.weight_ties, found.activation_limit), record
 
 
 def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -47,24 +47,18 @@ class Call(NamedTuple):
     """The compiled kernels, where they do all of the pass."""
 
 
-_NO_RECORD: Any = None
-
-
 class SparseFunction(torch.autograd.Function):
     """The three products of a layer with their operands selected."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
-        y, kept, facts = run(x, weight, bias, call)
+        y, kept, ctx.facts, record = run(x, weight, bias, call)
         a = call.a
         dense = None if a.slots & GRAD_WEIGHT_ACTIVATION or not a.save else x
-        ctx.geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)
-        ctx.input = x.shape, layout.layout_of(x) if x.dim() == 4 else layout.NCHW
-        ctx.native = record = None
-        if isinstance(facts, compiled_layer.Facts):  # numbers that may hang on the node; tensors may not
-            ctx.native, ctx.facts = call.native, facts._replace(record=_NO_RECORD)
-        else:
-            record = facts
+        ctx.a, ctx.native, ctx.size = a, call.native, x.shape
+        ctx.layout = layout.layout_of(x) if x.dim() == 4 else layout.NCHW
+        if ctx.facts is not None:
+            record = None  # the layer's state, which goes on
         ctx.save_for_backward(dense, weight, kept, record, call.weight_mask, *(call.recompute or ()))
         return y
 
@@ -74,11 +68,11 @@ class SparseFunction(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        where: Any = (recompute or None, *ctx.input, ctx.geometry, wanted)
-        if ctx.native is not None and _is_of_kernels(gradient, weight, kept):
+        wanted, facts, a = ctx.needs_input_grad[:3], ctx.facts, ctx.a
+        where: Any = (recompute or None, ctx.size, ctx.layout)
+        if facts is not None and _is_of_kernels(gradient, weight, kept):
             grads = compiled_layer.backward(
-                ctx.native, gradient, x, weight, kept, ctx.facts, weight_mask, *where
+                ctx.native, gradient, x, weight, kept, facts, weight_mask, *where, a, wanted
             )
             return *grads, None
         if record is None:
@@ -88,11 +82,11 @@ class SparseFunction(torch.autograd.Function):
                 "which take plain float32 tensors of the CPU."
             )
         operands = gradient, x, weight, kept, record, weight_mask
+        geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)
         if is_plain(*operands):
-            grads = ops.run_backward(*operands, *where)
+            grads = ops.run_backward(*operands, *where, geometry, wanted)
         else:
-            size, order = ctx.input
-            found = torch.ops.torchswat.sparse_backward(*operands, size, order, *ctx.geometry, wanted)
+            found = torch.ops.torchswat.sparse_backward(*operands, ctx.size, ctx.layout, *geometry, wanted)
             grads = (grad if want else None for grad, want in zip(found, wanted, strict=True))
         return *grads, None
 
@@ -110,10 +104,11 @@ def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor) -> bool:
 
 def run(
     x: Tensor, weight: Tensor, bias: Tensor | None, call: Call
-) -> tuple[Tensor, Tensor, compiled_layer.Facts | Tensor]:
+) -> tuple[Tensor, Tensor, compiled_layer.Facts | None, Tensor]:
     """Run a pass without autograd, and let the layer's state be the next one.
 
-    Returns the output, the saved activation, and what the compiled kernels say of the pass, or else its record.
+    Returns the output, the saved activation, what the compiled kernels say of the pass where they ran it, and its
+    record.
     """
     state, weight_mask, activation_mask, _, a, native = call
     if native is not None and not torch._C._len_torch_dispatch_stack():
@@ -129,4 +124,5 @@ def run(
             outputs = torch.ops.torchswat.sparse_forward(*operands, None, *a)
     if a.training:
         state.copy_(outputs[2])
-    return outputs
+    y, kept, record = outputs
+    return y, kept, None, record

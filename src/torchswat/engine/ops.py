@@ -67,8 +67,8 @@ def run_forward(
     native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
     if native is None:
         return reference_layer.forward(*operands, moment_of(a.training))
-    y, kept, facts = compiled_layer.forward(native, *operands, moment_of(a.training))
-    return y, kept, facts.record
+    y, kept, _, record = compiled_layer.forward(native, *operands, moment_of(a.training))
+    return y, kept, record
 
 
 def _forward(x, weight, bias, state, weight_mask, activation_mask, schedule, *arguments):

@@ -76,6 +76,7 @@ class TunedPlan:
         self._lock = threading.RLock()
         self._choices: dict[tuple, Choice] = {}
         self._timings: dict[tuple[Path, str], dict[str, Timing]] = {}  # by file and machine
+        self._learnt = 0  # how often choices were dropped
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -92,6 +93,14 @@ class TunedPlan:
         key = (asked, file, shape.input, shape.weight, shape.stride, shape.padding, step, threads)
         choice = self._choices.get(key)
         return self._decide(key, shape, sparsity) if choice is None else choice
+
+    def circumstances(self) -> tuple | None:
+        """Return what a choice hangs on beside shape and sparsity; None where each question is to be asked."""
+        scope = _scope.get()
+        if scope is not None and scope.record is not None:
+            return None
+        file = None if scope is None else scope.file
+        return os.environ.get("TORCHSWAT_PLAN", ""), file, torch.get_num_threads(), self._learnt
 
     def _decide(self, key: tuple, shape: Shape, sparsity: float) -> Choice:
         with self._lock:
@@ -131,6 +140,7 @@ class TunedPlan:
         with self._lock:
             self._known().update(timings)
             self._choices.clear()
+            self._learnt += 1
         if os.environ.get("TORCHSWAT_PLAN", "") in _MODES:
             return None
         return path() if save(path(), machine(), timings) else None
@@ -145,12 +155,14 @@ class TunedPlan:
         with self._lock:
             self._choices.clear()
             self._timings.clear()
+            self._learnt += 1
 
     def forget_file(self, file: Path) -> None:
         """Drop what was read from `file` and decided by it."""
         with self._lock:
             self._timings = {place: rows for place, rows in self._timings.items() if place[0] != file}
             self._choices = {key: choice for key, choice in self._choices.items() if key[1] != file}
+            self._learnt += 1
 
     def unlock(self) -> None:
         """Begin with a free lock, in a forked process in which its holder does not run."""

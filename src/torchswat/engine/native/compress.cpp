@@ -91,10 +91,30 @@ inline uint32_t marked(const uint8_t* mask, const Square& s, int lane) {
     return word;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Writes the kept lanes of two vectors one after the other, and nothing else. Masked stores are microcode on some
+// processors: what stands behind is read and written again where it lies before `end`.
+inline void put(float* to, const float* end, const vf (&x)[2], uint32_t kept) {
+    const int low = __builtin_popcount(kept & 255), high = __builtin_popcount(kept >> 8);
+    const vf packed[2] = {packed_lanes(x[0], kept & 255), packed_lanes(x[1], kept >> 8)};
+    if (end - to >= unit) {
+        const vf before[2] = {loadu(to), loadu(to + low)};
+        const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        storeu(to, lane < low ? packed[0] : before[0]);
+        storeu(to + low, lane < high ? packed[1] : before[1]);
+    } else {
+        store_first(to, packed[0], low);
+        store_first(to + low, packed[1], high);
+    }
+}
+#endif
+
 // Writes a word of bits for each sample of the square, and its kept values to where `to` says that the next one goes.
+// Nobody else writes before `end`.
 template <class Entries>
 void compress_square(const float* x, Entries entries, const uint8_t* mask, float threshold, const Square& s, float** to,
-                     uint16_t* bits) {
+                     const float* end, uint16_t* bits) {
+    (void)end;
     const uint32_t inside = (1u << s.rows) - 1;
     to += s.i;
     bits += s.word * s.n + s.i;
@@ -113,7 +133,6 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
     }
 #elif defined(__AVX2__)
     const __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
-    const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (int lane = 0; lane < s.lanes; lane += W) {
         vf tile[2][W];
         load_turned(x, entries, s, 0, lane, tile[0]);
@@ -125,14 +144,8 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
                 kept |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLT_UQ))) << half * W;
             }
             kept = mask ? marked(mask, s, j) : kept & inside;
-            for (int half = 0; half < 2; ++half) {
-                const uint32_t byte = kept >> half * W & 255;
-                const int count = __builtin_popcount(byte);
-                const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(compressed_lanes[byte])));
-                const __m256 values = _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(tile[half][j - lane]), lanes);
-                _mm256_maskstore_ps(to[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(count), place), values);
-                to[j] += count;
-            }
+            put(to[j], end, {tile[0][j - lane], tile[1][j - lane]}, kept);
+            to[j] += __builtin_popcount(kept);
             bits[j] = uint16_t(kept);
         }
     }
@@ -149,27 +162,26 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
 #endif
 }
 
-// The inverse; `from` holds the next kept value of each sample.
-void expand_square(float* x, const Square& s, const float** from, const uint16_t* bits) {
+// The inverse; `from` holds the next kept value of each sample. The values are over at `end`.
+void expand_square(float* x, const Square& s, const float** from, const float* end, const uint16_t* bits) {
     from += s.i;
     bits += s.word * s.n + s.i;
-#if defined(__AVX512F__)
     vf tile[W];
-    for (int j = 0; j < W; ++j) {
-        tile[j] = vf{};
-        if (j >= s.lanes) continue;
-        const __mmask16 kept = bits[j];
-        tile[j] = reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(kept, from[j]));
-        from[j] += __builtin_popcount(kept);
+    for (int lane = 0; lane < s.lanes; lane += W) {
+        const int lanes = s.lanes - lane < W ? s.lanes - lane : W;
+        for (int row = 0; row < s.rows; row += W) {
+            for (int j = 0; j < W; ++j) {
+                tile[j] = vf{};
+                if (j >= lanes) continue;
+                const uint32_t kept = bits[lane + j] >> row & all_lanes;
+                tile[j] = expanded(from[lane + j], end, kept);
+                from[lane + j] += __builtin_popcount(kept);
+            }
+            transpose(tile);
+            float* to = x + s.corner + row * s.n + lane;
+            for (int q = 0; q < W && row + q < s.rows; ++q) store_first(to + q * s.n, tile[q], lanes);
+        }
     }
-    transpose(tile);
-    for (int q = 0; q < s.rows; ++q) store_first(x + s.corner + q * s.n, tile[q], s.lanes);
-#else
-    for (int j = 0; j < s.lanes; ++j) {
-        const uint32_t kept = bits[j];
-        for (int q = 0; q < s.rows; ++q) x[s.corner + q * s.n + j] = kept >> q & 1 ? *from[j]++ : 0.0f;
-    }
-#endif
 }
 
 // How many entries of one channel each sample keeps; returns whether one of them is a NaN.
@@ -232,13 +244,14 @@ void compress_fill(const float* x, const float* scale, const float* shift, const
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int t = 0; t < threads; ++t) {
         float** to = places.data + t * n;
+        const float* end = values + starts[(t + 1) * c / threads];
         for (int64_t channel = t * c / threads; channel < (t + 1) * c / threads; ++channel) {
             const int64_t at = channel * area * n;
             to[0] = values + starts[channel];
             for (int64_t i = 1; i < n; ++i) to[i] = to[i - 1] + counts[channel * n + i - 1];
             from(scale, shift, channel, [&](auto entries) {
                 for_squares(n, area, [&](const Square& square) {
-                    compress_square(x + at, entries, mask ? mask + at : nullptr, threshold, square, to,
+                    compress_square(x + at, entries, mask ? mask + at : nullptr, threshold, square, to, end,
                                     bits + channel * n * words);
                 });
             });
@@ -262,7 +275,7 @@ void expand(const float* values, const uint16_t* bits, const int64_t* starts, in
                 for (int64_t word = 0; word < words; ++word) next += __builtin_popcount(own[word * n + i]);
             }
             for_squares(n, area, [&](const Square& square) {
-                expand_square(x + channel * area * n, square, from, own);
+                expand_square(x + channel * area * n, square, from, values + starts[c], own);
             });
         }
     }

@@ -34,27 +34,13 @@ uint64_t marks(const float* x, const uint8_t* mask, float limit, int64_t entries
     return bits;
 }
 
-// Appends the marked lanes; nothing behind them is written.
-inline float* append(float* to, vf x, unsigned kept) {
+// Appends the marked lanes; what is behind them may be written, but for what is at `end`.
+inline float* append(float* to, const float* end, vf x, unsigned kept) {
     const int count = __builtin_popcount(kept);
-#if defined(__AVX512F__)
-    const __m512 first = _mm512_maskz_compress_ps(__mmask16(kept), reinterpret_cast<__m512>(x));
-    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), first);
-#else
-    for (float* at = to; kept; kept &= kept - 1) *at++ = x[__builtin_ctz(kept)];
-#endif
+    const vf packed = packed_lanes(x, kept);
+    if (end - to >= W) storeu(to, packed);
+    else store_first(to, packed, count);
     return to + count;
-}
-
-// The inverse: the next values on the marked lanes, zeros on the others.
-inline vf spread(const float* from, unsigned kept) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(__mmask16(kept), from));
-#else
-    vf x{};
-    for (; kept; kept &= kept - 1) x[__builtin_ctz(kept)] = *from++;
-    return x;
-#endif
 }
 
 // Where the values of each part begin, by the bits alone; returns how many there are.
@@ -101,13 +87,13 @@ void gather_kept(const float* x, const uint64_t* bits, const int64_t* starts, in
     const int64_t parts = parts_of(n);
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int64_t p = 0; p < parts; ++p) {
-        float* to = values + starts[p];
+        float *to = values + starts[p], *end = values + starts[p + 1];
         for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
             const uint64_t kept = bits[i / word];
             const int64_t entries = least(word, n - i);
             for (int64_t lane = 0; lane < entries; lane += W) {
                 const int lanes = int(least(W, entries - lane));
-                to = append(to, load_first(x + i + lane, lanes), unsigned(kept >> lane) & all_lanes);
+                to = append(to, end, load_first(x + i + lane, lanes), unsigned(kept >> lane) & all_lanes);
             }
         }
     }
@@ -129,13 +115,13 @@ void scatter_kept(const float* values, const uint64_t* bits, int64_t n, float* x
     starts_of(bits, n, starts.data);
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1)
     for (int64_t p = 0; p < parts; ++p) {
-        const float* from = values + starts.data[p];
+        const float *from = values + starts.data[p], *end = values + starts.data[parts];
         for (int64_t i = p * part; i < least(n, (p + 1) * part); i += word) {
             const uint64_t kept = bits[i / word];
             const int64_t entries = least(word, n - i);
             for (int64_t lane = 0; lane < entries; lane += W) {
                 const unsigned here = unsigned(kept >> lane) & all_lanes;
-                store_first(x + i + lane, spread(from, here), int(least(W, entries - lane)));
+                store_first(x + i + lane, expanded(from, end, here), int(least(W, entries - lane)));
                 from += __builtin_popcount(here);
             }
         }

@@ -66,14 +66,45 @@ static inline int compress(int32_t* to, vi x, unsigned bits) {
     _mm512_storeu_si512(to, packed);  // a compress in memory is microcode on some processors
     return __builtin_popcount(bits);
 #elif defined(__AVX2__)
-    const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(compressed_lanes[bits])));
-    const __m256i packed = _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), lanes);
+    const __m256i packed = _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), lanes_of(compressed_lanes[bits]));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
     return __builtin_popcount(bits);
 #else
     int count = 0;
     for (; bits; bits &= bits - 1) to[count++] = x[__builtin_ctz(bits)];
     return count;
+#endif
+}
+
+// The lanes whose bit is set, first to last, in front; the others are of no meaning.
+static inline vf packed_lanes(vf x, unsigned bits) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_maskz_compress_ps(__mmask16(bits), reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<vf>(
+        _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(x), lanes_of(compressed_lanes[bits])));
+#else
+    vf packed{};
+    for (int count = 0; bits; bits &= bits - 1) packed[count++] = x[__builtin_ctz(bits)];
+    return packed;
+#endif
+}
+
+// The inverse: the values from `from` on go to the lanes whose bit is set, in order; the others are zero. Nothing is
+// read at `end`.
+static inline vf expanded(const float* from, const float* end, unsigned bits) {
+#if defined(__AVX512F__)
+    (void)end;
+    return reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(__mmask16(bits), from));
+#elif defined(__AVX2__)
+    const vf next = end - from >= W ? loadu(from) : load_first(from, __builtin_popcount(bits));
+    const __m256 spread = _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(next), lanes_of(expanded_lanes[bits]));
+    return keep(reinterpret_cast<vf>(spread), bits);
+#else
+    (void)end;
+    vf x{};
+    for (; bits; bits &= bits - 1) x[__builtin_ctz(bits)] = *from++;
+    return x;
 #endif
 }
 

@@ -139,6 +139,28 @@ int append_kept(const float* weights, const Order& order, float threshold, float
     int i = 0;
     for (; i + W <= n; i += W) append(i, all);
     append(i, __mmask16(first_lanes(n - i)));
+#elif defined(__AVX2__)
+    const __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
+    const auto append = [&](int i, int lanes) __attribute__((always_inline)) {
+        __m256 weight = _mm256_setzero_ps();
+        if constexpr (in_memory_order) weight = reinterpret_cast<__m256>(load_first(weights + i, lanes));
+        else weight = _mm256_i32gather_ps(weights, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places + i)), 4);
+        const __m256 size = _mm256_andnot_ps(sign, weight);
+        const unsigned these =
+            unsigned(_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLT_UQ))) & first_lanes(lanes);
+        storeu(to_values + count, packed_lanes(reinterpret_cast<vf>(weight), these));
+        const __m256i order_of = lanes_of(compressed_lanes[these]);
+        const __m256i theirs = _mm256_permutevar8x32_epi32(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i)), order_of);
+        const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packus_epi32(theirs, theirs), 0b1000);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to_offsets + count), _mm256_castsi256_si128(narrow));
+        kept.words[i / W] = uint16_t(these);
+        kept.before[i / W] = count;
+        count += __builtin_popcount(these);
+    };
+    int i = 0;
+    for (; i + W <= n; i += W) append(i, W);
+    append(i, n - i);
 #else
     for (int i = 0; i <= n; i++) {
         if (i % W == 0) {
@@ -174,6 +196,17 @@ int find_patterns(const float* weights, const Order& order, int groups, float th
             const __mmask16 kept = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), _mm512_set1_ps(threshold),
                                                            _CMP_NLT_UQ);
             pattern |= reinterpret_cast<vi>(_mm512_maskz_set1_epi32(kept, 1 << i));
+#elif defined(__AVX2__)
+            const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), lane);
+            const __m256i places =
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(order.group_places.data + first));
+            const __m256 weight = _mm256_mask_i32gather_ps(_mm256_setzero_ps(), from, places,
+                                                           _mm256_castsi256_ps(inside), 4);
+            const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), weight);
+            const __m256 large = _mm256_cmp_ps(size, _mm256_set1_ps(threshold), _CMP_NLT_UQ);
+            const __m256i kept = _mm256_and_si256(_mm256_castps_si256(large), inside);
+            pattern |= reinterpret_cast<vi>(_mm256_and_si256(kept, _mm256_set1_epi32(1 << i)));
 #else
             for (int lane = 0; lane < lanes; lane++) {
                 const float weight = from[order.group_places.data[first + lane]];
