@@ -112,7 +112,7 @@ def test_opcheck_layout(which):
     x = torch.randn(5, 6, 7, 8)
     with body(which):
         for operand in (x, x.clone().requires_grad_(), x[:, ::2], x[:, :1], layout.copy_to_chwn(x)):
-            opcheck(torch.ops.torchswat.to_inner.default, (operand,), test_utils=CHECKS)
+            opcheck(torch.ops.torchswat.to_chwn.default, (operand,), test_utils=CHECKS)
             for to in range(3):
                 opcheck(torch.ops.torchswat.to_layout.default, (operand.detach(), to), test_utils=CHECKS)
 
@@ -221,7 +221,7 @@ sizes = st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.i
 def test_changes_of_layout_change_no_value(which, size, how, to):
     x = laid_out(torch.randn(size), how)
     with body(which):
-        ours = torch.ops.torchswat.to_inner(x)
+        ours = torch.ops.torchswat.to_chwn(x)
         back = torch.ops.torchswat.to_layout(ours, to)
     assert layout.is_chwn(ours) and torch.equal(ours, x) and torch.equal(back, x)
     assert (

@@ -402,11 +402,11 @@ torch.library.register_autograd(
 
 # ---- layout -------------------------------------------------------------------------------------------------
 
-library.define("to_inner(Tensor x) -> Tensor")
+library.define("to_chwn(Tensor x) -> Tensor")
 library.define("to_layout(Tensor x, int layout) -> Tensor")
 
 
-def _to_inner(x: Tensor) -> Tensor:
+def _to_chwn(x: Tensor) -> Tensor:
     _check_given(x=x)
     _check(x.dim() == 4, "x", x, "(N, C, H, W)")
     return layout.copy_to_chwn(x)
@@ -421,9 +421,9 @@ def _to_layout(x: Tensor, to: int) -> Tensor:
     return layout.copy_from_chwn(x, to) if to != layout.CHWN and layout.is_chwn(x) else result.copy_(x)
 
 
-library.impl("to_inner", _to_inner, "CompositeExplicitAutograd")
+library.impl("to_chwn", _to_chwn, "CompositeExplicitAutograd")
 library.impl("to_layout", _to_layout, "CompositeExplicitAutograd")
-torch.library.register_fake("torchswat::to_inner", lambda x: layout.empty_chwn(x.shape, x), lib=library)
+torch.library.register_fake("torchswat::to_chwn", lambda x: layout.empty_chwn(x.shape, x), lib=library)
 torch.library.register_fake(
     "torchswat::to_layout", lambda x, to: layout.empty_in(to, x.shape, x), lib=library
 )
@@ -440,7 +440,7 @@ def _restore_layout(ctx: Any, gradient: Tensor) -> Tensor:
 
 
 torch.library.register_autograd(
-    "torchswat::to_inner", _restore_layout, setup_context=_remember_layout, lib=library
+    "torchswat::to_chwn", _restore_layout, setup_context=_remember_layout, lib=library
 )
 
 
@@ -456,9 +456,9 @@ def empty_chwn(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
 
 def as_chwn(x: Tensor) -> Tensor:
     """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already. Differentiable."""
-    return x if layout.is_chwn(x) else torch.ops.torchswat.to_inner(x)
+    return x if layout.is_chwn(x) else torch.ops.torchswat.to_chwn(x)
 
 
 def to_chwn(x: Tensor) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W). Differentiable: the gradient has the layout of `x`."""
-    return torch.ops.torchswat.to_inner(x)
+    return torch.ops.torchswat.to_chwn(x)
