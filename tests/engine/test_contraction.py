@@ -11,9 +11,9 @@ import platform
 from types import ModuleType
 
 import torch
+from chwn_layout import chwn, empty_chwn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from chwn_layout import empty_chwn, chwn
 from test_native_grad_weight import compress
 from torch import Tensor
 

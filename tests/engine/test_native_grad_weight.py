@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from chwn_layout import chwn, empty_chwn
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from chwn_layout import empty_chwn, chwn
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 

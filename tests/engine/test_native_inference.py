@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from chwn_layout import chwn, empty_chwn
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from chwn_layout import empty_chwn, chwn
 from test_native_products import Shape, check_close, random, shapes
 from torch import Tensor
 from torch.nn import functional

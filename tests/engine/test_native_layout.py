@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from chwn_layout import CACHED_FLOATS, chwn, empty_chwn
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from chwn_layout import CACHED_FLOATS, empty_chwn, chwn
 
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes = st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(1, 6))

@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from chwn_layout import CACHED_FLOATS, chwn, empty_chwn, unpack_bits
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from chwn_layout import CACHED_FLOATS, empty_chwn, chwn, unpack_bits
 from torch.nn import functional
 
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from chwn_layout import chwn, empty_chwn
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from chwn_layout import empty_chwn, chwn
 from torch.nn import functional
 
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
