@@ -37,7 +37,7 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
             .contiguous()
             .permute(tuple(reversed(range(tensor.dim()))))
         )
-    if layout == "batch innermost" and tensor.dim():
+    if layout == "chwn" and tensor.dim():
         return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
     if layout == "channels last" and tensor.dim() == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
@@ -46,7 +46,7 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return tensor
 
 
-layouts = st.sampled_from(["contiguous", "transposed", "batch innermost", "channels last", "with gaps"])
+layouts = st.sampled_from(["contiguous", "transposed", "chwn", "channels last", "with gaps"])
 
 
 @st.composite
@@ -77,7 +77,7 @@ def test_every_exact_method_agrees_with_a_full_sort(tensor, sparsity, scope, met
 @pytest.mark.parametrize("which", ENGINES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "batch innermost"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "chwn"])
 def test_every_exact_method_on_rows_longer_than_a_histogram(method, dtype, layout, which):
     tensor = laid_out(
         torch.randn(6, 5, 20, 16).relu().to(dtype), layout
@@ -274,7 +274,7 @@ def test_random_is_uniform():
 
 @pytest.mark.parametrize("kind", [{}, {"exact": False}, {"random": True}, {"period": 2}, {"method": "sort"}])
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("layout", ["channels last", "batch innermost"])
+@pytest.mark.parametrize("layout", ["channels last", "chwn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_mask_lies_in_memory_as_its_tensor_does(kind, scope, layout, dtype):
     """Compiled kernels read both side by side; half the entries are tied at zero."""

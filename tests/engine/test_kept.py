@@ -29,7 +29,7 @@ def restore(buffer: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def layouts(size: tuple[int, int, int, int]) -> list[torch.Tensor]:
-    """Return tensors with entries of that size: contiguous, channels last, batch innermost, with gaps."""
+    """Return tensors with entries of that size: contiguous, channels last, CHWN, with gaps."""
     n, c, h, w = size
     return [
         torch.randn(size),

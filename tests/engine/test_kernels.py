@@ -177,7 +177,7 @@ def test_any_layout_of_input_and_gradient_gives_the_same(which, choice, kernel):
 
 
 @pytest.mark.parametrize("which", BODIES)
-def test_operations_take_inputs_that_are_not_batch_innermost(which):
+def test_operations_take_inputs_that_are_not_chwn(which):
     """Called by hand or by a compiler, which may lay tensors out as it likes."""
     x, weight = torch.randn(INPUT), torch.randn(WEIGHT)
     gradient = torch.randn(ops.output_size(INPUT, WEIGHT, *GEOMETRY))

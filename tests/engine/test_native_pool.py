@@ -1,4 +1,4 @@
-"""Pooling on samples-innermost memory against torch's, NaN and padding included."""
+"""Pooling on CHWN memory against torch's, NaN and padding included."""
 
 from __future__ import annotations
 

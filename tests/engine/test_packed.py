@@ -192,7 +192,7 @@ def test_outputs_of_linear_layers_may_be_changed_in_place(batch, width):
 @pytest.mark.parametrize("choice", [ALL_SPARSE, ALL_DENSE])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
-def test_results_are_batch_innermost_and_no_views(choice, kernel, stride):
+def test_results_are_chwn_and_no_views(choice, kernel, stride):
     padding = (0, 0) if kernel == (1, 1) else (1, 1)
     shape = Shape((4, 3, 8, 8), (5, 3, *kernel), stride, padding)
     products = PackedConv2dProducts.of(shape, choice)

@@ -1,7 +1,7 @@
 """The three products of single convolutions, sparse against dense.
 
 Operands lie where each side wants them: the dense side runs in NCHW and in channels_last and the faster one
-counts; the sparse side gets batch-innermost activations, as sparse layers hand them to each other. What a
+counts; the sparse side gets activations in the CHWN layout, as sparse layers hand them to each other. What a
 sparse product needs beyond that is in its time: packing the weight, or compressing the activation. Selecting
 is not; `torchswat.bench.step` has every cost.
 """

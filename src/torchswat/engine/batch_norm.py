@@ -4,7 +4,7 @@ For the backward pass batch norm needs its input, and the ReLU only to know whic
 bit an entry, where torch keeps the ReLU's whole output beside the input. The input itself may be kept
 narrower, as its deviation from the channel's mean: in bfloat16, or in 8 bits with a scale a channel.
 
-The compiled kernels do it in one pass over each channel of a batch-innermost tensor; on any other device,
+The compiled kernels do it in one pass over each channel of a CHWN tensor; on any other device,
 dtype or layout torch's operations do, with torch's own numbers.
 
 An input that is kept whole says more: ``relu(x * scale + shift)`` recomputes the output bitwise.

@@ -1,6 +1,6 @@
 """Single products on packed weights and compressed activations, for measuring and tuning; not differentiable.
 
-Activations and gradients are *batch-innermost* here: a tensor (N, C, H, W) whose memory is [C][H][W][N].
+Activations and gradients are in the CHWN layout here: a tensor (N, C, H, W) whose memory is [C][H][W][N].
 Elementwise operations of torch keep such strides, a 1x1 convolution is a plain matrix product on them, and
 every tap of a convolution is an aligned vector of samples.
 
@@ -32,7 +32,7 @@ def is_chwn(x: Tensor) -> bool:
 
 
 def empty_chwn(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
-    """Return an uninitialised batch-innermost tensor (N, C, H, W).
+    """Return an uninitialised CHWN tensor (N, C, H, W).
 
     It is no view: one that a custom function returned could not be changed in place.
     """
@@ -40,7 +40,7 @@ def empty_chwn(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
 
 
 def as_chwn(x: Tensor) -> Tensor:
-    """Return `x`, (N, C, H, W), batch-innermost: itself where it is that already."""
+    """Return `x`, (N, C, H, W), in the CHWN layout: itself where it is that already."""
     return x if is_chwn(x) else to_chwn(x)
 
 
@@ -65,7 +65,7 @@ def _shape(native, input_size: list[int], weight_size: list[int], stride: list[i
 
 
 def to_chwn(x: Tensor) -> Tensor:
-    """Return a batch-innermost copy of `x`, (N, C, H, W).
+    """Return a CHWN copy of `x`, (N, C, H, W).
 
     The gradient is brought back into the layout of `x`, which whoever made `x` works in.
     """
@@ -84,7 +84,7 @@ def to_chwn(x: Tensor) -> Tensor:
 
 
 def to_nchw(x: Tensor) -> Tensor:
-    """Return a contiguous copy of `x`, (N, C, H, W), which is batch-innermost."""
+    """Return a contiguous copy of `x`, (N, C, H, W), which is CHWN."""
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     native = native_for(x)
     if native and is_chwn(x):
@@ -95,7 +95,7 @@ def to_nchw(x: Tensor) -> Tensor:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Return a channels-last copy of `x`, (N, C, H, W), which is batch-innermost."""
+    """Return a channels-last copy of `x`, (N, C, H, W), which is CHWN."""
     result = empty_channels_last(x)
     native = native_for(x)
     if native and is_chwn(x):
@@ -208,7 +208,7 @@ def conv2d_packed(
     stride: list[int],
     padding: list[int],
 ) -> Tensor:
-    """Convolve a batch-innermost `x` with packed weights; the result is batch-innermost."""
+    """Return the convolution, CHWN, of a CHWN `x` with packed weights."""
     native = native_for(x, values, bias)
     result = empty_chwn(*output_size(list(x.shape), weight_size, stride, padding), like=x)
     if native is None:
@@ -241,7 +241,7 @@ def conv2d_packed_grad_input(
     stride: list[int],
     padding: list[int],
 ) -> Tensor:
-    """Return the gradient of the input from a batch-innermost `gradient` and packed weights."""
+    """Return the gradient of the input from a CHWN `gradient` and packed weights."""
     native = native_for(gradient, values)
     result = empty_chwn(*input_size, like=gradient)
     if native is None:
@@ -264,7 +264,7 @@ def conv2d_packed_grad_input(
 
 
 def compress(x: Tensor, mask: Tensor | None, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the kept entries of a batch-innermost `x` (N, C, H, W): values, bits, and starts of channels.
+    """Return the kept entries of a CHWN `x` (N, C, H, W): values, bits, and starts of channels.
 
     Kept are those marked by `mask` or, without one, all whose magnitude is at least `limit`, and every NaN.
     """
@@ -316,7 +316,7 @@ def _compressed(
 
 
 def expand(values: Tensor, bits: Tensor, starts: Tensor, size: list[int]) -> Tensor:
-    """Return the batch-innermost tensor of `size` (N, C, H, W) with zeros where nothing was kept."""
+    """Return the CHWN tensor of `size` (N, C, H, W) with zeros where nothing was kept."""
     n, c, h, w = size
     result = empty_chwn(n, c, h, w, like=values)
     native = native_for(values)
@@ -348,7 +348,7 @@ def conv2d_compressed_grad_weight(
     stride: list[int],
     padding: list[int],
 ) -> Tensor:
-    """Return the dense gradient of the weight from compressed activations, all batch-innermost."""
+    """Return the dense gradient of the weight from compressed activations, all CHWN."""
     native = native_for(values, gradient)
     if native is None:
         x = expand(values, bits, starts, input_size)

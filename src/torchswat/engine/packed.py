@@ -1,4 +1,4 @@
-"""The products of a convolution on packed weights and compressed activations, batch-innermost.
+"""The products of a convolution on packed weights and compressed activations in the CHWN layout.
 
 Each of the three products runs sparse or dense, whichever a `Choice` says is faster. Dense ones convert to
 the layout in which torch's convolution is fast, but for 1x1 kernels, which are matrix products as they are.
@@ -141,12 +141,12 @@ def _limit(selection: Selection) -> float:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """View a batch-innermost tensor (N, C, H, W) as the matrix (C, H * W * N) that it is in memory."""
+    """View a CHWN tensor (N, C, H, W) as the matrix (C, H * W * N) that it is in memory."""
     return x.permute(1, 2, 3, 0).flatten(1)
 
 
 def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
-    """Return the positions that a strided 1x1 kernel meets, batch-innermost."""
+    """Return the positions that a strided 1x1 kernel meets, CHWN."""
     if stride == (1, 1):
         return x
     return x[:, :, :: stride[0], :: stride[1]].permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)

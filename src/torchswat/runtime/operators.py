@@ -40,7 +40,7 @@ def sparse_conv2d(
 ) -> Tensor:
     """Convolve `x`, (N, C, H, W), with a weight of `weight_size` that is kept as values and bits.
 
-    The residual is added and the ReLU taken last. The result is batch-innermost.
+    The residual is added and the ReLU taken last. The result is CHWN.
     """
     size = output_size(list(x.shape), weight_size, stride, padding)
     native = native_for(x, values, bias, residual)

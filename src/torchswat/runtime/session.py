@@ -1,6 +1,6 @@
 """A graph on the compiled engine: every step and every address settled before the first picture comes.
 
-All results are batch-innermost, [C][H][W][N], in one block of memory that is planned once for a number of
+All results are in the CHWN layout, in one block of memory that is planned once for a number of
 pictures. A step is a call with all its arguments; a session is a list of them and its own block, so that
 several Python threads run side by side, each with a session out of the pool.
 """

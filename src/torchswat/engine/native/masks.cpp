@@ -65,7 +65,7 @@ void keep_marked(const float* x, const uint8_t* mask, int64_t n, float* y, int t
 }
 
 // mask[i] = 1 where |value| > threshold, and for the first `ties` of those equal to it; one byte an entry.
-// "First" is by logical order: values is [length][lanes] in memory and lane-major in logic, as a batch-innermost
+// "First" is by logical order: values is [length][lanes] in memory and lane-major in logic, as a CHWN
 // activation is (lanes = N); lanes = 1 for an array in its own order. The mask is laid out like the values.
 void magnitude_mask(const float* values, int64_t length, int64_t lanes, float threshold, int64_t ties, uint8_t* mask,
                     int threads) {

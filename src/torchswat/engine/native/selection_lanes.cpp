@@ -51,7 +51,7 @@ void select_columns(const float* from, int64_t across, int64_t along, int64_t le
 }  // namespace
 
 // One exact threshold for each group and lane of values[groups][length][lanes]: rows of a matrix (lanes = 1), samples
-// of a batch-innermost activation (groups = 1 or its channels, lanes = N). Results are [groups][lanes]; returns
+// of a CHWN activation (groups = 1 or its channels, lanes = N). Results are [groups][lanes]; returns
 // whether a NaN was met. Columns are copied out of the array W at a time: their lines of the cache are shared.
 bool kth_largest_lanes(const float* values, int64_t groups, int64_t length, int64_t lanes, int64_t k,
                        float* thresholds, int64_t* greater, int64_t* equal, int threads) {
