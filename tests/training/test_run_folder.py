@@ -73,6 +73,20 @@ def test_what_is_no_run_and_what_is_one_already(tiny_folder, tmp_path):
         RunFolder.create(folder.path, folder.recipe())
 
 
+def test_a_recipe_that_is_none_is_an_error_that_names_the_file(tiny_folder):
+    folder = tiny_folder()
+    whole = (folder.path / "recipe.yaml").read_text()
+    for text in (
+        whole + "speed: 1\n",
+        "[",
+        whole.replace("epochs:", "epo:"),
+        whole.partition("epochs:")[0] + "epo",
+    ):
+        (folder.path / "recipe.yaml").write_text(text)
+        with pytest.raises(InvalidData, match=r"recipe\.yaml cannot be used: "):
+            folder.recipe()
+
+
 def test_every_start_is_noted(tiny_folder):
     folder = tiny_folder()
     folder.record_versions(1)

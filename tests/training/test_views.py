@@ -60,6 +60,15 @@ def test_a_linear_network_scores_the_average_image(shape, views, seed):
     )
 
 
+@given(shapes, st.sampled_from(["mirror", "mirror+shift"]), st.integers(0, 99))
+def test_scores_in_bfloat16_are_averaged_in_float32(shape, views, seed):
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    found = average_scores(lambda seen: seen.flatten(1).bfloat16(), images, views)
+    parts = [weight * view.flatten(1).bfloat16().float() for weight, view in weighted_views(images, views)]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack(parts).sum(0))
+
+
 @given(shapes, st.integers(0, 99))
 def test_an_image_and_its_mirror_image_score_alike(shape, seed):
     torch.manual_seed(seed)

@@ -151,7 +151,10 @@ def _read_run(path: Path) -> Run:
         recipe = yaml.safe_load(_text(path / "recipe.yaml"))
     except yaml.YAMLError as error:
         raise InvalidData(f"{path / 'recipe.yaml'} is not YAML: {' '.join(str(error).split())}") from None
-    epochs = [{key: float(value) for key, value in row.items()} for row in _table(path / "metrics.csv")]
+    table = _table(path / "metrics.csv")
+    epochs = [
+        {key: float(value) for key, value in row.items() if value} for row in table
+    ]  # empty: not measured
     failed = path / "failed.json"
     return Run(
         path,

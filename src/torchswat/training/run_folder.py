@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from torchswat.errors import CheckpointError, InvalidData, InvalidValue, MissingData
+from torchswat.errors import CheckpointError, InvalidData, InvalidValue, MissingData, UnknownName
 from torchswat.files import write_atomically
 from torchswat.training.checkpoint import list_checkpoints
 from torchswat.training.processes import agree
@@ -60,8 +60,12 @@ class EpochMetrics:
     average_accuracy: float | None = None  # on the test images, of the averaged weights where there are any
 
     def to_dict(self) -> dict[str, Any]:
-        """The values that there are, for the files."""
+        """The values that there are."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+# All of them in every run: the table of a run that an older version began has no row longer than its header.
+_COLUMNS = tuple(field.name for field in fields(EpochMetrics))
 
 
 class RunFolder:
@@ -112,8 +116,12 @@ class RunFolder:
         return cls(path)
 
     def recipe(self) -> Recipe:
-        """The recipe that was run."""
-        return load_recipe(self.path / "recipe.yaml")
+        """The recipe that was run; raise InvalidData, which names the file, where it does not hold one."""
+        path = self.path / "recipe.yaml"
+        try:
+            return load_recipe(path)
+        except (InvalidValue, UnknownName) as error:
+            raise InvalidData(f"{path} cannot be used: {error}") from None
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, or None where the run had not come so far."""
@@ -137,24 +145,21 @@ class RunFolder:
 
     def append(self, row: EpochMetrics) -> None:
         """Add an epoch to both files of metrics, durably: a checkpoint that counts on it is written next."""
-        values = row.to_dict()
-        self._append("metrics.jsonl", json.dumps(values) + "\n")
-        table = self.path / "metrics.csv"
-        header = "" if table.exists() and table.stat().st_size else _csv_line(values)
-        self._append("metrics.csv", header + _csv_line(values.values()))
+        self._append("metrics.jsonl", json.dumps(row.to_dict()) + "\n")
+        header = "" if (self.path / "metrics.csv").exists() else _csv_line(_COLUMNS)
+        self._append("metrics.csv", header + _csv_line(astuple(row)))
 
     def truncate_metrics(self, epochs: int) -> None:
         """Forget the epochs after the first `epochs`: a resumed run is going to repeat them."""
-        recorded = [row.to_dict() for row in self.metrics()]
-        if len(recorded) < epochs:
+        kept = self.metrics()[:epochs]
+        if len(kept) < epochs:
             raise InvalidData(
-                f"{self.path / 'metrics.jsonl'} holds {len(recorded)} epochs but the checkpoint has {epochs}; "
+                f"{self.path / 'metrics.jsonl'} holds {len(kept)} epochs but the checkpoint has {epochs}; "
                 "the file was changed or damaged since"
             )
-        kept = recorded[:epochs]
-        table = "".join(_csv_line(line) for line in (*recorded[:1], *(row.values() for row in kept)))
+        table = "".join(_csv_line(line) for line in (_COLUMNS, *map(astuple, kept)))
         write_atomically(self.path / "metrics.csv", table.encode())
-        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        lines = "".join(json.dumps(row.to_dict()) + "\n" for row in kept)
         write_atomically(self.path / "metrics.jsonl", lines.encode())
 
     def metrics(self) -> list[EpochMetrics]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, cast, get_args
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -33,6 +34,7 @@ def average_scores(model: Callable[[Tensor], Tensor], images: Tensor, views: Vie
     Returns
     -------
     Tensor of shape (N, classes)
+        Of the dtype of the model's scores; averages of narrower scores are float32.
 
     Examples
     --------
@@ -43,7 +45,11 @@ def average_scores(model: Callable[[Tensor], Tensor], images: Tensor, views: Vie
     """
     if views == "plain":
         return model(images)
-    first, *others = [weight * model(view) for weight, view in weighted_views(images, views)]
+    scored = [(weight, model(view)) for weight, view in weighted_views(images, views)]
+    dtype = torch.promote_types(
+        scored[0][1].dtype, torch.float32
+    )  # bfloat16 would round away small differences
+    first, *others = [weight * scores.to(dtype) for weight, scores in scored]
     return sum(others, start=first)
 
 
