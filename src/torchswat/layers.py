@@ -169,8 +169,8 @@ class SparseLayer(nn.Module):
     ) -> Tensor:
         """Run one pass on `x`, (N, C, H, W) or (N, C); `entries` of it are selected from (padding is not)."""
         sparse, own = self.sparse, self._parameters  # torch's own look-up of attributes takes microseconds
-        weight = cast(Tensor, own["weight"] if "weight" in own else self.weight)
-        bias = cast("Tensor | None", own["bias"] if "bias" in own else self.bias)
+        weight = cast(Tensor, own["weight"] if "weight" in own else self.weight)  # noqa: SIM401
+        bias = cast("Tensor | None", own["bias"] if "bias" in own else self.bias)  # noqa: SIM401
         grad = torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
