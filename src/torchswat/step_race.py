@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchswat.convert import Sparsity, sparsify_
 from torchswat.engine import layout, plan
 from torchswat.engine.packed import Shape
-from torchswat.engine.race import is_matrix, multiply_adds
+from torchswat.engine.timings import is_matrix, multiply_adds
 from torchswat.examples import random_states_restored
 from torchswat.layers import LayerSparsity
 

@@ -13,7 +13,8 @@ from torch import nn
 from torchswat.convert import sparse_layers
 from torchswat.engine import plan
 from torchswat.engine.packed import Choice, Shape
-from torchswat.engine.race import Timing, multiply_adds, race
+from torchswat.engine.race import race
+from torchswat.engine.timings import Timing, multiply_adds
 from torchswat.errors import InvalidValue
 from torchswat.examples import call, copied, random_states_restored
 from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower

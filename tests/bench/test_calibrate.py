@@ -15,16 +15,19 @@ from torchswat.bench import calibrate
 from torchswat.bench.calibrate import KINDS, Sample, agreement, fit, nonnegative_least_squares, random_shape
 from torchswat.engine import info, plan_model
 from torchswat.engine.packed import Shape
-from torchswat.engine.plan_costs import COSTS
+from torchswat.engine.plan_costs import COSTS, FITTED
 from torchswat.engine.plan_model import PRODUCTS, WAYS, estimate, kind_of
-from torchswat.engine.race import Timing, multiply_adds
+from torchswat.engine.timings import Timing, multiply_adds
 
-RACED = Path(__file__).parent / "races.jsonl"
-"""Some of the races that the stored costs were fitted to (AMD EPYC with AVX-512; one thread, and two)."""
+RACED = {
+    "avx512": Path(__file__).parent / "races.jsonl",  # AMD EPYC of family 25; one thread, and two
+    "avx2": Path(__file__).parent / "races-avx2.jsonl",  # AMD EPYC of family 25, model 1; one thread
+}
+"""Some of the races that the stored costs were fitted to."""
 
 
-def raced() -> list[Sample]:
-    return [Sample.of_line(line) for line in RACED.read_text().splitlines()]
+def raced(isa: str = "avx512") -> list[Sample]:
+    return [Sample.of_line(line) for line in RACED[isa].read_text().splitlines()]
 
 
 def shapes(count: int) -> list[Shape]:
@@ -32,25 +35,29 @@ def shapes(count: int) -> list[Shape]:
     return [random_shape(draw) for _ in range(count)]
 
 
-def test_the_stored_costs_agree_with_races():
-    found = agreement(COSTS, raced())["all"]
+@pytest.mark.parametrize("isa", RACED)
+def test_the_stored_costs_agree_with_races(isa):
+    found = agreement(COSTS[isa], raced(isa))["all"]
     assert found.clear > 300
     assert found.agreed > 0.9 and found.wrongly_sparse < 0.04 and found.time < 1.1
 
 
 def test_costs_that_are_wrong_do_not_agree():
-    swapped = {(kind, product, way): COSTS[kind, product, way] for kind, product, way in COSTS}
+    swapped = dict(COSTS["avx512"])
     for kind in KINDS:
         for product in PRODUCTS:
-            dense = COSTS[kind, product, "dense"]
+            dense = swapped[kind, product, "dense"]
             swapped[kind, product, "dense"] = tuple(cost / 10 for cost in dense)
     assert agreement(swapped, raced())["all"].agreed < 0.7
 
 
 def test_every_kind_has_its_costs():
-    assert set(COSTS) == {(kind, product, way) for kind in KINDS for product in PRODUCTS for way in WAYS}
+    every = {(kind, product, way) for kind in KINDS for product in PRODUCTS for way in WAYS}
     assert {kind_of(shape) for shape in shapes(300)} == set(KINDS)
-    assert all(cost >= 0 for row in COSTS.values() for cost in row)
+    assert set(FITTED) == set(COSTS)
+    for costs in COSTS.values():
+        assert set(costs) == every
+        assert all(cost >= 0 for row in costs.values() for cost in row)
 
 
 def test_costs_are_found_again():
@@ -106,15 +113,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 def test_costs_are_written_as_a_module(tmp_path, monkeypatch, capsys):
     output = tmp_path / "costs.py"
-    run(monkeypatch, "--samples", RACED, "--output", output)
+    run(monkeypatch, "--samples", RACED["avx512"], "--output", output)
     written: dict = {}
     exec(output.read_text(), written)
-    assert set(written["COSTS"]) == set(COSTS) and "agreed" in capsys.readouterr().out
+    isa = info()["isa"] or "plain"
+    others = COSTS.keys() - {isa}
+    assert {name: written["COSTS"][name] for name in others} == {name: COSTS[name] for name in others}
+    assert set(written["COSTS"][isa]) == set(COSTS["avx512"]) and "agreed" in capsys.readouterr().out
 
 
 def test_too_few_samples_are_refused(tmp_path, monkeypatch, capsys):
     few = tmp_path / "few.jsonl"
-    few.write_text("".join(RACED.read_text().splitlines(keepends=True)[:5]))
+    few.write_text("".join(RACED["avx512"].read_text().splitlines(keepends=True)[:5]))
     with pytest.raises(SystemExit):
         run(monkeypatch, "--samples", few, "--output", tmp_path / "costs.py")
     assert "measure for longer" in capsys.readouterr().err and not (tmp_path / "costs.py").exists()

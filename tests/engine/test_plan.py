@@ -25,7 +25,8 @@ from torchswat.engine.loader import engine
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
 from torchswat.engine.plan import TunedPlan, bucket, choose, followed, key_of, path, products_for, save, table
 from torchswat.engine.products import Conv2dProducts
-from torchswat.engine.race import Timing, race
+from torchswat.engine.race import race
+from torchswat.engine.timings import Timing
 
 SHAPE = Shape((4, 3, 8, 8), (5, 3, 3, 3), (1, 1), (1, 1))
 POINTWISE = Shape((4, 3, 8, 8), (5, 3, 1, 1), (1, 1), (0, 0))

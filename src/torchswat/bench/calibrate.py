@@ -23,10 +23,14 @@ import numpy as np
 import torch
 
 from torchswat.engine import plan_model
+from torchswat.engine.loader import native
 from torchswat.engine.packed import Shape
 from torchswat.engine.plan import machine
+from torchswat.engine.plan_costs import COSTS, FITTED
 from torchswat.engine.plan_model import MARGIN, PRODUCTS, WAYS, Sizes, amounts, kind_of
-from torchswat.engine.race import Timing, multiply_adds, race
+from torchswat.engine.race import race
+from torchswat.engine.timings import Timing, multiply_adds
+from torchswat.files import write_atomically
 
 KINDS = ("3x3", "3x3 strided", "1x1", "1x1 strided", "matrix", "other")
 CLEAR = 1.15
@@ -205,24 +209,31 @@ def _agreement(outcomes: Sequence[tuple[float, float, bool]]) -> Agreement:
     )
 
 
-def module_text(costs: Costs, where: str, count: int) -> str:
-    """Return the text of `torchswat.engine.plan_costs`."""
+def module_text(costs: Mapping[str, Costs], fitted: Mapping[str, str]) -> str:
+    """Return the text of `torchswat.engine.plan_costs`: by instruction set, the costs and what they were fitted to."""
     lines = [
-        '"""The costs of the tuned plan\'s model, made by ``python -m torchswat.bench.calibrate``.',
+        '"""The costs of the tuned plan\'s model by instruction set, made by ``python -m torchswat.bench.calibrate``.',
         "",
-        f"Fitted to {count:,} shapes on {where}.",
         "Milliseconds for one call, then for a million of each of `torchswat.engine.plan_model.amounts`.",
         '"""',
         "",
-        "COSTS: dict[tuple[str, str, str], tuple[float, ...]] = {",
+        "FITTED = {",
+        *(f'    "{isa}": "{what}",' for isa, what in sorted(fitted.items())),
+        "}",
+        '"""What they were fitted to."""',
+        "",
+        "COSTS: dict[str, dict[tuple[str, str, str], tuple[float, ...]]] = {",
     ]
-    for (kind, product, way), row in sorted(costs.items()):
-        lines.append(f'    ("{kind}", "{product}", "{way}"): ({", ".join(map(str, row))}),')
+    for isa, by_product in sorted(costs.items()):
+        lines.append(f'    "{isa}": {{')
+        for (kind, product, way), row in sorted(by_product.items()):
+            lines.append(f'        ("{kind}", "{product}", "{way}"): ({", ".join(map(str, row))}),')
+        lines.append("    },")
     return "\n".join([*lines, "}", ""])
 
 
 def main() -> None:
-    """Measure or read samples, print the agreement, write the costs."""
+    """Measure or read samples, print the agreement, write the costs beside those of other instruction sets."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=900, help="How long to measure (default: 900).")
     parser.add_argument("--seed", type=int, default=0, help="Of the random shapes.")
@@ -251,7 +262,10 @@ def main() -> None:
             f"of {found.clear}; time over the best {found.time:.3f}"
         )
     if asked.output:
-        asked.output.write_text(module_text(fit(rows), machine(), len(rows)))
+        module = native()
+        isa = module.isa() if module is not None else "plain"
+        fitted = FITTED | {isa: f"{len(rows):,} shapes on {machine()}"}
+        write_atomically(asked.output, module_text(COSTS | {isa: fit(rows)}, fitted).encode())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torchswat.errors import InvalidValue, UnknownName
 
 if TYPE_CHECKING:
     from torchswat.bench.record import Record
-    from torchswat.engine.race import Timing
+    from torchswat.engine.timings import Timing
 
 app = typer.Typer(
     help="Time dense and sparse side by side: products, steps, programs, selection, inference, memory.",

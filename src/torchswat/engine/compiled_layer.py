@@ -270,38 +270,46 @@ def forward(
         kept, of_activation, how = this.save(operand, compressed, mask)
         products |= how
     if products & FORWARD_SPARSE and of_weight is not None:
-        y = layout.empty_chwn(sizes.output, x)
-        mask = 0 if of_weight.mask is None else of_weight.mask.data_ptr()
-        bias = None if bias is None else bias.contiguous()
-        at = weight.data_ptr(), mask, of_weight.limit, 0 if bias is None else bias.data_ptr(), y.data_ptr()
-        packed = native.sparse_forward(sizes.shape, source.data_ptr(), *at, this.threads)
+        y, packed = forward_sparse(native, sizes, source, weight, of_weight, bias, linear)
         if packed.not_a_number:
             raise this.not_a_number("weight", weight)
         of_weight = of_weight._replace(count=packed.count)
-        y = _rows(native, y, sizes) if linear else y
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
-        used = (
-            masked(native, weight, of_weight)
-            if of_weight is not None and a.slots & FORWARD_WEIGHT
-            else weight
-        )
-        if linear:
-            y = torch.nn.functional.linear(x, used, bias)
-        elif depthwise:
-            y = _depthwise(native, sizes, source, used.contiguous(), bias)
-            order = layout.layout_of(x)
-            y = (
-                y
-                if in_chwn
-                else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
-            )
-        elif in_chwn:
-            y = chwn.forward(source, used, bias, a.stride, a.padding)
-        else:
-            y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+        masks = of_weight is not None and a.slots & FORWARD_WEIGHT
+        used = masked(native, weight, of_weight) if masks else weight  # type: ignore[arg-type]
+        y = forward_dense(native, sizes, x, source, used, bias, a)
     return y, kept, this.end(of_weight, of_activation, products), this.record
+
+
+def forward_sparse(
+    native, sizes: Sizes, source: Tensor, weight: Tensor, chosen: Chosen, bias: Tensor | None, linear: bool
+) -> tuple[Tensor, Any]:
+    """Return the output by the weights that are `chosen`, and what packing them has found; `source` is CHWN."""
+    y = layout.empty_chwn(sizes.output, source)
+    mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
+    bias = None if bias is None else bias.contiguous()
+    at = weight.data_ptr(), mask, chosen.limit, 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    packed = native.sparse_forward(sizes.shape, source.data_ptr(), *at, torch.get_num_threads())
+    return _rows(native, y, sizes) if linear else y, packed
+
+
+def forward_dense(
+    native, sizes: Sizes, x: Tensor, source: Tensor, used: Tensor, bias: Tensor | None, a: Any
+) -> Tensor:
+    """Return the output by the weight `used`; `source` is `x` as the product wants it."""
+    if x.dim() == 2:
+        return torch.nn.functional.linear(x, used, bias)
+    if is_depthwise(x.shape, used, a):
+        y = _depthwise(native, sizes, source, used.contiguous(), bias)
+        order = layout.layout_of(x)
+        return (
+            y if a.chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
+        )
+    if a.chwn:
+        return chwn.forward(source, used, bias, a.stride, a.padding)
+    return _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
 
 
 @lru_cache(maxsize=256)
@@ -429,11 +437,11 @@ def backward(
         return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
-        grad_weight = _grad_weight(this, x, kept, facts.activation_limit, recompute)
+        grad_weight = grad_weight_of(this, x, kept, facts.activation_limit, recompute)
     if wanted[2]:
         grad_bias = gradient.sum(0) if this.linear else _sums(native, maps)
     if wanted[0]:
-        grad_input = _grad_input(this, chosen)
+        grad_input = grad_input_of(this, chosen)
     return grad_input, grad_weight, grad_bias
 
 
@@ -493,7 +501,8 @@ def _sums(native, maps: Tensor) -> Tensor:
     return sums
 
 
-def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
+def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
+    """Return the gradient of the input by the weights that are `chosen`."""
     native, weight, a = this.native, this.weight, this.a
     if chosen is not None and this.products & GRAD_INPUT_SPARSE:
         result = layout.empty_chwn(this.sizes.input, this.maps)
@@ -515,13 +524,14 @@ def _grad_input(this: Return, chosen: Chosen | None) -> Tensor:
     return layout.copy_from_chwn(result, this.input_layout, native)
 
 
-def _grad_weight(
+def grad_weight_of(
     this: Return,
     x: Tensor | None,
     kept: Tensor,
     limit: float,
     recompute: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
+    """Return the gradient of the weight by the activation as it was saved."""
     native, weight, a, products = this.native, this.weight, this.a, this.products
     selected = bool(a.slots & GRAD_WEIGHT_ACTIVATION)
     if selected and products & NOT_SAVED:

@@ -30,7 +30,7 @@ from torchswat.engine import plan_model
 from torchswat.engine.loader import native
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
 from torchswat.engine.products import Conv2dProducts
-from torchswat.engine.race import Timing
+from torchswat.engine.timings import Timing
 
 try:
     import fcntl

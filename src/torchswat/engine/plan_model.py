@@ -7,7 +7,8 @@ A time is a sum of amounts, each times what one of it costs:
     both       one call
 
 Amounts are counted for one thread, in millions; costs are milliseconds for a million (for a call: one). The
-costs stand in `COSTS` (`torchswat.engine.plan_costs`), a row for each kind of shape, product and way.
+costs stand in `COSTS` (`torchswat.engine.plan_costs`), for each instruction set a row for each kind of shape,
+product and way. Counting is the same for all: vectors of sixteen samples are two of eight.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torchswat.engine.loader import native
 from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.plan_costs import COSTS
-from torchswat.engine.race import Timing, is_matrix, output_positions
+from torchswat.engine.timings import Timing, is_matrix, output_positions
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")
 WAYS = ("sparse", "dense")
@@ -95,7 +97,15 @@ def estimate(shape: Shape, sparsity: float, threads: int | None = None) -> Timin
     True
     """
     threads = torch.get_num_threads() if threads is None else threads
-    return Timing(*(estimate_pair(COSTS, shape, product, sparsity, threads) for product in PRODUCTS))
+    costs = costs_here()
+    return Timing(*(estimate_pair(costs, shape, product, sparsity, threads) for product in PRODUCTS))
+
+
+def costs_here() -> Mapping[tuple[str, str, str], tuple[float, ...]]:
+    """Return the costs of the instruction set in use; where there are none of it, those of the nearest."""
+    module = native()
+    isa = module.isa() if module is not None else "plain"
+    return COSTS.get(isa) or COSTS.get("avx2") or COSTS["avx512"]
 
 
 def estimate_pair(

@@ -10,55 +10,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
-from torchswat.engine.products import LinearProducts
-from torchswat.engine.topk import Selection
+from torchswat.engine import compiled_layer, layout, saved
+from torchswat.engine.arguments import (
+    FORWARD_WEIGHT,
+    GRAD_INPUT_SPARSE,
+    GRAD_INPUT_WEIGHT,
+    GRAD_WEIGHT_ACTIVATION,
+    GRAD_WEIGHT_SPARSE,
+)
+from torchswat.engine.loader import native
+from torchswat.engine.ops import Geometry
+from torchswat.engine.packed import Shape
+from torchswat.engine.timings import Pair, Timing, is_matrix, multiply_adds, output_positions
 
-Pair = tuple[float, float]
 Best = Callable[[Callable[[], Tensor], Callable[[], Tensor]], Pair]
 
 _NEVER = 1e9  # milliseconds, of what no kernel can do
 _MOST_MULTIPLY_ADDS = 2**32  # of a raced product: beyond, fewer samples tell as much
 _REPEATS = 3
 _ENOUGH_SECONDS = 0.02  # of small products, which are repeated more often
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of the three products, each sparse and dense."""
-
-    forward: Pair
-    grad_input: Pair
-    grad_weight: Pair
-
-    def choice(self) -> Choice:
-        """Return which products are faster sparse."""
-        pairs = self.forward, self.grad_input, self.grad_weight
-        return Choice(*(sparse < dense for sparse, dense in pairs))
-
-
-def is_matrix(shape: Shape) -> bool:
-    """Return whether `shape` is that of a fully connected layer: one position and a 1x1 kernel."""
-    return shape.input[2:] == (1, 1) and shape.weight[2:] == (1, 1) and shape.padding == (0, 0)
-
-
-def output_positions(shape: Shape) -> tuple[int, int]:
-    """Return height and width of the output."""
-    sizes = zip(shape.input[2:], shape.weight[2:], shape.stride, shape.padding, strict=True)
-    height, width = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sizes)
-    return height, width
-
-
-def multiply_adds(shape: Shape) -> int:
-    """Return the multiply-adds of one dense product."""
-    return shape.input[0] * math.prod(output_positions(shape)) * math.prod(shape.weight)
 
 
 def race(
@@ -95,70 +72,68 @@ def race(
         samples //= 2
         shape = replace(shape, input=(samples, *shape.input[1:]))
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        run = _race_matrix if is_matrix(shape) else _race_maps
-        return run(shape, sparsity, partial(_best, repeats=repeats, clock=clock))
+        return _race(shape, sparsity, partial(_best, repeats=repeats, clock=clock))
 
 
-def _race_maps(shape: Shape, sparsity: float, best: Best) -> Timing:
+def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
+    """Race the very steps that a layer's pass is made of, but for the selection, which both ways share."""
+    module = native()
+    assert module is not None
     draw = torch.Generator().manual_seed(0)
-    n, k, (p, q) = shape.input[0], shape.weight[0], output_positions(shape)
-    x, gradient = (_random(draw, c, h, w, n).permute(3, 0, 1, 2) for c, h, w in (shape.input[1:], (k, p, q)))
-    weight = _random(draw, *shape.weight)
-    selection = _selection(sparsity)
-    sparse, dense = (PackedConv2dProducts.of(shape, choice) for choice in (ALL_SPARSE, ALL_DENSE))
+    matrix = is_matrix(shape)
+    sizes = compiled_layer.sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding)
+    chosen = compiled_layer.Chosen(
+        NormalDist().inv_cdf((1 + sparsity) / 2)
+    )  # of the magnitudes of normal numbers
+    slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION
+    a = Geometry(shape.stride, shape.padding, (1, 1), 1, slots, not matrix)
+    (n, c, *_), k, (p, q) = shape.input, shape.weight[0], output_positions(shape)
+    if matrix:
+        x, gradient, weight = _random(draw, n, c), _random(draw, n, k), _random(draw, k, c)
+    else:
+        x, gradient = (
+            _random(draw, *size, n).permute(3, 0, 1, 2) for size in ((c, *shape.input[2:]), (k, p, q))
+        )
+        weight = _random(draw, *shape.weight)
+    size, order = x.shape, layout.NCHW if matrix else layout.CHWN
 
-    def both(run: Callable[[PackedConv2dProducts], Tensor]) -> Pair:
-        return best(lambda: run(sparse), lambda: run(dense))
+    def in_chwn(tensor: Tensor) -> Tensor:
+        return layout.copy_to_chwn(tensor[:, :, None, None], module) if matrix else tensor
+
+    def backward(maps: Tensor, products: int) -> compiled_layer.Return:
+        return compiled_layer.Return(module, gradient, maps, weight, products, sizes, size, order, a)
+
+    def forward_dense() -> Tensor:
+        used = compiled_layer.masked(module, weight, chosen)
+        return compiled_layer.forward_dense(module, sizes, x, x, used, None, a)
+
+    def sparse_gradient() -> Tensor:
+        kept = saved.compress(module, in_chwn(x), None, chosen.limit, -1)[0]
+        this = backward(in_chwn(gradient), GRAD_WEIGHT_SPARSE | compiled_layer.CHWN_SAVED)
+        return compiled_layer.grad_weight_of(this, None, kept, chosen.limit, None)
+
+    def dense_gradient() -> Tensor:
+        if matrix:
+            kept, products = saved.keep_flat(module, x, None, chosen.limit, -1)[0], 0
+        else:
+            kept, products = saved.compress(module, x, None, chosen.limit, -1)[0], compiled_layer.CHWN_SAVED
+        return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, chosen.limit, None)
 
     return Timing(
-        both(lambda p: p.forward(x, p.forward_weight(weight, selection), None)),
-        both(lambda p: p.grad_input(gradient, p.grad_input_weight(weight, selection), x)),
-        both(lambda p: p.grad_weight(gradient, p.grad_weight_activation(x, selection), weight)),
-    )
-
-
-def _race_matrix(shape: Shape, sparsity: float, best: Best) -> Timing:
-    draw = torch.Generator().manual_seed(0)
-    (n, c, *_), k = shape.input, shape.weight[0]
-    x, gradient, weight = _random(draw, n, c), _random(draw, n, k), _random(draw, k, c)
-    maps_x, maps_gradient, maps_weight = (t[:, :, None, None] for t in (x, gradient, weight))
-    selection = _selection(sparsity)
-    sparse, dense = PackedConv2dProducts.of(shape, ALL_SPARSE), LinearProducts()
-
-    def forward() -> Tensor:
-        packed = sparse.forward_weight(maps_weight, selection)
-        return _rows(sparse.forward(sparse.adapt(maps_x), packed, None))
-
-    def grad_input() -> Tensor:
-        packed = sparse.grad_input_weight(maps_weight, selection)
-        return _rows(sparse.grad_input(maps_gradient, packed, maps_x))
-
-    def grad_weight() -> Tensor:
-        compressed = sparse.grad_weight_activation(maps_x, selection)
-        return sparse.grad_weight(maps_gradient, compressed, maps_weight)
-
-    return Timing(
-        best(forward, lambda: dense.forward(x, dense.forward_weight(weight, selection), None)),
-        best(grad_input, lambda: dense.grad_input(gradient, dense.grad_input_weight(weight, selection), x)),
         best(
-            grad_weight,
-            lambda: dense.grad_weight(gradient, dense.grad_weight_activation(x, selection), weight),
+            lambda: compiled_layer.forward_sparse(module, sizes, in_chwn(x), weight, chosen, None, matrix)[0],
+            forward_dense,
         ),
+        best(
+            lambda: compiled_layer.grad_input_of(backward(in_chwn(gradient), GRAD_INPUT_SPARSE), chosen),
+            lambda: compiled_layer.grad_input_of(backward(gradient, 0), chosen),
+        ),
+        best(sparse_gradient, dense_gradient),
     )
-
-
-def _rows(maps: Tensor) -> Tensor:
-    return maps[:, :, 0, 0].clone(memory_format=torch.contiguous_format)
 
 
 def _random(draw: torch.Generator, *sizes: int) -> Tensor:
     return torch.randn(sizes, generator=draw, dtype=torch.float32, device="cpu")
-
-
-def _selection(sparsity: float) -> Selection:
-    return Selection(
-        limit=NormalDist().inv_cdf((1 + sparsity) / 2)
-    )  # of the normal distribution's magnitudes
 
 
 def _best(
