@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import torchswat
+from torchswat.convert import has_weights_to_prune
 from torchswat.errors import InvalidValue
-from torchswat.schedules import Cubic, Steps
+from torchswat.schedules import Cubic, DenseEnd, Steps
 
 sparsities = st.floats(0, 0.999)
 
@@ -42,6 +45,8 @@ def test_steps_hold_each_value_until_the_next(pairs):
         (lambda: Cubic(final=0.5, steps=5, initial=-0.1), "initial is -0.1"),
         (lambda: Cubic(final=0.5, steps=0), "steps = 0"),
         (lambda: Cubic(final=0.5, steps=5, begin=-1), "begin = -1"),
+        (lambda: DenseEnd(1.0, 5), "before is 1.0"),
+        (lambda: DenseEnd(0.5, -1), "begin = -1"),
         (lambda: Steps(()), r"iterations of Steps are \[\]"),
         (lambda: Steps(((1, 0.5),)), r"\[1\]; allowed are ascending ones that begin with 0"),
         (lambda: Steps(((0, 0.5), (9, 0.1), (9, 0.2))), r"\[0, 9, 9\]"),
@@ -51,3 +56,23 @@ def test_steps_hold_each_value_until_the_next(pairs):
 def test_what_is_refused(make, message):
     with pytest.raises(InvalidValue, match=message):
         make()
+
+
+@given(sparsities, st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 3000))
+def test_a_dense_end_changes_nothing_before_and_sets_nothing_to_zero_after(final, steps, begin, iteration):
+    for before in (final, Cubic(final, steps)):
+        schedule = DenseEnd(before, begin)
+        expected = 0.0 if iteration >= begin else before(iteration) if callable(before) else before
+        assert schedule(iteration) == expected
+        assert schedule(schedule.last) == schedule(10 * schedule.last + 1) == 0
+
+
+def test_a_network_with_a_dense_end_has_nothing_to_prune():
+    torch.manual_seed(0)
+    model = torchswat.sparsify_(torch.nn.Linear(8, 4), sparsity=DenseEnd(0.5, begin=2))
+    x = torch.randn(3, 8)
+    for dense in (False, False, True):
+        outputs = model(x)
+        plain = torch.nn.functional.linear(x, model.weight, model.bias)
+        assert torch.allclose(outputs, plain) == dense
+    assert not has_weights_to_prune(model)

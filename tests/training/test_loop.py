@@ -15,7 +15,9 @@ from torchswat import data, models
 from torchswat.errors import InvalidData, InvalidValue, NotFinite, UnknownName
 from torchswat.training.build import train_batches
 from torchswat.training.checkpoint import Checkpoint, list_checkpoints
+from torchswat.training.finish import prune_and_measure
 from torchswat.training.loop import Trainer, resume, train
+from torchswat.training.recipe import load_recipe
 from torchswat.training.run_folder import RunFolder
 
 from .conftest import write_recipe
@@ -65,8 +67,6 @@ def test_dense_training_is_plain_torch_bit_for_bit(tiny, tmp_path):
 
 
 def test_the_demo_learns_to_read_digits_and_can_be_pruned(tmp_path):
-    from torchswat.training.recipe import load_recipe
-
     recipe = load_recipe("digits-demo", ["optimizer.epochs=5", "optimizer.milestones=[3]", "threads=1"])
     summary = train(recipe, tmp_path / "run")
     assert summary.best.sparse > 85
@@ -105,6 +105,60 @@ def test_a_name_that_does_not_exist_leaves_no_folder_behind(tiny, tmp_path):
     with pytest.raises(UnknownName, match="did you mean 'resnet18'"):
         train(tiny(model={"name": "resnet_18"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dense_end_is_told_in_the_final_table(tiny, tmp_path):
+    """Pruned, the network of the sparse epochs has zeros and that of the last epoch has none."""
+    recipe = tiny(sparse={"dense_from": 2})
+    summary = train(recipe, tmp_path / "run")
+    assert summary.title == "swat 80%, dense after 2 epochs"
+    assert summary.last.dense and summary.last.epoch == 3 and summary.last.pruned == summary.last.sparse
+    assert ("  pruned", f"{summary.last.pruned:.2f}% (dense)") in summary.rows()
+    assert summary.cost["macs"]["measured"] == summary.cost["macs"]["dense"]
+    digits = data.load("digits")
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        saved = Checkpoint.load(path)  # the digits are more than the run was trained on
+        accuracy, model = prune_and_measure(recipe, digits, saved, lambda model, views: 0.0)
+        assert accuracy.dense == (saved.progress.step > 2 * 6)
+        assert accuracy.dense == bool((model.layer2[0].conv1.weight != 0).all())
+
+
+def test_averaged_weights_are_evaluated_beside_the_weights(tiny, tmp_path):
+    summary = train(tiny(optimizer={"average": 0.8}), tmp_path / "run")
+    rows = RunFolder(tmp_path / "run").metrics()
+    assert all(row.average_accuracy is not None for row in rows)
+    assert summary.last.average == summary.last.average_pruned == rows[-1].average_accuracy
+    assert "  averaged, pruned" in dict(summary.rows())
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert header.endswith("average_accuracy")
+
+
+def test_learning_rates_follow_the_steps(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def step(self: Trainer, images, labels) -> None:
+        take_step(self, images, labels)
+        seen.append(self.optimizer.param_groups[0]["lr"])
+
+    take_step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", step)
+    recipe = tiny(optimizer={"schedule": "linear", "warmup": 1 / 3, "milestones": [], "lr": 0.06})
+    train(recipe, tmp_path / "run")
+    assert seen == pytest.approx(
+        [*(0.01 * step for step in range(6)), *(0.005 * step for step in range(12, 0, -1))]
+    )
+    rows = RunFolder(tmp_path / "run").metrics()
+    assert [row.learning_rate for row in rows] == pytest.approx([seen[5], seen[11], seen[17]])
+
+
+def test_the_fast_recipe_learns(tmp_path):
+    """On made-up images, narrower: with Muon, in bfloat16, and what it says of itself."""
+    settings = ["data={name: synthetic, batch_size: 32, augment: false, options: {shape: [3, 16, 16]}}"]
+    settings += ["model.width=4", "optimizer.epochs=2", "optimizer.first_epochs=1", "precision=bfloat16"]
+    settings += ["optimizer.bias_lr=1", "optimizer.head_lr=5", "views=plain", "threads=1"]
+    summary = train(load_recipe("cifar-fast", settings), tmp_path / "run")
+    assert summary.last.sparse > 45 and not summary.last.dense
+    assert summary.last.pruned == pytest.approx(summary.last.sparse, abs=2)
 
 
 def test_a_learning_rate_that_explodes_names_the_place_and_keeps_the_checkpoint(tiny, tmp_path):

@@ -72,6 +72,49 @@ def test_learning_rate_never_rises(epoch, milestones):
     assert schedule.lr_at(epoch + 1) <= schedule.lr_at(epoch) <= schedule.lr
 
 
+schedules = st.builds(
+    OptimizerSection,
+    epochs=st.integers(1, 200),
+    schedule=st.sampled_from(["linear", "cosine"]),
+    warmup=st.sampled_from([0.0, 0.05, 0.3, 0.9]),
+)
+
+
+@given(schedules, st.integers(1, 50))
+def test_a_learning_rate_rises_to_its_peak_and_falls_to_nothing(schedule, steps):
+    """At the steps of the training: rising until the warm-up is over, falling after it, 0 at the end."""
+    total, end = schedule.epochs * steps, schedule.warmup * schedule.epochs
+    moments = sorted(
+        {*(step / steps for step in range(0, total + 1, max(1, total // 40))), end, total / steps}
+    )
+    shares = [schedule.share_at(moment) for moment in moments]
+    rising = [share for moment, share in zip(moments, shares, strict=True) if moment <= end]
+    falling = [share for moment, share in zip(moments, shares, strict=True) if moment >= end]
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
+    assert max(shares) == schedule.share_at(end) == pytest.approx(1) and shares[-1] == pytest.approx(0)
+    assert all(0 <= share <= 1 for share in shares)
+    assert schedule.lr_at(end) == pytest.approx(schedule.lr)
+
+
+@given(schedules, st.integers(1, 8), st.floats(0, 400))
+def test_a_schedule_of_its_own_length_is_over_when_it_ends(schedule, epochs, moment):
+    share = schedule.share_at(moment, epochs)
+    assert share == pytest.approx(0) if moment >= epochs else 0 <= share <= 1
+
+
+def test_half_way_down_is_half_the_rate():
+    for schedule in "linear", "cosine":
+        section = OptimizerSection(epochs=10, schedule=schedule, warmup=0.2)
+        assert [section.share_at(epoch) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert OptimizerSection(epochs=8, schedule="linear").share_at(2) == 0.75
+    assert OptimizerSection(epochs=8, schedule="cosine").share_at(2) == pytest.approx(0.5 + 0.125**0.5)
+
+
+def test_steps_can_warm_up_as_well():
+    section = OptimizerSection(epochs=10, milestones=(5,), warmup=0.1)
+    assert [section.share_at(epoch) for epoch in (0, 0.5, 1, 4.9, 5)] == pytest.approx([0, 0.5, 1, 1, 0.1])
+
+
 def test_overrides_reach_every_section_and_the_last_one_wins():
     recipe = load_recipe(
         "cifar-paper",
@@ -104,6 +147,17 @@ def test_scientific_notation_is_a_number():
         ("optimizer.epochs=0", "optimizer.epochs"),
         ("optimizer.epochs=1.5", "optimizer.epochs"),
         ("optimizer.milestones=[2, 1]", "optimizer: milestones should rise, not [2, 1]"),
+        ("optimizer.warmup=1", "optimizer.warmup: should be less than 1"),
+        ("optimizer.schedule=linear", "milestones are for the schedule 'steps', not for 'linear'"),
+        ("optimizer.head_lr=1", "head_lr is for the optimizer 'muon', not for 'sgd'"),
+        ("optimizer={name: muon, first_epochs: 2}", "first_epochs needs the schedule 'linear' or 'cosine'"),
+        (
+            "optimizer={name: muon, nesterov: true, other_momentum: 0}",
+            "nesterov needs a momentum above 0",
+        ),
+        ("optimizer.average=1", "optimizer.average: should be less than 1"),
+        ("precision=float16", "precision: should be 'float32' or 'bfloat16'"),
+        ("sparse.dense_from=150", "sparse.dense_from should be less than the 150 epochs"),
         ("sparse.sparsity=1", "sparse.sparsity: should be at least 0"),
         ("sparse.sparsity=-0.1", "sparse.sparsity: should be at least 0"),
         ("sparse.sparsity=.nan", "sparse.sparsity: should be at least 0"),

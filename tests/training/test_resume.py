@@ -177,12 +177,54 @@ def test_an_interrupted_run_is_saved_where_it_stood(tiny, tmp_path, monkeypatch)
     assert results(run) == results(copy) == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("steps", [1, 8, 14])
+def test_muon_with_averaged_weights_and_a_dense_end(precision, steps, tiny, tmp_path, monkeypatch):
+    """Interrupted in the first epoch, in the second, and in the third, which is dense."""
+    optimizer = {"name": "muon", "schedule": "cosine", "warmup": 0.2, "milestones": [], "average": 0.9}
+    optimizer |= {"head_lr": 1.0, "bias_lr": 0.1, "other_momentum": 0.5, "first_epochs": 2}
+    recipe = tiny(
+        optimizer=optimizer, sparse={"dense_from": 2, "ramp": 5}, precision=precision, checkpoint={"keep": 1}
+    )
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(steps, patch)
+        train(recipe, tmp_path / "run")
+    resume(tmp_path / "run")
+    train(recipe, tmp_path / "whole")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    assert all(float(row["average_accuracy"]) > 0 for row in results(tmp_path / "run")[1])
+
+
+def test_a_network_that_starts_from_its_data(tiny, tmp_path, monkeypatch):
+    """Killed before its first checkpoint it sees the data again; after it, the filters are in there."""
+    data = {"name": "synthetic", "options": {"shape": [3, 16, 16]}, "train_limit": 96}
+    recipe = tiny(
+        model={"name": "airbench", "width": 2}, data=data, optimizer={"epochs": 1, "milestones": []}
+    )
+    for name in ("begun", "stopped"):
+        if name == "begun":
+            Trainer(recipe, tmp_path / name, None).begin()
+        else:
+            with monkeypatch.context() as patch, pytest.raises(Interrupted):
+                stop_after(1, patch)
+                train(recipe, tmp_path / name)
+        resume(tmp_path / name)
+    train(recipe, tmp_path / "whole")
+    assert results(tmp_path / "begun") == results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+
 def stop_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process SIGTERM while it takes its first step."""
+    stop_after(1, monkeypatch)
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGTERM while it takes step number `steps`."""
 
     def step(self: Trainer, images, labels) -> None:
         take_step(self, images, labels)
-        signal.raise_signal(signal.SIGTERM)
+        if self.progress.step + 1 == steps:
+            signal.raise_signal(signal.SIGTERM)
 
     take_step = Trainer._step
     monkeypatch.setattr(Trainer, "_step", step)

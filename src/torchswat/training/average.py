@@ -38,7 +38,7 @@ class AveragedWeights:
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(average.model.weight + 1)
     >>> average.update(layer, step=100)
-    >>> round(float(layer.weight - average.model.weight), 4)
+    >>> round((layer.weight - average.model.weight).item(), 4)
     0.5
     """
 

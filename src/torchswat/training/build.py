@@ -81,10 +81,11 @@ def test_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: int
     return Batches(dataset.test, recipe.data.batch_size, rank=rank, world_size=processes)
 
 
-def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+def build_model(recipe: Recipe, dataset: Dataset, steps_per_epoch: int) -> nn.Module:
     """Make the sparse network of a recipe with fresh weights drawn from its seed.
 
-    The form is the recipe's; where it names none, the form made for pictures nearest in size to the data's.
+    The form is the recipe's; where it names none, the form made for pictures nearest in size to the data's. Steps of
+    an epoch are those of the training, which may have been on other data than `dataset`.
     """
     torch.manual_seed(recipe.seed)
     section = recipe.model
@@ -96,7 +97,7 @@ def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
         in_channels=colours,
         width=section.width,
     )
-    return sparsify_as(recipe, model, len(dataset.train) // recipe.data.batch_size)
+    return sparsify_as(recipe, model, steps_per_epoch)
 
 
 def initialise_from_data_(recipe: Recipe, model: nn.Module, dataset: Dataset) -> None:
@@ -139,7 +140,7 @@ def sparsify_as(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> nn.Mo
 def load_model(recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint) -> nn.Module:
     """Make the sparse network of a recipe with the weights and thresholds of a checkpoint, on the CPU."""
     with torch.random.fork_rng():
-        model = build_model(recipe, dataset)
+        model = build_model(recipe, dataset, checkpoint.progress.steps_per_epoch)
     load_weights_(model, checkpoint)
     return model
 

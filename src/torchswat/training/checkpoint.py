@@ -33,6 +33,11 @@ class Progress:
     best_accuracy: float = -1.0  # on the test images, in per cent
     best_step: int = 0  # the checkpoint that reached it
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch of this run; within its first epoch those so far, of which there may be more."""
+        return (self.step - self.step_in_epoch) // self.epoch if self.epoch else self.step
+
     def next_step(self) -> Progress:
         """The position after one more step."""
         return replace(self, step=self.step + 1, step_in_epoch=self.step_in_epoch + 1)

@@ -159,7 +159,8 @@ class Trainer:
         share = (self.accelerator.process_index, self.processes)
         self.train_batches = train_batches(recipe, self.data, *share)
         self.test_batches = test_batches(recipe, self.data, *share)
-        self.model = build_model(recipe, self.data)
+        self.steps_per_epoch = len(self.train_batches)
+        self.model = build_model(recipe, self.data, self.steps_per_epoch)
         self.network, self.optimizer = self.accelerator.prepare(
             self.model, build_optimizer(recipe, self.model)
         )
@@ -171,7 +172,6 @@ class Trainer:
         self.saved_at = -1
         self.notes: list[str] = []
         self.events: SummaryWriter | None = None
-        self.steps_per_epoch = len(self.train_batches)
         # Each process draws from the same stream: masks that are drawn for weights must agree among them.
         torch.manual_seed(recipe.seed + 1)
 

@@ -112,7 +112,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """A matrix with the singular vectors of `matrix` whose singular values are about one.
 
     Newton-Schulz iterations with a quintic polynomial: singular values of at least a hundredth of the
-    Frobenius norm end between 0.7 and 1.2, smaller ones below.
+    Frobenius norm end between 0.68 and 1.14, smaller ones at most at 1.21.
 
     Parameters
     ----------
@@ -124,10 +124,9 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
-    <torch._C.Generator object at ...>
-    >>> values = torch.linalg.svdvals(orthogonalized(torch.randn(20, 100)))
-    >>> bool(((values > 0.7) & (values < 1.2)).all())
+    >>> matrix = torch.randn(20, 100, generator=torch.Generator().manual_seed(0))
+    >>> values = torch.linalg.svdvals(orthogonalized(matrix))
+    >>> bool(((values > 0.68) & (values < 1.14)).all())
     True
     """
     a, b, c = COEFFICIENTS
