@@ -35,17 +35,24 @@ def test_at_paper_scale_nothing_is_reduced():
 
 def test_reductions_are_said():
     said = SWAT.reductions(SCALES["cpu"])
-    assert {"width 16 (paper: as published)", "data cifar10 (paper: cifar100)"} <= set(said)
-    assert any(change.startswith("epochs ") and "(paper: 150)" in change for change in said)
-    assert not any(change.startswith(("sparse.", "learning rate 0")) for change in said)
+    assert "network airbench (paper: resnet18)" in said and "epochs 8 (paper: 150)" in said
+    assert "layers left dense: first, last (paper: none)" in said
+    assert sum("optimizer" in change or "rate" in change for change in said) == 1, "the recipe's, as one change"
+    assert not any(change.startswith(("data ", "model.", "sparse.")) for change in said), "the data are the paper's"
 
 
 def test_reductions_of_some_trainings_name_them():
     said = reductions(
-        SCALES["cpu"], [replace(SWAT, data=data, own_data=True) for data in ("cifar10", "cifar100")]
+        SCALES["cpu"],
+        [replace(SWAT, network="vgg16"), SWAT, replace(SWAT, network="resnet50")],
     )
-    assert "width 16 (paper: as published)" in said
-    assert any(s.startswith("epochs") and s.endswith("(paper: 150) [cifar100]") for s in said)
+    assert "epochs 8 (paper: 150)" in said
+    assert "width 32 (paper: as published) [resnet50]" in said
+
+
+def test_a_shortened_training_hides_no_reduction():
+    short = replace(SWAT, settings=("optimizer.epochs=5",))
+    assert "epochs 8 (paper: 150)" in reductions(SCALES["cpu"], [SWAT, short])
 
 
 def test_folders_differ_where_results_do_and_only_there():
@@ -58,18 +65,29 @@ def test_folders_differ_where_results_do_and_only_there():
     assert len(names) == 5
     same = ("threads=1", "checkpoint.every_steps=7", "data.root=elsewhere")
     assert SWAT.folder_name(scale_of("cpu", settings=same)) == SWAT.folder_name(cpu)
-    assert SWAT.folder_name(cpu).startswith("resnet18x16-cifar10-swat-80-s0-")
+    assert SWAT.folder_name(cpu).startswith("airbench-cifar100-swat-80-s0-")
 
 
-def test_a_comparison_of_data_sets_has_its_own_data():
-    own = replace(SWAT, own_data=True).recipe(SCALES["cpu"])
-    assert (own.data.name, own.data.train_limit, own.optimizer.epochs) == ("cifar100", 5000, 5)
-    assert SWAT.recipe(SCALES["cpu"]).data.name == "cifar10"
-    shorter = scale_of("cpu", settings=("optimizer.epochs=2", "optimizer.milestones=[1]"))
-    assert replace(SWAT, own_data=True).recipe(shorter).optimizer.epochs == 2
-    # CIFAR-10 stands for itself in any case, so figures share those runs
-    ten = replace(SWAT, data="cifar10")
-    assert ten.folder_name(SCALES["cpu"]) == replace(ten, own_data=True).folder_name(SCALES["cpu"])
+def test_settings_of_a_training_are_part_of_it():
+    start = replace(SWAT, settings=("sparse.dense_from=6",))
+    assert start.recipe(SCALES["cpu"]).sparse.dense_from == 6
+    assert start.folder_name(SCALES["cpu"]).startswith("airbench-cifar100-swat-80-dense-from-6-s0-")
+    assert start.kind() == "swat 80 %, dense from 6" and SWAT.kind() == "swat 80 %"
+    asked = replace(SWAT, settings=("optimizer.epochs=5",))
+    assert asked.recipe(scale_of("cpu", settings=("optimizer.epochs=7",))).optimizer.epochs == 5
+
+
+def test_a_key_that_is_new_renames_no_folder():
+    """What a recipe does not say is not part of the name, so runs outlive keys that come after them."""
+    recipe = SWAT.recipe(SCALES["smoke"])
+    told = replace(SWAT, settings=(f"sparse.period={recipe.sparse.period}",))
+    assert told.folder_name(SCALES["smoke"])[-8:] == SWAT.folder_name(SCALES["smoke"])[-8:]
+
+
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_the_first_seed_comes_first(figure):
+    seeds = [training.seed for training in EXPERIMENTS[figure].needs(SCALES["cpu"])]
+    assert seeds == sorted(seeds)
 
 
 def test_another_number_of_seeds():

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from torchswat.drawing import COLOURS, FAINT, INK, MARKERS, legend
-from torchswat.experiments.claims import Finding
+from torchswat.experiments.claims import Finding, all_hold
 from torchswat.experiments.outcome import Trained, Work
 from torchswat.experiments.paired import sign_flip_test, t_test
 from torchswat.experiments.scales import Scale, Training, reductions
@@ -31,18 +31,18 @@ def grid(
     algorithms: Sequence[str],
     sparsities: Sequence[float],
     scope: str = "nchw",
-    own_data: bool = False,
+    settings: tuple[str, ...] = (),
 ) -> list[Training]:
     """Return a training for each algorithm, sparsity and seed."""
     return [
-        Training(network, data, algorithm, sparsity, seed, scope, own_data)
+        Training(network, data, algorithm, sparsity, seed, scope, settings)
         for algorithm, sparsity, seed in product(algorithms, sparsities, scale.seeds)
     ]
 
 
-def dense(scale: Scale, network: str, data: str, own_data: bool = False) -> list[Training]:
+def dense(scale: Scale, network: str, data: str, settings: tuple[str, ...] = ()) -> list[Training]:
     """Return the dense training of each seed."""
-    return grid(scale, network, data, ["dense"], [0.0], own_data=own_data)
+    return grid(scale, network, data, ["dense"], [0.0], settings=settings)
 
 
 def pick(trained: Sequence[Trained], **asked: Any) -> list[Trained]:
@@ -51,20 +51,23 @@ def pick(trained: Sequence[Trained], **asked: Any) -> list[Trained]:
 
 
 def mean(trained: Sequence[Trained]) -> float:
-    """Return the mean accuracy over seeds, in per cent."""
-    return float(np.mean([each.accuracy for each in trained]))
+    """Return the mean accuracy over seeds, in per cent; NaN of none."""
+    return float(np.mean([each.accuracy for each in trained])) if trained else float("nan")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Points of accuracy lost against what is compared with, one number a pair of trainings of a seed."""
+    """Points of accuracy lost against what is compared with, one number a pair of trainings of a seed.
+
+    Without any pair, where trainings have not been run yet, the mean is NaN and says so in words.
+    """
 
     points: tuple[float, ...]
 
     @property
     def mean(self) -> float:
         """Mean over the pairs."""
-        return float(np.mean(self.points))
+        return float(np.mean(self.points)) if self.points else float("nan")
 
     @property
     def error(self) -> float | None:
@@ -81,23 +84,28 @@ class Loss:
         return self.error is None or abs(self.mean - limit) < self.error
 
     def __str__(self) -> str:
+        if not self.points:
+            return "an unknown number of"
         return f"{self.mean:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
 
 def lost(trained: Sequence[Trained], **asked: Any) -> Loss:
     """Return the points of accuracy that trainings lose against the dense ones of the same seeds."""
-    mine = pick(trained, **asked)
-    return Loss(tuple(_dense_twin(trained, each).accuracy - each.accuracy for each in mine))
+    twins = [(_dense_twin(trained, each), each) for each in pick(trained, **asked)]
+    return Loss(tuple(twin.accuracy - each.accuracy for twin, each in twins if twin))
 
 
-def _dense_twin(trained: Sequence[Trained], one: Trained) -> Trained:
+def _dense_twin(trained: Sequence[Trained], one: Trained) -> Trained | None:
+    """The dense training of the same network, data and seed, where it has been run."""
     asked = one.training
     twin = pick(trained, network=asked.network, data=asked.data, algorithm="dense", seed=asked.seed)
-    return twin[0]
+    return twin[0] if twin else None
 
 
 def at_most(claim: str, losses: Mapping[str, tuple[Loss, float]]) -> Finding:
     """Judge whether each mean loss is within its limit, and say where the noise is larger than the margin.
+
+    Where some were not run, the others can only show that the claim does not hold.
 
     Parameters
     ----------
@@ -112,13 +120,16 @@ def at_most(claim: str, losses: Mapping[str, tuple[Loss, float]]) -> Finding:
     'points lost: SWAT +0.50 ± 0.14 (limit 0.5, within the noise of 3 seeds)'
     """
     said = []
-    for label, (loss, limit) in losses.items():
+    there = {label: (loss, limit) for label, (loss, limit) in losses.items() if loss.points}
+    for label, (loss, limit) in there.items():
         count = len(loss.points)
         seeds = f"{count} seeds" if count > 1 else "one seed"
         noise = f", within the noise of {seeds}" if loss.is_noise(limit) else ""
         said.append(f"{label} {loss} (limit {limit:g}{noise})")
-    holds = not any(loss.exceeds(limit) for loss, limit in losses.values())
-    return Finding(claim, holds, "points lost: " + ", ".join(said))
+    within = [not loss.exceeds(limit) if loss.points else None for loss, limit in losses.values()]
+    missing = [label for label in losses if label not in there]
+    said += [f"not run: {label}" for label in missing] if there else []
+    return Finding(claim, all_hold(within), "points lost: " + ", ".join(said) if there else "")
 
 
 def is_above(
@@ -126,7 +137,7 @@ def is_above(
     upper: dict[str, Any],
     lower: dict[str, Any],
     at: Sequence[float] | None = None,
-) -> tuple[bool, str]:
+) -> tuple[bool | None, str]:
     """Judge whether one kind of training ends above another, paired by network, data, sparsity and seed.
 
     Parameters
@@ -140,8 +151,9 @@ def is_above(
 
     Returns
     -------
-    bool
-        Whether the mean difference is positive and chance would give it in less than one case of twenty.
+    bool or None
+        Whether the mean difference is positive and chance would give it in less than one case of twenty; None
+        of fewer than two pairs, which cannot tell.
     str
         Mean difference, number of pairs and that probability, in words.
     """
@@ -151,19 +163,38 @@ def is_above(
         same = {name: getattr(asked, name) for name in ("network", "data", "sparsity", "seed")}
         if at is None or asked.sparsity in at:
             differences += [better.accuracy - worse.accuracy for worse in pick(trained, **{**same, **lower})]
+    return judge_pairs(differences)
+
+
+def judge_pairs(differences: Sequence[float], least: float = 0.0) -> tuple[bool | None, str]:
+    """Judge whether differences between pairs are at least `least` points on average, and not by chance positive.
+
+    Returns what `is_above` does.
+
+    Examples
+    --------
+    >>> judge_pairs([1.0, 2.0, 1.5])
+    (True, "+1.50 points over 3 pairs (p = 0.018, Student's t)")
+    """
     count = len(differences)
-    is_few = 2 <= count < _FLIPPED
+    if count == 0:
+        return None, "an unknown number of points (not run yet)"
+    mean_difference = float(np.mean(differences))
+    if count == 1:
+        return None, f"{mean_difference:+.2f} points in one pair, which cannot tell"
+    is_few = count < _FLIPPED
     likelihood = t_test(differences) if is_few else sign_flip_test(differences)
-    pairs = f"{count} pair" + "s" * (count > 1)
     test = ", Student's t" if is_few else ""
-    found = f"{np.mean(differences):+.2f} points over {pairs} (p = {likelihood:.2g}{test})"
-    return bool(np.mean(differences) > 0 and likelihood < LIKELY), found
+    found = f"{mean_difference:+.2f} points over {count} pairs (p = {likelihood:.2g}{test})"
+    return bool(mean_difference > 0 and mean_difference >= least and likelihood < LIKELY), found
 
 
 def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[str, Any]]) -> None:
     """Draw mean accuracy over sparsity, a line for each of `series`; bars and band: deviations over seeds."""
     for index, (label, asked) in enumerate(series.items()):
         mine = pick(trained, **asked)
+        if not mine:
+            continue
         sparsities = sorted({each.training.sparsity for each in mine})
         at = [[each.accuracy for each in pick(mine, sparsity=s)] for s in sparsities]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
@@ -177,7 +208,8 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
         panel.axhline(level, color=INK, linestyle="--", linewidth=1, label=f"dense {level:.1f} %")
         panel.axhspan(level - spread, level + spread, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
     ticks = sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"})
-    panel.set_xticks(ticks)
+    if ticks:
+        panel.set_xticks(ticks)
     if len(ticks) == 1:  # or the shifts would fill the panel
         panel.set_xlim(ticks[0] - 0.05, ticks[0] + 0.05)
     panel.set(xlabel="sparsity", ylabel="test accuracy (%)")
@@ -193,6 +225,8 @@ def draw_curves(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[
     """Draw test accuracy over the epochs, the mean of the seeds, a line for each of `series`."""
     for index, (label, asked) in enumerate(series.items()):
         curve = mean_curve(pick(trained, **asked))
+        if not len(curve):
+            continue
         colour = COLOURS[index % len(COLOURS)]
         panel.plot(range(1, len(curve) + 1), curve, color=colour, marker="o", markersize=3, label=label)
     panel.set(xlabel="epoch", ylabel="test accuracy (%)")
@@ -236,6 +270,8 @@ def small_print(work: Work) -> list[str]:
     base = pick(work.trained, algorithm="dense")
     places = dict.fromkeys((each.training.network, each.training.data) for each in base)
     ends = [f"{mean(pick(base, network=n, data=d)):.1f} % ({n} on {d})" for n, d in places]
+    if not ends:
+        return []
     return [
         f"At this scale the dense networks reach {', '.join(ends)}. Points are lost against that; a limit in "
         "points is easier to keep where less has been learnt."

@@ -6,7 +6,7 @@ The file ``claims.yaml`` is the only place that holds numbers out of the paper; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
@@ -55,6 +55,20 @@ class Finding:
     claim: str
     holds: bool | None
     observed: str
+
+
+def all_hold(parts: Iterable[bool | None]) -> bool | None:
+    """Return whether all parts of a claim hold: one that does not settles it, one that is unknown leaves it open.
+
+    Examples
+    --------
+    >>> all_hold([True, None]), all_hold([False, None]), all_hold([True, True])
+    (None, False, True)
+    """
+    known = list(parts)
+    if False in known:
+        return False
+    return None if None in known else True
 
 
 @cache

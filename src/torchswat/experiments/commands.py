@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from torchswat.experiments.outcome import Row
+    from torchswat.experiments.outcome import Experiment, Row
+    from torchswat.experiments.scales import Scale, Training
 
 console = Console(soft_wrap=True)
 
@@ -40,41 +41,109 @@ def reproduce(
     runs: Annotated[Path, typer.Option(help="Folder of the trainings, which are kept and shared.")] = Path(
         "runs/reproduce"
     ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which runs there are and how long the others take; start none.")
+    ] = False,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Draw what can be drawn of the runs that are finished; start none.")
+    ] = False,
 ) -> None:
     """Make figures of the paper again, from runs of this machine, with a verdict on each claim.
 
-    Runs that are there already are not made again, and one that was stopped is continued.
+    Runs that are there already are not made again, and one that was stopped is continued. All figures are drawn
+    when the trainings of a seed have ended, first with the first seed alone.
 
     [dim]Examples:[/dim]
       torchswat reproduce 9a 9b 9c 9d lemma-b1
       torchswat reproduce all --scale smoke
-      torchswat reproduce 3 2b --scale cpu --jobs 2
+      torchswat reproduce time-to-accuracy --scale cpu --dry-run
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what torch's profiler notes about itself helps nobody
     from torchswat.experiments import runs as trainings
     from torchswat.experiments.claims import write_claims
-    from torchswat.experiments.outcome import Work
     from torchswat.experiments.registry import experiments
     from torchswat.experiments.scales import scale_of
 
     chosen = experiments(figures)
     size = scale_of(scale, seeds, tuple(settings or ()))
+    if dry_run:
+        _forecast(chosen, size, runs)
+        return
     changes = ["--scale", scale, *(["--seeds", str(seeds)] if seeds else [])]
     changes += [word for setting in settings or () for word in ("--set", setting)]
     write_claims(output / "claims.json")
-    every = [training for experiment in chosen for training in experiment.needs(size)]
-    for number, experiment in enumerate(chosen, 1):
-        console.print(f"({number}/{len(chosen)}) {experiment.figure}: {experiment.title}", highlight=False)
-        needed = experiment.needs(size)
-        trained = trainings.complete(needed, size, runs, jobs, console, every) if needed else []
-        trainings.copy_records(trained, output / "runs")
-        command = shlex.join(["torchswat", "reproduce", experiment.figure, *changes])  # makes this one again
-        result = experiment.record(Work(size, trained, runs), output / experiment.figure, command)
-        _show(result)
-    trainings.copy_measured(runs, output / "runs")
+    drawing = _Drawing(size, runs, output, changes)
+    exact, trained = [e for e in chosen if e.exact], [e for e in chosen if not e.exact]
+    drawing.draw(exact)
+    for experiment in trained:
+        if experiment.timing:
+            experiment.timing.measure(size, runs)
+    every = list(dict.fromkeys(t for experiment in trained for t in experiment.needs(size, runs)))
+    for seed in () if no_train else size.seeds:
+        needed = [training for training in every if training.seed == seed]
+        if len(trainings.finished(needed, size, runs)) < len(needed):
+            trainings.complete(needed, size, runs, jobs, console, every)
+            if seed != size.seeds[-1]:
+                drawing.draw(trained)
+    drawing.draw(trained)
     console.print(
         f"Data, figures and verdicts are in {output}; `torchswat report {output}` makes a page of them."
     )
+
+
+class _Drawing:
+    """Makes figures of the runs that are there."""
+
+    def __init__(self, scale: Scale, runs: Path, output: Path, changes: list[str]) -> None:
+        self.scale, self.runs, self.output, self.changes = scale, runs, output, changes
+
+    def draw(self, chosen: list[Experiment]) -> None:
+        """Write data, figure and verdicts of each experiment, with the records of its runs."""
+        from torchswat.experiments import runs as trainings
+        from torchswat.experiments.outcome import Work
+
+        for experiment in chosen:
+            needed = experiment.needs(self.scale, self.runs)
+            trained = trainings.finished(needed, self.scale, self.runs)
+            partly = f" ({len(trained)} of {len(needed)} runs)" if len(trained) < len(needed) else ""
+            console.print(f"{experiment.figure}: {experiment.title}{partly}", highlight=False)
+            if needed and not trained:
+                continue
+            trainings.copy_records(trained, self.output / "runs")
+            command = shlex.join(["torchswat", "reproduce", experiment.figure, *self.changes])
+            work = Work(self.scale, trained, self.runs)
+            _show(experiment.record(work, self.output / experiment.figure, command))
+        trainings.copy_measured(self.runs, self.output / "runs")
+
+
+def _forecast(chosen: list[Experiment], scale: Scale, runs: Path) -> None:
+    """Print what each figure needs, kind by kind, and what all of them together do."""
+    from torchswat.experiments.forecast import forecast
+    from torchswat.experiments.step_times import seconds_of_an_epoch
+
+    def line(what: str, trainings: list[Training]) -> None:
+        left = forecast(trainings, scale, runs, [seconds_of_an_epoch(runs)])
+        table.add_row(what, f"{left.finished} of {left.runs}", str(left.epochs), left.time)
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("runs", "finished", "epochs to do", "time of training"):
+        table.add_column(heading, justify="left" if heading == "runs" else "right")
+    every: list[Training] = []
+    for experiment in chosen:
+        needed = experiment.needs(scale, runs)
+        line(f"[bold]{experiment.figure}[/]", needed)
+        kinds: dict[str, list[Training]] = {}
+        for training in needed:
+            place = f"{scale.network(training.network)}, {scale.stands_for(training.data)}"
+            kinds.setdefault(f"  {place}: {training.kind()}", []).append(training)
+        for kind, mine in kinds.items():
+            line(kind, mine)
+        every += needed
+    line("[bold]together, shared runs once[/]", every)
+    console.print(table)
+    for experiment in chosen:
+        if experiment.timing and experiment.timing.read(scale, runs) is None:
+            console.print(f"{experiment.figure} first times steps; more trainings follow from what it finds.")
 
 
 def _show(result: Row) -> None:

@@ -35,12 +35,15 @@ class Outcome:
         The drawing.
     remarks : list of str
         What a reader of the figure must know.
+    table : list of dict
+        What the data come to, where a few lines can say it: shown beside the figure.
     """
 
     rows: list[Row]
     findings: list[Finding]
     figure: Figure
     remarks: list[str] = field(default_factory=list)
+    table: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Trained:
             "algorithm": asked.algorithm,
             "scope": asked.scope,
             "sparsity": asked.sparsity,
+            **({"settings": " ".join(asked.settings)} if asked.settings else {}),
             "seed": asked.seed,
             "accuracy": self.accuracy,
             "pruned": self.pruned,
@@ -95,7 +99,7 @@ class Work:
     scale : Scale
         At which it is made.
     trained : sequence of Trained
-        The trainings that it asked for, in that order.
+        Of the trainings that it asked for those that have been run, in that order.
     folder : Path
         Of all runs, where it may also keep what it timed.
     """
@@ -103,6 +107,25 @@ class Work:
     scale: Scale
     trained: Sequence[Trained]
     folder: Path
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What an experiment times before it trains.
+
+    Attributes
+    ----------
+    read : callable
+        From the scale and the folder of all runs to what was timed; None where it was not.
+    measure : callable
+        The same, and times it where it was not.
+    trainings : callable
+        From the scale and what was timed to all trainings of the experiment.
+    """
+
+    read: Callable[[Scale, Path], Row | None]
+    measure: Callable[[Scale, Path], Row]
+    trainings: Callable[[Scale, Row], list[Training]]
 
 
 @dataclass(frozen=True)
@@ -119,33 +142,53 @@ class Experiment:
         From what it is given to the outcome.
     trainings : callable or None
         The trainings that it needs at a scale; None where it needs none and its result is exact.
+    timing : Timing or None
+        What it times first, where it does and further trainings follow from that.
     """
 
     figure: str
     title: str
     make: Callable[[Work], Outcome]
     trainings: Callable[[Scale], list[Training]] | None = None
+    timing: Timing | None = None
 
     @property
     def exact(self) -> bool:
         """Whether the result does not depend on the scale."""
         return self.trainings is None
 
-    def needs(self, scale: Scale) -> list[Training]:
-        """Return the trainings it needs, each once."""
-        return list(dict.fromkeys(self.trainings(scale))) if self.trainings else []
+    def needs(self, scale: Scale, folder: Path | None = None) -> list[Training]:
+        """Return the trainings it needs, each once: all of the first seed, then all of the next.
+
+        Parameters
+        ----------
+        scale : Scale
+            At which it is made.
+        folder : Path, optional
+            Of all runs, for trainings that follow from what was timed there.
+        """
+        timed = self.timing.read(scale, folder) if self.timing and folder else None
+        if self.timing and timed:
+            found = self.timing.trainings(scale, timed)
+        else:
+            found = self.trainings(scale) if self.trainings else []
+        return sorted(dict.fromkeys(found), key=lambda training: training.seed)
 
     def record(self, work: Work, folder: Path, command: str) -> Row:
         """Make the outcome and write it: ``data.csv``, ``result.json``, ``figure.svg``, ``figure.png``."""
         outcome, scale = self.make(work), work.scale
+        needed, there = self.needs(scale, work.folder), {each.training for each in work.trained}
+        missing = [training.folder_name(scale) for training in needed if training not in there]
         result = {
             "figure": self.figure,
             "title": self.title,
             "scale": scale.name,
             "exact": self.exact,
             "claims": judged(self.figure, outcome.findings, scale.name, self.exact),
-            "reductions": [] if self.exact else reductions(scale, self.needs(scale)),
+            "reductions": [] if self.exact else reductions(scale, needed),
             "remarks": outcome.remarks,
+            "table": outcome.table,
+            "missing": missing,
             "seeds": [] if self.exact else list(scale.seeds),
             "runs": [each.folder.name for each in work.trained],
             "command": command,

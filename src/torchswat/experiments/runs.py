@@ -6,6 +6,7 @@ A run lives in a folder named after all that its result depends on, so figures s
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from torchswat.experiments.outcome import Trained
 from torchswat.experiments.scales import Scale, Training
 from torchswat.training.checkpoint import write_atomically
 from torchswat.training.interrupt import Interrupted, StopRequest
-from torchswat.training.recipe import Recipe
+from torchswat.training.recipe import Recipe, differing_keys
 from torchswat.training.run_folder import RunFolder
 
 _FAILED = "failed.json"
@@ -37,9 +38,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def read(training: Training, folder: Path) -> Trained:
-    """Return what a finished run found."""
-    curve = tuple(row.test_accuracy for row in RunFolder.open(folder).metrics())
+    """Return what a finished run found; its records suffice (`copy_records`)."""
     try:
+        curve = tuple(row["test_accuracy"] for row in epochs(folder))
         if (folder / _FAILED).exists():
             failed = json.loads((folder / _FAILED).read_text())
             return Trained(training, folder, failed["chance"], failed["chance"], curve, failed["problem"])
@@ -49,6 +50,42 @@ def read(training: Training, folder: Path) -> Trained:
         raise InvalidData(
             f"what the run in {folder} found cannot be read: {error!r}. Delete the folder."
         ) from None
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of ``metrics.csv``, none where there is none; a line under way is left out."""
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file) if None not in row.values()]
+    except FileNotFoundError:
+        return []
+
+
+def finished(trainings: Iterable[Training], scale: Scale, folder: Path) -> list[Trained]:
+    """Return those of `trainings` that have been run, in their order.
+
+    Raises
+    ------
+    InvalidData
+        A run cannot be read, or was made by another recipe than the one its name stands for.
+    """
+    found = []
+    for training in trainings:
+        path = folder / training.folder_name(scale)
+        if is_finished(path):
+            _refuse_other_recipe(path, training.recipe(scale))
+            found.append(read(training, path))
+    return found
+
+
+def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+    """A default that has changed since the run changes the recipe, but not the name of its folder."""
+    changed = differing_keys(RunFolder.open(path).recipe(), recipe)
+    if changed:
+        raise InvalidData(
+            f"the run in {path} is of another recipe: it differs in {', '.join(changed)}. Move the folder away, "
+            "and the run is made again."
+        )
 
 
 def copy_records(trained: Iterable[Trained], target: Path) -> None:
@@ -103,7 +140,7 @@ def complete(
     if pending:
         every = {folder / one.folder_name(scale): one.recipe(scale) for one in {*trainings, *among}}
         _Workers(pending, every, min(jobs, len(pending)), console).work()
-    return [read(training, path) for training, path in folders.items()]
+    return finished(trainings, scale, folder)
 
 
 class _Workers:
@@ -185,10 +222,7 @@ def _cores() -> int:
 
 
 def _epochs_done(folder: Path) -> int:
-    try:
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0
+    return len(epochs(folder))
 
 
 def _accuracy(folder: Path) -> str:

@@ -23,17 +23,17 @@ class Scale:
     seeds : tuple of int
         Every training is run once with each.
     sparsities : tuple of float
-        Of the figures that draw accuracy over sparsity.
+        Of the figures that compare algorithms over sparsity (2a, 2b, 3).
+    tradeoff : tuple of float
+        Of the figures that show SWAT and SAW over sparsity (4, inference).
+    base : str or None
+        The recipe of all trainings; None: those of the paper.
     networks : dict of str to tuple
         For each network of the paper, the name and the width of what stands for it.
     data : dict of str to str
         For each data set of the paper, the one that stands for it.
-    own_data : dict of str to str
-        The same for trainings that compare data sets, where one may not stand for another.
     settings : tuple of str
-        Changes to the paper's recipe, as ``KEY=VALUE``.
-    settings_by_data : dict of str to tuple
-        Further changes on some data sets.
+        Changes to the recipe, as ``KEY=VALUE``.
     only_claims : bool
         Figures of several networks are drawn only where the paper claims something of them.
     """
@@ -42,11 +42,11 @@ class Scale:
     summary: str
     seeds: tuple[int, ...]
     sparsities: tuple[float, ...]
+    tradeoff: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    base: str | None = None
     networks: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
-    own_data: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    settings_by_data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only_claims: bool = False
 
     def network(self, name: str) -> str:
@@ -54,9 +54,9 @@ class Scale:
         stand_in, width = self.networks.get(name, (name, None))
         return stand_in + (f" x{width}" if width else "")
 
-    def stands_for(self, data: str, own: bool = False) -> str:
-        """Return the data set that stands for one of the paper's, which may be refused to another of them."""
-        return (self.own_data if own else self.data).get(data, data)
+    def stands_for(self, data: str) -> str:
+        """Return the data set that stands for one of the paper's."""
+        return self.data.get(data, data)
 
 
 _PAPER_RECIPES = {"densenet121": "densenet-paper", "wrn28-10": "wrn-paper"}
@@ -71,21 +71,7 @@ _SMOKE = (
     "analysis.every_steps=4",
     "threads=1",
 )
-_CPU = (
-    "data.batch_size=64",
-    "data.train_limit=8000",
-    "data.test_limit=5000",
-    "optimizer.epochs=3",
-    "optimizer.milestones=[2]",  # so few steps learn nothing at a hundredth of the rate
-    "analysis.every_steps=50",
-    "checkpoint.every_steps=100",
-)
-_CPU_CIFAR100 = (
-    "data.train_limit=5000",
-    "data.test_limit=1000",
-    "optimizer.epochs=5",
-    "optimizer.milestones=[4]",
-)
+_CPU = ("analysis.every_steps=10", "checkpoint.every_steps=5")  # a step takes many seconds
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "densenet121", "wrn28-10")
 _DATA = ("cifar10", "cifar100", "imagenet")
 
@@ -99,22 +85,21 @@ SCALES: dict[str, Scale] = {
             sparsities=(0.5, 0.8),
             networks=dict.fromkeys(_NETWORKS, ("resnet-digits", 8)),
             data=dict.fromkeys(_DATA, "digits"),
-            own_data=dict.fromkeys(_DATA, "digits"),
             settings=_SMOKE,
         ),
         Scale(
             "cpu",
-            "hours on two cores: narrow networks, a part of CIFAR-10, few epochs",
+            "days on two cores: all of CIFAR in the eight epochs of a network made for speed",
             seeds=(0, 1, 2),
-            sparsities=(0.5, 0.8),
+            sparsities=(0.8,),
+            tradeoff=(0.5, 0.7, 0.8),
+            base="cifar-fast",
             networks={
-                **dict.fromkeys(_NETWORKS, ("resnet18", 16)),
-                "resnet101": ("resnet50", 8),
-                "wrn28-10": ("resnet18", 32),
+                **dict.fromkeys(_NETWORKS, ("airbench", None)),
+                **dict.fromkeys(("resnet50", "resnet101"), ("airbench-deep", 32)),
             },
-            data={"imagenet": "cifar10", "cifar100": "cifar10"},
+            data={"imagenet": "cifar10"},
             settings=_CPU,
-            settings_by_data={"cifar100": _CPU_CIFAR100},
             only_claims=True,
         ),
         Scale(
@@ -143,10 +128,9 @@ def scale_of(name: str, seeds: int | None = None, settings: tuple[str, ...] = ()
     """
     if name not in SCALES:
         raise UnknownName.of("scale", name, SCALES)
-    load_recipe("cifar-paper", settings)  # a mistake in them is told now, and not after hours
     chosen = SCALES[name]
-    by_data = {name: (*own, *settings) for name, own in chosen.settings_by_data.items()}
-    changes: dict[str, Any] = {"settings": (*chosen.settings, *settings), "settings_by_data": by_data}
+    load_recipe(chosen.base or "cifar-paper", settings)  # a mistake in them is told now, and not after hours
+    changes: dict[str, Any] = {"settings": (*chosen.settings, *settings)}
     if seeds is not None:
         changes["seeds"] = tuple(range(seeds))
     return Scale(**{**vars(chosen), **changes})
@@ -166,8 +150,8 @@ class Training:
         As in a recipe; 0 for dense.
     seed : int
         Of weights, batches and masks.
-    own_data : bool
-        No other data set of the paper may stand for this one.
+    settings : tuple of str
+        Further values of its recipe, as ``KEY=VALUE``; they are part of what is asked, not of the scale.
     """
 
     network: str
@@ -176,7 +160,7 @@ class Training:
     sparsity: float
     seed: int
     scope: str = "nchw"
-    own_data: bool = False
+    settings: tuple[str, ...] = ()
 
     def recipe(self, scale: Scale) -> Recipe:
         """Return the recipe of this training at a scale.
@@ -195,19 +179,24 @@ class Training:
         paper = _flat(self._recipe((self.network, None), SCALES["paper"]))
         here = _flat(self.recipe(scale))
         telling = [key for key in here if key.partition(".")[0] in ("model", "data", "sparse", "optimizer")]
+        changed = [key for key in telling if here[key] != paper.get(key)]
+        said = []
+        if scale.base:  # its optimizer and its schedule are one change, not ten
+            changed = [key for key in changed if key in _WORDS or not key.startswith("optimizer.")]
+            changed = [key for key in changed if key not in _OF_SCHEDULE]
+            said = [f"optimizer and learning rates of the recipe {scale.base} (paper: SGD in steps)"]
         return [
             f"{_WORDS.get(key, key)} {_said(here[key], key)} (paper: {_said(paper.get(key), key)})"
-            for key in telling
-            if here[key] != paper.get(key)
-        ]
+            for key in changed
+        ] + said
 
     def _recipe(self, network: tuple[str, int | None], scale: Scale) -> Recipe:
         stand_in, width = network
-        data = scale.stands_for(self.data, self.own_data)
-        base = "imagenet-paper" if data == "imagenet" else _PAPER_RECIPES.get(self.network, "cifar-paper")
+        data = scale.stands_for(self.data)
+        paper = "imagenet-paper" if data == "imagenet" else _PAPER_RECIPES.get(self.network, "cifar-paper")
         form = "imagenet" if data == "imagenet" else "digits" if stand_in == "resnet-digits" else "cifar"
         return load_recipe(
-            base,
+            scale.base or paper,
             [
                 f"name={scale.name}",
                 f"model.name={stand_in}",
@@ -219,20 +208,38 @@ class Training:
                 f"sparse.scope={self.scope}",
                 f"seed={self.seed}",
                 *scale.settings,
-                *scale.settings_by_data.get(data, ()),
+                *self.settings,
             ],
         )
 
+    def kind(self) -> str:
+        """Return in words what is trained, such as ``swat 80 %, dense from 6``; all but network, data, seed."""
+        scope = "" if self.scope == "nchw" else f" ({self.scope})"
+        what = f"{self.algorithm}{scope} {100 * self.sparsity:g} %" if self.sparsity else "dense"
+        return ", ".join([what, *(f"{key} {value}" for key, value in self._telling())])
+
     def folder_name(self, scale: Scale) -> str:
-        """Return the name of the run's folder: what it is, and a hash over all that its result depends on."""
+        """Return the name of the run's folder: what it is, and a hash over all that its result depends on.
+
+        Values that are the default of their key are left out, so that a new key renames no folder.
+        """
         recipe = self.recipe(scale)
-        values = recipe.model_dump(mode="json", exclude={"name", "about", "threads", "checkpoint"})
-        values["data"].pop("root")
+        values = recipe.model_dump(
+            mode="json", exclude={"name", "about", "threads", "checkpoint"}, exclude_defaults=True
+        )
+        values["data"].pop("root", None)
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
         scope = "" if self.scope == "nchw" else f"-{self.scope}"
         what = f"{self.algorithm}{scope}-{100 * self.sparsity:g}" if self.sparsity else "dense"
+        more = "".join(f"-{key.replace(' ', '-')}-{value}" for key, value in self._telling())
         width = "" if recipe.model.width is None else f"x{recipe.model.width}"
-        return f"{recipe.model.name}{width}-{recipe.data.name}-{what}-s{self.seed}-{digest}"
+        return f"{recipe.model.name}{width}-{recipe.data.name}-{what}{more}-s{self.seed}-{digest}"
+
+    def _telling(self) -> list[tuple[str, str]]:
+        """Its own settings as words; what follows from them is left out."""
+        pairs = [setting.partition("=")[::2] for setting in self.settings]
+        named = [(key.rpartition(".")[2].replace("_", " "), value) for key, value in pairs]
+        return [(key, value) for key, value in named if key != "milestones"]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -256,13 +263,18 @@ _WORDS = {
     "optimizer.epochs": "epochs",
     "optimizer.lr": "learning rate",
     "optimizer.milestones": "learning rate falls after epoch",
+    "sparse.method": "thresholds found by",
+    "sparse.skip": "layers left dense:",
 }
+_OF_SCHEDULE = ("optimizer.lr", "optimizer.milestones")
 
 
 def _said(value: Any, key: str) -> str:
     """A value in words: none is what the publication says, or everything."""
     if value is None:
         return "all" if key.endswith("_limit") else "as published"
+    if value == []:
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -273,7 +285,8 @@ def reductions(scale: Scale, trainings: Sequence[Training]) -> list[str]:
     """
     several = len({training.network for training in trainings}) > 1
     changes: dict[str, dict[str, None]] = {}
-    for training in {(each.network, each.data): each for each in trainings}.values():
+    first = {(each.network, each.data): each for each in reversed(trainings)}  # later ones may be shortened
+    for training in reversed(first.values()):
         for change in training.reductions(scale):
             changes.setdefault(change, {})[training.network if several else training.data] = None
     everywhere = len({training.network if several else training.data for training in trainings})

@@ -15,7 +15,7 @@ from torchswat.experiments.accuracies import (
     pick,
     said,
 )
-from torchswat.experiments.claims import Finding, claims
+from torchswat.experiments.claims import Finding, all_hold, claims
 from torchswat.experiments.outcome import Experiment, Outcome, Work
 from torchswat.experiments.scales import Scale, Training
 
@@ -68,6 +68,7 @@ def training_curves(work: Work) -> Outcome:
     draw_curves(panel, trained, series)
     caption(figure, said(work, "their mean"))
     ends = {label: mean(pick(trained, **asked)) for label, asked in series.items()}
+    there = {label: bool(pick(trained, **asked)) for label, asked in series.items()}
     loss = lost(trained, algorithm="meprop", sparsity=0.3)
     limit, reached = claims()["2c.meprop-50"].values["accuracy"], claims()["2c.saw-80"].values["accuracy"]
     where = (
@@ -79,18 +80,18 @@ def training_curves(work: Work) -> Outcome:
         # "a good solution" is read as one that keeps nine tenths of the dense accuracy
         Finding(
             "2c.meprop-30",
-            ends["meProp 30 %"] >= 0.9 * ends["dense"],
+            ends["meProp 30 %"] >= 0.9 * ends["dense"] if loss.points else None,
             f"loses {loss} points against dense",
         ),
         Finding(
             "2c.meprop-50",
-            ends["meProp 50 %"] < limit if on_imagenet else None,
-            f"{ends['meProp 50 %']:.2f} %{where}",
+            ends["meProp 50 %"] < limit if on_imagenet and there["meProp 50 %"] else None,
+            f"{ends['meProp 50 %']:.2f} %{where}" if there["meProp 50 %"] else "",
         ),
         Finding(
             "2c.saw-80",
-            ends["SAW 80 %"] >= reached - 1 if on_imagenet else None,
-            f"{ends['SAW 80 %']:.2f} %{where}",
+            ends["SAW 80 %"] >= reached - 1 if on_imagenet and there["SAW 80 %"] else None,
+            f"{ends['SAW 80 %']:.2f} %{where}" if there["SAW 80 %"] else "",
         ),
     ]
     return Outcome([t.row() for t in trained], findings, figure)
@@ -124,12 +125,12 @@ def scopes(work: Work) -> Outcome:
     findings = [
         Finding(
             "3.random",
-            all(holds for holds, _ in against.values()),
+            all_hold(holds for holds, _ in against.values()),
             "; ".join(f"{label} {found}" for label, (_, found) in against.items()),
         ),
         Finding(
             "3.scope",
-            all(holds for _, (holds, _) in steps),
+            all_hold(holds for _, (holds, _) in steps),
             "; ".join(f"{name} {found}" for name, (_, found) in steps),
         ),
     ]
