@@ -37,8 +37,12 @@ def test_reductions_are_said():
     said = SWAT.reductions(SCALES["cpu"])
     assert "network airbench (paper: resnet18)" in said and "epochs 8 (paper: 150)" in said
     assert "layers left dense: first, last (paper: none)" in said
-    assert sum("optimizer" in change or "rate" in change for change in said) == 1, "the recipe's, as one change"
-    assert not any(change.startswith(("data ", "model.", "sparse.")) for change in said), "the data are the paper's"
+    assert sum("optimizer" in change or "rate" in change for change in said) == 1, (
+        "the recipe's, as one change"
+    )
+    assert not any(change.startswith(("data ", "model.", "sparse.")) for change in said), (
+        "the data are the paper's"
+    )
 
 
 def test_reductions_of_some_trainings_name_them():

@@ -18,7 +18,9 @@ def losing(points: dict[float, float]):
 
 def test_the_papers_own_losses_are_found_to_hold(judge):
     assert judge("4", losing(PAPER), "paper") == dict.fromkeys(("4.50", "4.60", "4.70", "4.80"), True)
-    assert judge("4", losing(PAPER)) == dict.fromkeys(("4.50", "4.70", "4.80"), True), "60 % is not tried there"
+    assert judge("4", losing(PAPER)) == dict.fromkeys(("4.50", "4.70", "4.80"), True), (
+        "60 % is not tried there"
+    )
 
 
 @pytest.mark.parametrize(

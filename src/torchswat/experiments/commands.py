@@ -42,10 +42,12 @@ def reproduce(
         "runs/reproduce"
     ),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which runs there are and how long the others take; start none.")
+        bool,
+        typer.Option("--dry-run", help="Say which runs there are and how long the others take; start none."),
     ] = False,
     no_train: Annotated[
-        bool, typer.Option("--no-train", help="Draw what can be drawn of the runs that are finished; start none.")
+        bool,
+        typer.Option("--no-train", help="Draw what can be drawn of the runs that are finished; start none."),
     ] = False,
 ) -> None:
     """Make figures of the paper again, from runs of this machine, with a verdict on each claim.

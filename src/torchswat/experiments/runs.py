@@ -56,7 +56,11 @@ def epochs(folder: Path) -> list[dict[str, float]]:
     """Return the rows of ``metrics.csv``, none where there is none; a line under way is left out."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file) if None not in row.values()]
+            return [
+                {k: float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)
+                if None not in row.values()
+            ]
     except FileNotFoundError:
         return []
 

@@ -49,7 +49,10 @@ def name_of(recipe: Recipe, dense: bool = False) -> str:
 def path_of(recipe: Recipe, folder: Path) -> Path:
     """Return the file that holds the times of steps with the network, the data and the batch of a recipe."""
     width = f"x{recipe.model.width}" if recipe.model.width else ""
-    return folder / f"measured-steps-{recipe.model.name}{width}-{recipe.data.name}-b{recipe.data.batch_size}.json"
+    return (
+        folder
+        / f"measured-steps-{recipe.model.name}{width}-{recipe.data.name}-b{recipe.data.batch_size}.json"
+    )
 
 
 def read_step_times(recipe: Recipe, folder: Path) -> Row | None:

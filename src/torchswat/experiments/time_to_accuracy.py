@@ -58,7 +58,9 @@ def _trainings(scale: Scale, times: Row | None = None) -> list[Training]:
     if times:
         for epochs in _short_schedules(scale, times):
             trainings += dense(scale, NETWORK, DATA, _shortened(scale, epochs))
-    trainings += grid(scale, NETWORK, DATA, ["swat"], [0.9, 0.7, 0.5]) + grid(scale, NETWORK, DATA, ["saw"], [0.8])
+    trainings += grid(scale, NETWORK, DATA, ["swat"], [0.9, 0.7, 0.5]) + grid(
+        scale, NETWORK, DATA, ["saw"], [0.8]
+    )
     if times and "dense bfloat16" in times["steps"]:
         trainings += dense(scale, NETWORK, DATA, _BFLOAT16)
     return trainings
@@ -127,9 +129,13 @@ def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[Training, l
         is_dense, colour = label.startswith("dense"), COLOURS[index % len(COLOURS)]
         style = {"color": INK if label == "dense float32" else colour, "linestyle": "--" if is_dense else "-"}
         panel.plot(at, curves.mean(0), **style, linewidth=1.4, label=label)
-        panel.plot(at[-1], curves.mean(0)[-1], MARKERS[index % len(MARKERS)], color=style["color"], markersize=5)
+        panel.plot(
+            at[-1], curves.mean(0)[-1], MARKERS[index % len(MARKERS)], color=style["color"], markersize=5
+        )
         if len(curves) > 1:
-            panel.fill_between(at, curves.min(0), curves.max(0), color=style["color"], alpha=0.12, linewidth=0)
+            panel.fill_between(
+                at, curves.min(0), curves.max(0), color=style["color"], alpha=0.12, linewidth=0
+            )
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
     panel.set(ylabel="test accuracy (%)", ylim=(best - _SHOWN * best, best + 0.02 * best), xlim=(0, None))
     legend(panel, fontsize=7, loc="lower right")
@@ -213,10 +219,14 @@ def dense_at(seconds: float, schedules: Sequence[tuple[float, float]]) -> float 
 Clock = Callable[[Trained], "list[tuple[float, float]] | None"]
 
 
-def _against_dense(trained: Sequence[Trained], clock: Clock, settings: tuple[str, ...]) -> tuple[bool | None, str]:
+def _against_dense(
+    trained: Sequence[Trained], clock: Clock, settings: tuple[str, ...]
+) -> tuple[bool | None, str]:
     """Judge SWAT, or the sparse start of these settings, against dense training of equal seconds, seed by seed."""
     least = claims()["time-to-accuracy.swat"].values["points"]
-    opponents = [each for each in pick(trained, algorithm="dense") if _BFLOAT16[0] not in each.training.settings]
+    opponents = [
+        each for each in pick(trained, algorithm="dense") if _BFLOAT16[0] not in each.training.settings
+    ]
     differences, ends = [], []
     for one in pick(trained, algorithm="swat", sparsity=SPARSITY, settings=settings):
         passed = clock(one)
@@ -238,7 +248,10 @@ def _against_dense(trained: Sequence[Trained], clock: Clock, settings: tuple[str
 
 def _sooner(trained: Sequence[Trained], clock: Clock, level: int) -> tuple[bool | None, str]:
     """Judge whether SWAT holds a level sooner than dense float32 does with its own schedule, seed by seed."""
-    speeds, dense_runs = [], {each.training.seed: each for each in pick(trained, algorithm="dense", settings=())}
+    speeds, dense_runs = (
+        [],
+        {each.training.seed: each for each in pick(trained, algorithm="dense", settings=())},
+    )
     for one in pick(trained, algorithm="swat", sparsity=SPARSITY, settings=()):
         other = dense_runs.get(one.training.seed)
         if other is None or (mine := clock(one)) is None or (theirs := clock(other)) is None:
@@ -288,13 +301,16 @@ def time_to_accuracy(work: Work) -> Outcome:
         Finding("time-to-accuracy.start", *start),
         Finding("time-to-accuracy.90", *sooner),
     ]
-    return Outcome(rows, findings, figure, _remarks(times) + small_print(work), _table(rows, len(scale.seeds)))
+    return Outcome(
+        rows, findings, figure, _remarks(times) + small_print(work), _table(rows, len(scale.seeds))
+    )
 
 
 def _remarks(times: Row) -> list[str]:
     base = times["steps"]["dense float32"]
     speeds = [
-        f"{name} {step['ms']:.0f} ms ({base['ms'] / step['ms']:.2f}x)" for name, step in times["steps"].items()
+        f"{name} {step['ms']:.0f} ms ({base['ms'] / step['ms']:.2f}x)"
+        for name, step in times["steps"].items()
     ]
     worst = max(step["spread"] for step in times["steps"].values())
     share = 100 * times["data_ms"] / (base["ms"] + times["data_ms"])

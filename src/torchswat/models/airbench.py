@@ -15,9 +15,12 @@ WHITENING_EPS = 5e-4
 
 
 class ConvGroup(nn.Module):
-    """Two 3x3 convolutions, each with batch norm and GELU; the first is followed by a maximum of 2x2."""
+    """Two 3x3 convolutions, each with batch norm and GELU; the first is followed by a maximum of 2x2.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    A `deep` group has a third one, and what enters the second is added to the batch norm of the third.
+    """
+
+    def __init__(self, inputs: int, outputs: int, deep: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.pool = nn.MaxPool2d(2)
@@ -25,13 +28,18 @@ class ConvGroup(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = _shift_only_norm(outputs)
         self.activation = nn.GELU()
-        for convolution in (self.conv1, self.conv2):
+        self.is_deep = deep
+        if deep:
+            self.conv3 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+            self.norm3 = _shift_only_norm(outputs)
+        for convolution in (self.conv1, self.conv2, *([self.conv3] if deep else [])):
             # The first filters hand their input on; where there are more outputs, the rest is torch's own.
             nn.init.dirac_(convolution.weight[: convolution.in_channels].detach())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.pool(self.conv1(x))))
-        return self.activation(self.norm2(self.conv2(x)))
+        second = self.activation(self.norm2(self.conv2(x)))
+        return self.activation(self.norm3(self.conv3(second)) + x) if self.is_deep else second
 
 
 class Airbench(nn.Module):
@@ -43,6 +51,8 @@ class Airbench(nn.Module):
         Channels of the first group; the two others have four times as many. The publication's is 64.
     num_classes, in_channels : int
         Number of outputs and of the images' channels.
+    deep : bool
+        Whether the groups have three convolutions, as in the publication's larger network (airbench96).
 
     References
     ----------
@@ -56,16 +66,18 @@ class Airbench(nn.Module):
     torch.Size([4, 10])
     """
 
-    def __init__(self, *, width: int = 64, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, *, width: int = 64, num_classes: int = 10, in_channels: int = 3, deep: bool = False
+    ) -> None:
         super().__init__()
         whitened = 2 * in_channels * 2**2  # every direction of a 2x2 patch, and its negative
         self.whiten = nn.Conv2d(in_channels, whitened, 2)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         self.activation = nn.GELU()
-        self.group1 = ConvGroup(whitened, width)
-        self.group2 = ConvGroup(width, 4 * width)
-        self.group3 = ConvGroup(4 * width, 4 * width)
+        self.group1 = ConvGroup(whitened, width, deep)
+        self.group2 = ConvGroup(width, 4 * width, deep)
+        self.group3 = ConvGroup(4 * width, 4 * width, deep)
         self.pool = nn.AdaptiveMaxPool2d(1)  # images of 32 pixels arrive here as 3x3
         self.flatten = nn.Flatten()
         self.head = nn.Linear(4 * width, num_classes, bias=False)

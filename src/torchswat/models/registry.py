@@ -140,6 +140,15 @@ MODELS: tuple[ModelInfo, ...] = (
         width=64,
     ),
     ModelInfo(
+        "airbench-deep",
+        "cifar",
+        "the same with three convolutions a group, the last two around a shortcut",
+        _AIRBENCH,
+        3_190_456,
+        partial(Airbench, deep=True),
+        width=64,
+    ),
+    ModelInfo(
         "resnet-digits",
         "digits",
         "two residual blocks, 32-64 channels, for the 8x8 digits: trains in seconds",
