@@ -24,6 +24,7 @@ INK, FAINT = "#222222", "#bbbbbb"
 MARKERS = "os^Dv*PX"
 
 _LETTERS_AN_INCH = 17  # of a caption
+_MARGIN = 0.04  # inches around a panel of its own
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -79,12 +80,43 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel("\n".join(lines), fontsize=7.5, color=INK, ha="left", x=0.01)
 
 
+def caption_of(figure: Figure) -> str:
+    """Return what `caption` wrote, as one paragraph."""
+    return figure.get_supxlabel().replace("\n", " ")
+
+
+def render_panels(figure: Figure, name: str) -> list[bytes]:
+    """Return each panel of `figure` as an SVG of its own, so that a narrow page can stack them; no caption.
+
+    `name` keeps the ids of several SVGs in one page apart.
+    """
+    drawn = []
+    with matplotlib.rc_context(_STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # panels keep their places while the others are hidden
+        others = [*figure.axes, *figure.texts]
+        for place, panel in enumerate(axes for axes in figure.axes if axes.axison):
+            for other in others:
+                other.set_visible(other is panel)
+            box = panel.get_tightbbox()
+            assert box is not None  # it is visible
+            inches = figure.dpi_scale_trans.inverted().transform_bbox(box).padded(_MARGIN)
+            drawn.append(_saved(figure, "svg", f"{name} {place}", bbox_inches=inches))
+        for other in others:
+            other.set_visible(True)
+    return drawn
+
+
 def render(figure: Figure, kind: str, name: str) -> bytes:
     """Return `figure` as ``svg`` or ``png``; `name` keeps the ids of several SVGs in one page apart."""
+    return _saved(figure, kind, name)
+
+
+def _saved(figure: Figure, kind: str, name: str, **options: Any) -> bytes:
     drawn = io.BytesIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         if kind == "svg":
-            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None}, **options)
         else:
-            figure.savefig(drawn, format=kind, dpi=150, facecolor="white")
+            figure.savefig(drawn, format=kind, dpi=150, facecolor="white", **options)
     return drawn.getvalue()

@@ -107,7 +107,7 @@ def _shares() -> list[dict[str, float]]:
 def share_needed(work: Work) -> Outcome:
     """Figure 9b: the share of entries that an angle needs, over the dimension."""
     rows, claim = _shares(), claims()["9b.share"]
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     for colour, degrees in zip(COLOURS, LIMITS, strict=False):
         mine = [row for row in rows if row["degrees"] == degrees]
         dimensions, percent = [r["dimension"] for r in mine], np.array([r["percent"] for r in mine])
@@ -147,7 +147,7 @@ def share_needed(work: Work) -> Outcome:
 def share_deviation(work: Work) -> Outcome:
     """Figure 9c: how much the share of Figure 9b differs from vector to vector."""
     rows, limit = _shares(), claims()["9c.deviation"].values["points"]
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     for colour, degrees in zip(COLOURS, LIMITS, strict=False):
         mine = [row for row in rows if row["degrees"] == degrees]
         panel.plot(
@@ -190,7 +190,7 @@ def angle_over_share(work: Work) -> Outcome:
                 "expected": expected,
             }
         )
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     kept = [row["kept_percent"] for row in rows]
     panel.fill_between(
         kept,

@@ -71,7 +71,7 @@ def lemma(work: Work) -> Outcome:
             }
         )
         spreads.append(angles[0].numpy())
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     for row, angles in zip(rows, spreads, strict=True):
         shown = np.unique(angles.round(1))
         panel.plot(

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from torchswat.drawing import render
+from torchswat.drawing import caption_of, render, render_panels
 from torchswat.experiments.claims import Finding, judged
 from torchswat.experiments.scales import Scale, Training, reductions
 from torchswat.training.checkpoint import write_atomically
@@ -175,7 +175,11 @@ class Experiment:
         return sorted(dict.fromkeys(found), key=lambda training: training.seed)
 
     def record(self, work: Work, folder: Path, command: str) -> Row:
-        """Make the outcome and write it: ``data.csv``, ``result.json``, ``figure.svg``, ``figure.png``."""
+        """Make the outcome and write it.
+
+        ``data.csv``; ``figure.svg`` and ``figure.png``; ``panel-1.svg`` and so on, each panel without the
+        caption, for narrow pages; ``result.json``.
+        """
         outcome, scale = self.make(work), work.scale
         needed, there = self.needs(scale, work.folder), {each.training for each in work.trained}
         missing = [training.folder_name(scale) for training in needed if training not in there]
@@ -188,6 +192,7 @@ class Experiment:
             "reductions": [] if self.exact else reductions(scale, needed),
             "remarks": outcome.remarks,
             "table": outcome.table,
+            "caption": caption_of(outcome.figure),
             "missing": missing,
             "seeds": [] if self.exact else list(scale.seeds),
             "runs": [each.folder.name for each in work.trained],
@@ -197,6 +202,10 @@ class Experiment:
         write_atomically(folder / "data.csv", _table(outcome.rows).encode())
         for kind in ("svg", "png"):
             write_atomically(folder / f"figure.{kind}", render(outcome.figure, kind, self.figure))
+        for old in folder.glob("panel-*.svg"):
+            old.unlink()
+        for number, panel in enumerate(render_panels(outcome.figure, self.figure), 1):
+            write_atomically(folder / f"panel-{number}.svg", panel)
         text = json.dumps(result, indent=1, default=float)
         write_atomically(folder / "result.json", f"{text}\n".encode())  # last: it says that all is there
         return result

@@ -103,10 +103,11 @@ def _outcome(
         panel.axhline(1, color=INK, linewidth=0.8)
         panel.set_xticks(range(len(mine)), [f"S = {row['sparsity']:g}" for row in mine])
         panel.set(
-            title=f"{short}, 224x224", ylim=(0, 1.35 * max(row[key] for row in rows for key in ways.values()))
+            title=f"{short}, 224x224",
+            ylabel=f"{quantity}, times less than dense",
+            ylim=(0, 1.35 * max(row[key] for row in rows for key in ways.values())),
         )
-    axes[0].set_ylabel(f"{quantity}, times less than dense")
-    legend(axes[-1], loc="upper left")
+        legend(panel, loc="upper left")
     counting = "All layers sparse, as the paper counts; the line at 1 is dense."
     caption(figure, f"{counting} {note}" if "measured" in ways.values() else counting)
     near = all(abs(row["counted"] - row["paper"]) <= claim.tolerance for row in rows)
@@ -222,9 +223,8 @@ def accounts(work: Work) -> Outcome:
                 panel.bar([place], [amount], 0.7, base, color=colour, label=label)
                 base += amount
         panel.set_xticks(range(4), ["dense", *(f"S = {s:g}" for s in SPARSITIES)])
-        panel.set_title(f"{short}, 224x224")
-    axes[0].set_ylabel("multiply-accumulates an image (10⁹)")
-    legend(axes[-1])
+        panel.set(title=f"{short}, 224x224", ylabel="multiply-accumulates an image (10⁹)")
+        legend(panel)
     caption(figure, "counted from the masks of a real pass, all layers sparse")
     return Outcome(rows, [], figure)
 

@@ -31,7 +31,7 @@ def _sensitivity(scale: Scale, algorithms: tuple[str, str]) -> list[Training]:
 def _order(work: Work, claim: str, better: str, worse: str, labels: tuple[str, str]) -> Outcome:
     """One of two algorithms is to end above the other, at every sparsity tried."""
     holds, found = is_above(work.trained, {"algorithm": better}, {"algorithm": worse})
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     series = {labels[0]: {"algorithm": better}, labels[1]: {"algorithm": worse}}
     draw_over_sparsity(panel, work.trained, series)
     caption(figure, said(work, BARS))
@@ -64,7 +64,7 @@ def training_curves(work: Work) -> Outcome:
         "meProp 50 %": {"algorithm": "meprop", "sparsity": 0.5},
         "SAW 80 %": {"algorithm": "saw", "sparsity": 0.8},
     }
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     draw_curves(panel, trained, series)
     caption(figure, said(work, "their mean"))
     ends = {label: mean(pick(trained, **asked)) for label, asked in series.items()}
@@ -109,7 +109,7 @@ def scopes(work: Work) -> Outcome:
     trained = work.trained
     series = {f"Top-K {scope}": {"algorithm": "saw", "scope": scope} for scope in ("nchw", "chw", "hw")}
     series["random"] = {"algorithm": "saw-random"}
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     draw_over_sparsity(panel, trained, series)
     caption(figure, "SAW; " + said(work, BARS))
     high = [s for s in work.scale.sparsities if s >= HIGH]

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 from matplotlib.axes import Axes
 
-from torchswat.drawing import COLOURS, INK, MARKERS, caption, legend, panels
+from torchswat.drawing import COLOURS, INK, caption, legend, panels
 from torchswat.experiments.accuracies import dense, grid, judge_pairs, pick, said, small_print
 from torchswat.experiments.claims import Finding, claims
 from torchswat.experiments.outcome import Experiment, Outcome, Row, Timing, Trained, Work
@@ -104,7 +104,7 @@ def _kinds(trained: Sequence[Trained]) -> dict[str, list[Trained]]:
 
 def _label(training: Training) -> str:
     """What was trained, in the words of a legend."""
-    words = "dense float32" if training.algorithm == "dense" else training.kind().partition(",")[0]
+    words = _DENSE if training.algorithm == "dense" else training.kind().partition(",")[0]
     words = words.replace("swat", "SWAT").replace("saw", "SAW")
     for setting in training.settings:
         key, _, value = setting.partition("=")
@@ -117,30 +117,37 @@ def _label(training: Training) -> str:
     return words
 
 
-def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[Training, list[float]]) -> None:
-    """Draw the mean accuracy after each epoch over what has passed until then; a band from least to most."""
-    for index, (label, mine) in enumerate(kinds.items()):
-        at = passed.get(mine[0].training)
-        if at is None:
-            continue
-        curves = np.array([each.curve for each in mine if len(each.curve) == len(at)])
+def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[float]]) -> None:
+    """Draw the mean accuracy after each epoch over what has passed until then; a band from least to most.
+
+    Of dense training in fewer epochs only the ends are drawn, with that of its own schedule: what it reaches when
+    it is given so much.
+    """
+    ends: list[tuple[float, float]] = []
+    colours = iter(COLOURS)
+    for label, at in passed.items():
+        curves = np.array([each.curve for each in kinds[label] if len(each.curve) == len(at)])
         if not len(curves):
             continue
-        is_dense, colour = label.startswith("dense"), COLOURS[index % len(COLOURS)]
-        style = {"color": INK if label == "dense float32" else colour, "linestyle": "--" if is_dense else "-"}
-        panel.plot(at, curves.mean(0), **style, linewidth=1.4, label=label)
-        panel.plot(
-            at[-1], curves.mean(0)[-1], MARKERS[index % len(MARKERS)], color=style["color"], markersize=5
-        )
+        means = curves.mean(0)
+        if label.startswith(_DENSE):
+            ends.append((at[-1], means[-1]))
+        if label.startswith(f"{_DENSE},"):
+            continue
+        colour, line = (INK, "--") if label == _DENSE else (next(colours), "-")
+        panel.plot(at, means, line, color=colour, linewidth=1.4, label=label)
+        panel.plot(at[-1], means[-1], "o", color=colour, markersize=4)
         if len(curves) > 1:
-            panel.fill_between(
-                at, curves.min(0), curves.max(0), color=style["color"], alpha=0.12, linewidth=0
-            )
+            panel.fill_between(at, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
+    if len(ends) > 1:
+        label = "ends of dense schedules that long"
+        panel.plot(*zip(*sorted(ends), strict=True), color=COLOURS[7], marker="s", markersize=4, label=label)
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
-    panel.set(ylabel="test accuracy (%)", ylim=(best - _SHOWN * best, best + 0.02 * best), xlim=(0, None))
+    panel.set(ylabel="test accuracy (%)", ylim=((1 - _SHOWN) * best, 1.02 * best), xlim=(0, None))
     legend(panel, fontsize=7, loc="lower right")
 
 
+_DENSE = "dense float32"
 _SHOWN = 0.25  # of the highest accuracy: the first epochs tell nothing
 
 
@@ -276,14 +283,14 @@ def time_to_accuracy(work: Work) -> Outcome:
 
     rows = [_row(one, clock(one)) for one in work.trained]
     kinds = _kinds(work.trained)
-    passed = {mine[0].training: clock(mine[0]) for mine in kinds.values()}
-    figure, axes = panels(2, width=5.4, height=4.2)
+    passed = {label: its for label, mine in kinds.items() if (its := clock(mine[0]))}
+    figure, axes = panels(2, width=4.6, height=4.4)
     for panel, (place, unit, label) in zip(
         axes,
         ((0, 60, "minutes of training"), (1, 1e12, "operations counted (10¹² multiply-accumulates)")),
         strict=True,
     ):
-        _draw(panel, kinds, {t: [at[place] / unit for at in its] for t, its in passed.items() if its})
+        _draw(panel, kinds, {label: [at[place] / unit for at in its] for label, its in passed.items()})
         panel.set_xlabel(label)
     situation = times["circumstances"]
     caption(
@@ -307,7 +314,7 @@ def time_to_accuracy(work: Work) -> Outcome:
 
 
 def _remarks(times: Row) -> list[str]:
-    base = times["steps"]["dense float32"]
+    base = times["steps"][_DENSE]
     speeds = [
         f"{name} {step['ms']:.0f} ms ({base['ms'] / step['ms']:.2f}x)"
         for name, step in times["steps"].items()

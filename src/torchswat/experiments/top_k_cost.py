@@ -125,9 +125,8 @@ def _draw(rows: list[Row]) -> Figure:
         panel.set(title=f"{short}, 224x224", xlabel="sparsity", ylim=(0, None))
     top = max(panel.get_ylim()[1] for panel in axes)
     for panel in axes:
-        panel.set_ylim(0, top)
-    axes[0].set_ylabel("of the sparse step (%)")
-    legend(axes[0], loc="upper left")
+        panel.set(ylabel="of the sparse step (%)", ylim=(0, top))
+        legend(panel, loc="upper left", fontsize=7)
     caption(figure, f"batch {BATCH}; BFPRT at its bound of {BFPRT:g} comparisons an entry")
     return figure
 

@@ -218,7 +218,7 @@ def _pruned(scale: Scale) -> list[Training]:
 
 def inference(work: Work) -> Outcome:
     """A network as it was trained against its pruned twin, made of plain torch modules."""
-    figure, (panel,) = panels(width=5.4)
+    figure, (panel,) = panels(width=4.8)
     for colour, algorithm in zip(COLOURS, BOTH, strict=False):
         mine = pick(work.trained, algorithm=algorithm)
         at = {s: pick(mine, sparsity=s) for s in sorted({t.training.sparsity for t in mine})}

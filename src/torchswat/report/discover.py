@@ -22,11 +22,11 @@ _SKIPPED = {"checkpoints", "tensorboard"}
 
 @dataclass(frozen=True)
 class Result:
-    """One reproduced figure: what ``result.json`` says, its drawing, and its data as text."""
+    """One reproduced figure: what ``result.json`` says, its panels as SVG, and its data as text."""
 
     path: Path
     facts: Row
-    svg: str
+    panels: list[str]
     rows: list[dict[str, str]]
 
 
@@ -133,7 +133,9 @@ def _take_result(found: Found, path: Path) -> None:
     known = found.results.get(figure)
     if known and _SCALES.index(known.facts["scale"]) > _SCALES.index(facts["scale"]):
         return
-    found.results[figure] = Result(path, facts, _text(path / "figure.svg"), _table(path / "data.csv"))
+    drawn = sorted(path.glob("panel-*.svg"), key=lambda panel: (len(panel.name), panel.name))
+    panels = [_text(panel) for panel in drawn or [path / "figure.svg"]]
+    found.results[figure] = Result(path, facts, panels, _table(path / "data.csv"))
 
 
 def _take_json(found: Found, path: Path) -> None:

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from torchswat.drawing import COLOURS, FAINT, INK, legend, panels, render, shades
+from torchswat.drawing import COLOURS, FAINT, INK, legend, panels, render_panels, shades
 from torchswat.errors import InvalidData
 from torchswat.report.discover import Row, Run
 
 _COLUMNS = 3
-_PIXELS_A_POINT = (0.9, 1.5)  # at least, where the page is narrow; at most
+_PIXELS_A_POINT = (0.85, 1.5)  # at least, where the page is narrow; at most
 _SVG = "{http://www.w3.org/2000/svg}"
 _DRAWS = {"svg", "g", "defs", "path", "rect", "circle", "line", "use", "text", "tspan", "clipPath"}
 _LENGTHS = {"d", "x", "y", "transform", "width", "height"}
@@ -86,9 +86,9 @@ def _drop_unused_ids(root: ElementTree.Element) -> None:
             element.attrib.pop("id", None)
 
 
-def inline(figure: Figure, name: str, label: str = "") -> str:
-    """Return a drawing as SVG for the page."""
-    return themed(render(figure, "svg", name).decode(), label)
+def inline(figure: Figure, name: str, label: str = "") -> list[str]:
+    """Return the panels of a drawing as SVG for the page."""
+    return [themed(panel.decode(), label) for panel in render_panels(figure, name)]
 
 
 def learning_curves(runs: Sequence[Run]) -> Figure:
@@ -218,9 +218,9 @@ def memory_bars(rows: Sequence[Row]) -> Figure:
         panel.tick_params(axis="y", labelsize=7)
         panel.set(title=f"{name}, batch {mine[0]['batch_size']}", xlabel="MB kept for the backward pass")
         panel.set_xlim(0, 1.12 * max(map(sum, zip(activations, weights, strict=True))))
+        below = -0.5 / panel.get_window_extent().height * figure.dpi
+        legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
     _leave_empty(axes[len(names) :])
-    drawn = axes[0].get_legend_handles_labels()
-    figure.legend(*drawn, loc="outside upper right", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
@@ -113,7 +114,10 @@ def _figure(result: Result) -> Row:
     versions = facts["circumstances"]
     return {
         **facts,
-        "svg": Markup(themed(result.svg, f"Figure {facts['figure']}: {facts['title']}")),
+        "panels": _marked(
+            themed(panel, f"Figure {facts['figure']}: {facts['title']}") for panel in result.panels
+        ),
+        "summary": _table_of_text(facts.get("table", [])),
         "verdict": _worst(facts["claims"]),
         "folder": result.path.name,
         "table": _table(result.rows),
@@ -138,6 +142,16 @@ def _made(versions: Row) -> str:
     return ", ".join(parts)
 
 
+def _marked(panels: Iterable[str]) -> list[Markup]:
+    """Drawings that `themed` has cleaned, as HTML."""
+    return [Markup(panel) for panel in panels]
+
+
+def _table_of_text(rows: list[Row]) -> Row:
+    columns = list(rows[0]) if rows else []
+    return _grid(columns, [[str(row[c]) for c in columns] for row in rows])
+
+
 def _table(rows: list[dict[str, str]]) -> Row:
     columns = list(rows[0]) if rows else []
     return _grid(columns, [[row[c] for c in columns] for row in rows[:_SHOWN_ROWS]])
@@ -151,7 +165,7 @@ def _grid(columns: list[str], rows: list[list[str]]) -> Row:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text or 0)
+        float(text.partition(" ± ")[0].strip("–") or 0)
     except ValueError:
         return False
     return True
@@ -170,7 +184,7 @@ def _places(runs: list[Run]) -> list[Row]:
         )
         trained = [run for run in mine if run.epochs]
         label = f"Learning curves of {place}, sparse against dense"
-        curves = inline(learning_curves(trained), f"curves {place}", label) if trained else ""
+        curves = _marked(inline(learning_curves(trained), f"curves {place}", label)) if trained else []
         seen = [run for run in mine if run.sights]
         once = list({(run.algorithm, run.sparsity): run for run in reversed(seen)}.values())[::-1]
         # what the paper proposes comes first, where there is more than can be shown
@@ -178,7 +192,7 @@ def _places(runs: list[Run]) -> list[Row]:
         places.append(
             {
                 "name": place,
-                "curves": Markup(curves),
+                "curves": curves,
                 "kinds": _kinds(mine),
                 "runs": [_run(run) for run in mine],
                 "made": sorted({_made(run.versions[-1]) for run in mine if run.versions}),
@@ -186,7 +200,7 @@ def _places(runs: list[Run]) -> list[Row]:
                     {
                         "title": f"{run.algorithm} {run.sparsity}, seed {run.recipe['seed']}",
                         "run": run.name,
-                        "svg": Markup(
+                        "panels": _marked(
                             inline(
                                 layers_over_time(run),
                                 f"layers {run.name}",
@@ -331,7 +345,7 @@ def _benchmark(path: Path, record: Row) -> Row:
         "file": path.name,
         "is_wide": figure is not None and len(figure.axes) > 1,
         "made": f"{_made(facts)}, {facts.get('repeats')} repeats",
-        "svg": Markup(inline(figure, f"bench {path.name}", f"{name}: {path.name}")) if figure else "",
+        "panels": _marked(inline(figure, f"bench {path.name}", f"{name}: {path.name}")) if figure else [],
         "table": _grid(columns, [[_cell(row.get(c)) for c in columns] for row in rows]),
         "remarks": record.get("remarks", []),
     }
