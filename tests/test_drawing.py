@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torchswat.drawing import COLOURS, INK, caption, legend, panels, render
+from torchswat.drawing import COLOURS, INK, caption, caption_of, legend, panels, render, render_panels
 
 
 def drawn(name: str = "one") -> bytes:
@@ -30,3 +30,26 @@ def test_ids_of_two_drawings_differ():
 def test_a_png_is_a_picture():
     figure, _ = panels()
     assert render(figure, "png", "one").startswith(b"\x89PNG")
+
+
+def test_panels_are_drawings_of_their_own():
+    figure, axes = panels(2)
+    for number, panel in enumerate(axes):
+        panel.plot([1, 2], [3, 4], label=f"line {number}")
+        panel.set_title(f"title {number}")
+        legend(panel)
+    caption(figure, "what to know " * 20)
+    whole = render(figure, "svg", "one").decode()
+    one, two = (svg.decode() for svg in render_panels(figure, "one"))
+    assert ">title 0<" in one and ">line 0<" in one and ">title 1<" in two and ">line 1<" in two
+    assert not any(words in one for words in (">title 1<", ">line 1<", "what to know"))
+    width = lambda svg: float(re.search(r'width="([\d.]+)pt"', svg)[1])  # noqa: E731
+    assert width(one) < 0.6 * width(whole)
+    assert render_panels(figure, "one")[0].decode() == one, "the same each time"
+    assert caption_of(figure) == ("what to know " * 20).strip()
+
+
+def test_a_panel_without_axes_is_left_out():
+    figure, (first, second) = panels(2)
+    second.set_axis_off()
+    assert len(render_panels(figure, "one")) == 1 and first.get_visible() and second.get_visible()

@@ -30,7 +30,9 @@ def test_an_exact_figure(run, tmp_path):
     assert code == 0, errors
     assert output.count("reproduced ") == 2 and "torchswat report out" in output
     folder = tmp_path / "out" / "lemma-b1"
-    assert {path.name for path in folder.iterdir()} == {"data.csv", "result.json", "figure.svg", "figure.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("data.csv", "result.json", "figure.svg", "figure.png", "panel-1.svg")
+    }
     result = json.loads((folder / "result.json").read_text())
     assert result["exact"] and result["command"] == "torchswat reproduce lemma-b1 --scale cpu"
     assert {claim["verdict"] for claim in result["claims"]} == {"reproduced"}
@@ -48,6 +50,49 @@ def test_a_trained_figure_at_smoke_scale(run, tmp_path):
     for name in result["runs"]:
         assert (tmp_path / "runs/reproduction/runs" / name / "summary.json").exists()
         assert (tmp_path / "runs/reproduce" / name / "checkpoints").is_dir()
+
+
+def test_a_dry_run_says_what_is_there_and_starts_nothing(run, tmp_path):
+    code, output, errors = run("reproduce", "time-to-accuracy", "2c", "--scale", "smoke", "--dry-run")
+    assert code == 0, errors
+    assert [line.split()[1:4] for line in output.splitlines() if line.startswith("2c")] == [["0", "of", "8"]]
+    assert "swat 80 %, dense from 1" in output and "unknown" in output and "first times steps" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_of_a_part_of_the_runs(run, tmp_path):
+    """One seed is made; two are asked for, and nothing more is trained."""
+    code, _, errors = run("reproduce", "2b", "--scale", "smoke", "--seeds", "1")
+    assert code == 0, errors
+    asked = (
+        "reproduce",
+        "2b",
+        "3",
+        "--scale",
+        "smoke",
+        "--runs",
+        "runs/reproduction/runs",
+        "--output",
+        "out",
+    )
+    code, output, errors = run(*asked, "--no-train")  # the records alone are enough
+    assert code == 0, errors
+    assert "(5 of 10 runs)" in output and "Over what the Top-K is counted (3 of 18 runs)" in output
+    result = json.loads((tmp_path / "out/2b/result.json").read_text())
+    assert len(result["runs"]) == len(result["missing"]) == 5
+    assert all("-s0-" in name for name in result["runs"]) and all("-s1-" in n for n in result["missing"])
+    assert (tmp_path / "out/2b/panel-1.svg").exists() and result["claims"][0]["verdict"] == "not run"
+    code, output, _ = run(*asked, "--dry-run")
+    (line,) = (line for line in output.splitlines() if line.startswith("2b"))
+    assert "5 of 10" in line and line.split()[4] == "10" and line.endswith(" h")
+    code, output, errors = run("report", "out")
+    assert code == 0 and "5 of 10 runs are not made yet" in (tmp_path / "report.html").read_text(), errors
+
+
+def test_of_nothing_nothing_is_drawn(run, tmp_path):
+    code, output, errors = run("reproduce", "9e", "--scale", "smoke", "--no-train")
+    assert code == 0 and "(0 of 2 runs)" in output, errors
+    assert not (tmp_path / "runs/reproduction/9e").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ import pytest
 from rich.console import Console
 
 from torchswat.errors import InvalidData, TorchswatError
-from torchswat.experiments.runs import complete, copy_records, is_finished, read, train_or_continue
+from torchswat.experiments.runs import (
+    complete,
+    copy_records,
+    finished,
+    is_finished,
+    read,
+    train_or_continue,
+)
 from torchswat.experiments.scales import Training, scale_of
 
 SMOKE = scale_of("smoke", seeds=1)
@@ -35,6 +42,19 @@ def test_runs_are_made_once_side_by_side_and_in_order(tmp_path, capsys):
     copy_records(trained, tmp_path / "records")
     copied = {path.name for path in (tmp_path / "records" / trained[0].folder.name).iterdir()}
     assert copied == {"recipe.yaml", "metrics.csv", "summary.json", "versions.json", "analysis.csv"}
+
+
+def test_records_are_enough_to_read_a_run(tmp_path):
+    folder = tmp_path / SWAT.folder_name(SMOKE)
+    train_or_continue(folder, SWAT.recipe(SMOKE))
+    records = tmp_path / "records"
+    copy_records([read(SWAT, folder)], records)
+    (known,) = finished([replace(SWAT, seed=1), SWAT], SMOKE, records)
+    assert replace(known, folder=folder) == read(SWAT, folder) and len(known.curve) == 2
+    recipe = records / folder.name / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    with pytest.raises(InvalidData, match=r"differs in optimizer\.momentum"):
+        finished([SWAT], SMOKE, records)
 
 
 def test_a_training_that_breaks_off_is_a_result(tmp_path):

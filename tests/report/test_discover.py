@@ -40,6 +40,13 @@ def test_of_two_results_the_one_at_the_larger_scale_counts(everything):
     assert discover([folder]).results["9d"].facts["scale"] == "paper"
 
 
+def test_a_figure_of_an_older_version_has_no_panels(everything):
+    panel = everything[0] / "9d" / "panel-1.svg"
+    panel.unlink()
+    (drawn,) = discover(everything).results["9d"].panels
+    assert drawn == (everything[0] / "9d" / "figure.svg").read_text()
+
+
 def test_nothing_and_nowhere(tmp_path):
     with pytest.raises(MissingData, match="no run, no reproduced figure and no benchmark"):
         discover([tmp_path])
@@ -47,7 +54,7 @@ def test_nothing_and_nowhere(tmp_path):
         discover([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize("name", ["9d/result.json", "9d/figure.svg", "step.json"])
+@pytest.mark.parametrize("name", ["9d/result.json", "9d/panel-1.svg", "step.json"])
 def test_damage_is_named(everything, name):
     (everything[0] / name).write_bytes(b"\xff{")
     with pytest.raises(InvalidData, match=name.partition("/")[2] or name):

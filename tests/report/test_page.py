@@ -81,6 +81,35 @@ def test_figures_stand_in_the_order_of_the_paper(everything):
     assert shown == ["2a", "5-accounts", "9d", "top-k-cost"]
 
 
+def test_verdicts_and_accuracy_over_time_come_first(everything):
+    facts = json.loads((everything[0] / "9d" / "result.json").read_text())
+    shutil.copytree(everything[0] / "9d", everything[0] / "time-to-accuracy")
+    table = [{"training": "SWAT 80 %", "accuracy (%)": "92.10 ± 0.20", "to 92 %": "–"}]
+    more = {"figure": "time-to-accuracy", "claims": [], "table": table, "missing": ["dense-s1", "dense-s2"]}
+    (everything[0] / "time-to-accuracy" / "result.json").write_text(json.dumps({**facts, **more}))
+    page = make_page(discover(everything), "A page")
+    assert not Checker(page).open
+    places = [
+        page.index(part)
+        for part in ('class="tally"', '"figure-time-to-accuracy"', 'class="claims"', '"figure-9d"')
+    ]
+    assert places == sorted(places) and page.count('id="figure-time-to-accuracy"') == 1
+    assert '<td class="n">92.10 ± 0.20</td>' in page and ">dense-s1 dense-s2<" in page
+    assert "2 of 2 runs are not made yet" in page
+
+
+def test_panels_can_be_stacked(everything):
+    page = make_page(discover(everything), "A page")
+    curves = page.split('class="panels')
+    assert len(curves) > 3 and all("<svg" in part for part in curves[1:])
+    assert "<figcaption>" in page and facts_caption(everything) in page
+
+
+def facts_caption(everything) -> str:
+    """The first words of the caption of 9d, which is text of the page and not of the drawing."""
+    return json.loads((everything[0] / "9d" / "result.json").read_text())["caption"][:30]
+
+
 def test_seeds_are_taken_together(everything, trained, tmp_path):
     for source in trained.iterdir():
         again = tmp_path / "again" / f"{source.name}-again"

@@ -254,7 +254,7 @@ def said(work: Work, drawn: str = "") -> str:
     drawn : str, optional
         How the seeds are drawn, where there are several.
     """
-    scale, count = work.scale, len(work.scale.seeds)
+    scale, count = work.scale, len({each.training.seed for each in work.trained})
     changes = reductions(scale, [each.training for each in work.trained])
     seeds = "one seed" if count == 1 else f"{count} seeds" + (f", {drawn}" if drawn else "")
     if not changes:

@@ -123,26 +123,27 @@ def _forecast(chosen: list[Experiment], scale: Scale, runs: Path) -> None:
     from torchswat.experiments.forecast import forecast
     from torchswat.experiments.step_times import seconds_of_an_epoch
 
-    def line(what: str, trainings: list[Training]) -> None:
-        left = forecast(trainings, scale, runs, [seconds_of_an_epoch(runs)])
-        table.add_row(what, f"{left.finished} of {left.runs}", str(left.epochs), left.time)
+    lines = [("runs", "finished", "epochs to do", "time of training")]
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("runs", "finished", "epochs to do", "time of training"):
-        table.add_column(heading, justify="left" if heading == "runs" else "right")
+    def add(what: str, trainings: list[Training]) -> None:
+        left = forecast(trainings, scale, runs, [seconds_of_an_epoch(runs)])
+        lines.append((what, f"{left.finished} of {left.runs}", str(left.epochs), left.time))
+
     every: list[Training] = []
     for experiment in chosen:
         needed = experiment.needs(scale, runs)
-        line(f"[bold]{experiment.figure}[/]", needed)
+        add(experiment.figure, needed)
         kinds: dict[str, list[Training]] = {}
         for training in needed:
             place = f"{scale.network(training.network)}, {scale.stands_for(training.data)}"
             kinds.setdefault(f"  {place}: {training.kind()}", []).append(training)
         for kind, mine in kinds.items():
-            line(kind, mine)
+            add(kind, mine)
         every += needed
-    line("[bold]together, shared runs once[/]", every)
-    console.print(table)
+    add("together, shared runs once", every)
+    width = max(len(what) for what, *_ in lines)
+    for what, finished, epochs, time in lines:
+        console.print(f"{what:{width}}  {finished:>9}  {epochs:>12}  {time}", highlight=False, markup=False)
     for experiment in chosen:
         if experiment.timing and experiment.timing.read(scale, runs) is None:
             console.print(f"{experiment.figure} first times steps; more trainings follow from what it finds.")

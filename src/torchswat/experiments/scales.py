@@ -71,7 +71,11 @@ _SMOKE = (
     "analysis.every_steps=4",
     "threads=1",
 )
-_CPU = ("analysis.every_steps=10", "checkpoint.every_steps=5")  # a step takes many seconds
+_CPU = (
+    "analysis.every_steps=10",
+    "checkpoint.every_steps=5",  # a step takes many seconds
+    "views=plain",  # the accuracy that is drawn
+)
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "densenet121", "wrn28-10")
 _DATA = ("cifar10", "cifar100", "imagenet")
 
@@ -181,10 +185,13 @@ class Training:
         telling = [key for key in here if key.partition(".")[0] in ("model", "data", "sparse", "optimizer")]
         changed = [key for key in telling if here[key] != paper.get(key)]
         said = []
-        if scale.base:  # its optimizer and its schedule are one change, not ten
+        if scale.base:  # what is its own is one change, not ten
             changed = [key for key in changed if key in _WORDS or not key.startswith("optimizer.")]
-            changed = [key for key in changed if key not in _OF_SCHEDULE]
-            said = [f"optimizer and learning rates of the recipe {scale.base} (paper: SGD in steps)"]
+            changed = [key for key in changed if key not in _OF_BASE]
+            said = [
+                f"optimizer, learning rates and augmentation of the recipe {scale.base} "
+                "(paper: SGD in steps, random crops and flips)"
+            ]
         return [
             f"{_WORDS.get(key, key)} {_said(here[key], key)} (paper: {_said(paper.get(key), key)})"
             for key in changed
@@ -266,7 +273,7 @@ _WORDS = {
     "sparse.method": "thresholds found by",
     "sparse.skip": "layers left dense:",
 }
-_OF_SCHEDULE = ("optimizer.lr", "optimizer.milestones")
+_OF_BASE = ("optimizer.lr", "optimizer.milestones", "data.shift", "data.border", "data.flip")
 
 
 def _said(value: Any, key: str) -> str:

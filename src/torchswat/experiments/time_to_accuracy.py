@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from torchswat.drawing import COLOURS, INK, caption, legend, panels
-from torchswat.experiments.accuracies import dense, grid, judge_pairs, pick, said, small_print
+from torchswat.experiments.accuracies import dense, grid, judge_pairs, pick, said
 from torchswat.experiments.claims import Finding, claims
 from torchswat.experiments.outcome import Experiment, Outcome, Row, Timing, Trained, Work
 from torchswat.experiments.scales import Scale, Training
@@ -140,7 +140,7 @@ def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[f
         if len(curves) > 1:
             panel.fill_between(at, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
     if len(ends) > 1:
-        label = "ends of dense schedules that long"
+        label = "dense float32: ends of schedules this long"
         panel.plot(*zip(*sorted(ends), strict=True), color=COLOURS[7], marker="s", markersize=4, label=label)
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
     panel.set(ylabel="test accuracy (%)", ylim=((1 - _SHOWN) * best, 1.02 * best), xlim=(0, None))
@@ -148,7 +148,7 @@ def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[f
 
 
 _DENSE = "dense float32"
-_SHOWN = 0.25  # of the highest accuracy: the first epochs tell nothing
+_SHOWN = 0.16  # of the highest accuracy: the first epochs tell nothing
 
 
 # ---- what is said ------------------------------------------------------------------------------------------
@@ -191,14 +191,18 @@ def _table(rows: Sequence[Row], seeds: int) -> list[Row]:
         for level in LEVELS:
             line[f"to {level} %"] = _minutes([row.get(f"seconds_to_{level}") for row in mine])
         operations = mine[0].get("operations")
-        line["operations (10¹²)"] = "" if operations is None else f"{operations / 1e12:.3g}"
+        line["operations (10¹²)"] = "–" if operations is None else _short(operations / 1e12)
         lines.append(line)
     return lines
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
     known = [each for each in seconds if each is not None]
-    return f"{fmean(known) / 60:.3g}" if known and len(known) == len(seconds) else "–"
+    return _short(fmean(known) / 60) if known and len(known) == len(seconds) else "–"
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 
 def dense_at(seconds: float, schedules: Sequence[tuple[float, float]]) -> float | None:
@@ -308,9 +312,7 @@ def time_to_accuracy(work: Work) -> Outcome:
         Finding("time-to-accuracy.start", *start),
         Finding("time-to-accuracy.90", *sooner),
     ]
-    return Outcome(
-        rows, findings, figure, _remarks(times) + small_print(work), _table(rows, len(scale.seeds))
-    )
+    return Outcome(rows, findings, figure, _remarks(times), _table(rows, len(scale.seeds)))
 
 
 def _remarks(times: Row) -> list[str]:
