@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import torchswat
+from torchswat import sparsify_
 from torchswat.bench.programs import run as bench
+from torchswat.bench.programs.compiled import CompiledStep, check_inductor
 from torchswat.bench.programs.kinds import NewSizes, TrainingStep, sparse_models
 from torchswat.bench.programs.listing import PROGRAMS
 from torchswat.bench.programs.networks import UserResNet18, cnn, hugging_face, mlp
+from torchswat.bench.programs.overhead import SingleLayer, tiny_shape
 from torchswat.bench.programs.worker import milliseconds, settle
+from torchswat.convert import sparse_layers
+from torchswat.engine.loader import native
+from torchswat.engine.packed import Shape
 from torchswat.errors import InvalidValue, MissingData, MissingDependency, UnknownName
 
+needs_native = pytest.mark.skipif(native() is None, reason="the native engine is not built here")
 SOURCE = Path(torchswat.__file__).parents[1]
 
 
@@ -103,6 +115,105 @@ def test_figures_of_a_program():
     assert rows["sparse"]["over_float32"] is None and rows["dense nchw"]["over_against"] is None
 
 
+def test_overhead_and_compiled_dense_in_the_figures():
+    program = SingleLayer("-", partial(nn.Linear, 8, 8), (8, 8))
+    samples = {
+        "dense nchw": [8.0, 10.0],
+        "compiled dense nchw": [6.0, 6.0],
+        "fused": [4.0, 5.0],
+        "tiny dense nchw": [2.0, 2.0],
+        "tiny fused": [1.0, 1.0],
+        "against fused": [4.0, 4.0],
+        "against tiny fused": [2.0, 2.0],
+    }
+    rows = {row["contestant"]: row for row in bench._rows(program, samples)}
+    assert rows["fused"]["speed_up"] == pytest.approx(2) and rows["tiny fused"]["speed_up"] == pytest.approx(
+        2
+    )
+    assert rows["fused"]["over_compiled"] == pytest.approx(6 / 4.5)
+    assert rows["fused"]["outside_kernels"] == pytest.approx(1 / 4.5)
+    assert rows["fused"]["outside_kernels_quartiles"] == pytest.approx([0.2125, 0.2375])
+    assert rows["dense nchw"]["outside_kernels"] == pytest.approx(2 / 9)
+    assert rows["against fused"]["outside_kernels"] == pytest.approx(1 / 2)
+    assert rows["tiny fused"]["outside_kernels"] is None
+
+
+@pytest.mark.parametrize(
+    "layer, batch", [(partial(nn.Conv2d, 4, 4, 3), (1, 4, 4, 4)), (partial(nn.Linear, 8, 8), (8, 8))]
+)
+def test_a_no_op_in_the_place_of_a_layer_answers_with_its_sizes(layer, batch):
+    found = {name: run() for name, run in SingleLayer("-", layer, batch).contestants().items()}
+    assert len(found) == 4
+    sizes = {tuple(gradient.shape for gradient in gradients) for gradients in found.values()}
+    assert len(sizes) == 1
+
+
+@needs_native
+def test_the_tiny_step_makes_the_same_calls_as_the_full_one(monkeypatch):
+    """Of the compiled kernels and of torch's operations, one by one: what `StepOverhead` rests on."""
+    program = PROGRAMS["step-overhead-resnet20-x16"]
+    contestants, module, calls = program.contestants(), native(), []
+    for name in dir(module):
+        function = getattr(module, name)
+        if callable(function) and not isinstance(function, type) and not name.startswith("_"):
+            called = lambda *a, f=function, n=name, **k: (calls.append(n), f(*a, **k))[1]  # noqa: E731
+            monkeypatch.setattr(module, name, called)
+
+    def calls_of(step):
+        step()
+        calls.clear()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            step()
+        names = Counter(event.name for event in profiled.events() or () if "::" in event.name)
+        del names["aten::fill_"]  # which zero_ calls for large tensors only
+        return list(calls), names
+
+    for name in ("sparse", "fused"):
+        full, tiny = calls_of(contestants[name]), calls_of(contestants[f"tiny {name}"])
+        assert full[0] == tiny[0] and len(full[0]) > 100
+        assert full[1] == tiny[1]
+
+
+def test_the_sizes_of_a_tiny_network_are_those_that_its_layers_meet():
+    full, tiny = ({}, {})
+    for width, side, found in ((16, 32, full), (2, 8, tiny)):
+        model = sparsify_(PROGRAMS["step-overhead-resnet20-x16"].build(width=width))
+        for name, layer in sparse_layers(model):
+            layer.register_forward_pre_hook(
+                lambda layer, inputs, name=name, found=found: found.update({name: (layer, inputs[0].shape)})
+            )
+        model(torch.randn(16, 3, side, side))
+    for name, (layer, size) in full.items():
+        if size[2:]:
+            shape = Shape(tuple(size), tuple(layer.weight.shape), layer.stride, layer.padding)
+            expected = (tuple(tiny[name][1]), tuple(tiny[name][0].weight.shape))
+            assert (tiny_shape(shape).input, tiny_shape(shape).weight) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+def test_compiled_steps():
+    contestants = CompiledStep("-", cnn, (2, 1, 8, 8)).contestants()
+    layouts = [
+        f"{kind} {layout}" for layout in ("nchw", "channels_last") for kind in ("dense", "compiled dense")
+    ]
+    assert list(contestants) == [*layouts, "compiled sparse", "sparse", "fused"]
+    for run in contestants.values():
+        run()
+
+
+def test_without_a_c_compiler_the_error_says_so(monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nin 20 lines")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(MissingDependency, match=r"here \(No working C\+\+ compiler found\): it needs"):
+        check_inductor()
+
+
 def test_figures_under_autocast_stand_beside_float32():
     program = TrainingStep("-", mlp, (1, 1, 28, 28), {"float32": 0.95}, autocast=True)
     samples = {"dense nchw": [8.0], "sparse": [5.0], "sparse float32": [4.0], "fused float32": [3.0]}
@@ -111,15 +222,37 @@ def test_figures_under_autocast_stand_beside_float32():
     assert rows["sparse"]["asked_over_float32"] == 0.95
 
 
-def test_two_versions_in_turns():
+@pytest.fixture
+def other_version(tmp_path) -> Path:
+    """A folder with a copy of the package, its compiled engine included where that is built."""
+    package = shutil.copytree(
+        SOURCE / "torchswat", tmp_path / "torchswat", ignore=shutil.ignore_patterns("_native*")
+    )
+    native = importlib.util.find_spec("torchswat.engine._native")
+    if native is not None and native.origin is not None:
+        shutil.copy(native.origin, package / "engine")
+    return tmp_path
+
+
+def test_two_versions_in_turns(other_version):
     names, ticks = ["layer-overhead"], []
-    record = bench.bench_programs(names, 2, SOURCE, tick=lambda: ticks.append(None))
+    record = bench.bench_programs(names, 2, other_version, tick=lambda: ticks.append(None))
     assert len(ticks) == bench.rounds(names, 2)
     found = {row["contestant"]: row for row in record.rows}
-    assert list(found) == ["dense F.conv2d", "dense nn.Conv2d", "sparse", "against sparse"]
+    own = ["dense F.conv2d", "dense nn.Conv2d", "sparse", "no-op Function"]
+    assert list(found) == [*own, "against sparse", "against no-op Function"]
     assert found["sparse"]["over_against"] > 0 and len(found["sparse"]["samples"]["step"]) == 2
     assert record.circumstances["against"]["engine"]["threads"] == record.circumstances["threads"]
-    assert str(SOURCE) not in str(record.circumstances)
+    assert str(other_version) not in str(record.circumstances)
+
+
+@needs_native
+def test_a_version_without_its_compiled_engine_is_refused(other_version):
+    for file in (other_version / "torchswat" / "engine").glob("_native*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(MissingData, match=r"has no compiled engine that runs here \(.*pip install"):
+        bench.bench_programs(["layer-overhead", "mlp-x64"], 1, other_version)
 
 
 def test_a_process_that_fails_says_why(tmp_path):

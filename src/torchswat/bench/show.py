@@ -150,10 +150,17 @@ def _programs(rows: list[Row]) -> Table:
     """A line a contestant; the columns of comparisons that nobody made are left out."""
     others = [
         (title, key)
-        for title, key in (("over other version", "over_against"), ("over float32", "over_float32"))
-        if any(row[key] for row in rows)
+        for title, key in (
+            ("over compiled dense", "over_compiled"),
+            ("over other version", "over_against"),
+            ("asked", "asked_over_against"),
+            ("over float32", "over_float32"),
+            ("asked", "asked_over_float32"),
+        )
+        if any(row[key.removeprefix("asked_")] for row in rows)
     ]
-    titles = [title for name, _ in others for title in (name, "asked")]
+    outside = any(row["outside_kernels"] for row in rows)
+    titles = *(title for title, _ in others), *["outside kernels"] * outside
     table = _table(
         "Programs at a sparsity of 0.8, all costs in",
         ("program", "contestant"),
@@ -171,9 +178,12 @@ def _programs(rows: list[Row]) -> Table:
             f"{row['speed_up']:.2f}x",
             f"{low:.2f}-{high:.2f}",
             asked,
-            *(_times(row[name]) for _, key in others for name in (key, f"asked_{key}")),
+            *(_times(row[key]) for _, key in others),
+            *[_percent(row["outside_kernels"])] * outside,
         )
-    table.caption = "speed-up: over the faster dense layout; quartiles: of the ratios within a round"
+    table.caption = "speed-up: over the faster dense layout; quartiles: of the ratios within a round" + (
+        "; outside kernels: the time of the tiny step over that of the full one" if outside else ""
+    )
     table.caption_justify = "left"
     return table
 
@@ -296,6 +306,10 @@ def _ms(value: float | None, spread: float | None = None) -> str:
     return (f"{value:.3g}" if value < 1000 else f"{value:.0f}") + (
         "" if spread is None else f" ±{100 * spread:.0f}%"
     )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}%"
 
 
 def _times(value: float | None) -> str:

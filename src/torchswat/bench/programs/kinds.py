@@ -1,4 +1,4 @@
-"""The kinds of programs that are timed: a training step, a single layer, a series of new sizes.
+"""The kinds of programs that are timed: a training step, a series of new sizes.
 
 A kind builds its contestants: functions without arguments, each of which runs once. The names of those that
 the speed is compared with begin with ``dense``. Of the package this module uses only what its users use, so
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,46 +69,13 @@ class TrainingStep:
         model, images = self.build(), torch.randn(self.batch)
         classes = torch.randint(10, self.batch[:1])
         steps: Contestants = {}
-        for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            dense = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
-            laid_out = images.contiguous(memory_format=layout)
-            steps[f"dense {name}"] = partial(_Training(dense, self.autocast).step, laid_out, classes)
+        for name, (dense, laid_out) in dense_models(model, images).items():
+            steps[f"dense {name}"] = training_step(dense, laid_out, classes, self.autocast)
         for autocast in (True, False) if self.autocast else (False,):
             suffix = " float32" if self.autocast and not autocast else ""
             for name, sparse in sparse_models(model, self.options).items():
-                steps[name + suffix] = partial(_Training(sparse, autocast).step, images, classes)
+                steps[name + suffix] = training_step(sparse, images, classes, autocast)
         return steps
-
-
-@dataclass(frozen=True)
-class SingleLayer:
-    """Forward and backward pass of one small convolution: what its overhead is."""
-
-    is_cold: ClassVar[bool] = False
-    is_long: ClassVar[bool] = False
-    steps_a_run: ClassVar[int] = 1
-    name: str
-    channels: int
-    batch: tuple[int, int, int, int]
-    asked: Mapping[str, float] = field(default_factory=dict)
-
-    def contestants(self) -> Contestants:
-        """Return the function `conv2d`, the layer that calls it, and the sparse layer."""
-        dense = nn.Conv2d(self.batch[1], self.channels, 3)
-        model = torchswat.sparsify_(nn.Sequential(copy.deepcopy(dense)), sparsity=SPARSITY)
-        sparse = cast(nn.Conv2d, model[0])
-        images = torch.randn(self.batch, requires_grad=True)
-        gradient = torch.randn_like(dense(images))
-
-        def both_passes(layer: Callable[[Tensor], Tensor], parameters: nn.Conv2d) -> Callable[[], object]:
-            wanted = images, parameters.weight, cast(Tensor, parameters.bias)
-            return lambda: torch.autograd.grad(layer(images), wanted, gradient)
-
-        return {
-            "dense F.conv2d": both_passes(lambda x: F.conv2d(x, dense.weight, dense.bias), dense),
-            "dense nn.Conv2d": both_passes(dense, dense),
-            "sparse": both_passes(sparse, sparse),
-        }
 
 
 @dataclass(frozen=True)
@@ -134,16 +101,22 @@ class NewSizes:
         model, inputs = self.build(), [torch.randn(batch) for batch in self.batches]
         _series(copy.deepcopy(model), [torch.randn(_OTHER_BATCH)], training=True)()  # torch's own first time
         runs: Contestants = {}
-        for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            dense = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
-            laid_out = [images.contiguous(memory_format=layout) for images in inputs]
+        for name, (dense, *laid_out) in dense_models(model, *inputs).items():
             runs[f"dense {name}"] = _series(dense, laid_out, self.training)
         for name, sparse in sparse_models(model, NO_OPTIONS).items():
             runs[name] = _series(sparse, inputs, self.training)
         return runs
 
 
-Program = TrainingStep | SingleLayer | NewSizes
+def dense_models(model: nn.Module, *inputs: Tensor) -> dict[str, tuple]:
+    """Return copies of `model` in both layouts of torch, each with copies of the `inputs` in the same."""
+    return {
+        name: (
+            copy.deepcopy(model).to(memory_format=layout),  # type: ignore[call-overload]
+            *(x.contiguous(memory_format=layout) for x in inputs),
+        )
+        for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last))
+    }
 
 
 def sparse_models(model: nn.Module, options: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -160,6 +133,13 @@ def sparse_models(model: nn.Module, options: Mapping[str, Any]) -> dict[str, nn.
 
 def _classes(model: nn.Module) -> list[tuple[str, str]]:
     return [(name, type(module).__name__) for name, module in model.named_modules()]
+
+
+def training_step(
+    model: nn.Module, images: Tensor, classes: Tensor, autocast: bool = False
+) -> Callable[[], object]:
+    """Return a function that does a training step of `model`: loss, gradients, SGD with momentum."""
+    return partial(_Training(model, autocast).step, images, classes)
 
 
 class _Training:

@@ -6,11 +6,17 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from torchswat import models
-from torchswat.bench.programs.kinds import NewSizes, Program, SingleLayer, TrainingStep
+from torchswat.bench.programs.compiled import CompiledStep
+from torchswat.bench.programs.kinds import NewSizes, TrainingStep
 from torchswat.bench.programs.networks import UserResNet18, cnn, hugging_face, mlp
+from torchswat.bench.programs.overhead import SingleLayer, StepOverhead
+from torchswat.models.resnet import BasicBlock, ResNet
 
 Shape = tuple[int, int, int, int]
+Program = TrainingStep | CompiledStep | SingleLayer | StepOverhead | NewSizes
 
 
 def _ours(name: str, size: int = 32, form: str = "cifar") -> tuple[partial, tuple[int, int, int]]:
@@ -76,12 +82,22 @@ def _large() -> Iterator[Program]:
     yield TrainingStep("user-resnet18-x128", UserResNet18, (128, 3, 32, 32), {"against": 0.99}, is_long=True)
 
 
+def _compiled() -> Iterator[Program]:
+    for name in ("resnet18", "resnet20"):
+        build, image = _ours(name)
+        yield CompiledStep(f"compiled-{name}-x128", build, (128, *image))
+
+
 _BATCHES: tuple[Shape, ...] = tuple((n, 1, 28, 28) for n in range(1, 61))
 _IMAGES: tuple[Shape, ...] = tuple((8, 1, size, size) for size in range(16, 76))
 
 
 def _costs() -> Iterator[Program]:
-    yield SingleLayer("layer-overhead", 8, (4, 8, 6, 6), {"microseconds": 40})
+    yield SingleLayer("layer-overhead", partial(nn.Conv2d, 8, 8, 3), (4, 8, 6, 6), {"microseconds": 40})
+    yield SingleLayer("layer-overhead-conv2d", partial(nn.Conv2d, 4, 4, 3), (1, 4, 4, 4))
+    yield SingleLayer("layer-overhead-linear", partial(nn.Linear, 8, 8), (8, 8))
+    build = partial(ResNet, BasicBlock, (3, 3, 3), shortcut="padding")
+    yield StepOverhead("step-overhead-resnet20-x16", build, 16, (16, 3, 32, 32))
     for what, training in (("training", True), ("evaluation", False)):
         for kind, sizes in (("batch", _BATCHES), ("image", _IMAGES)):
             yield NewSizes(f"new-{kind}-sizes-{what}", cnn, sizes, training, {"dense": 1 / 1.3})
@@ -89,7 +105,7 @@ def _costs() -> Iterator[Program]:
 
 PROGRAMS: dict[str, Program] = {
     program.name: program
-    for group in (_resnet20, _digits_of_28, _hugging_face, _large, _costs)
+    for group in (_resnet20, _digits_of_28, _hugging_face, _large, _compiled, _costs)
     for program in group()
 }
 """All programs by name; the numbers are what the engine is asked for, at a sparsity of 0.8."""

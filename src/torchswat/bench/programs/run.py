@@ -19,8 +19,9 @@ import numpy as np
 
 import torchswat
 from torchswat.bench.programs import worker
-from torchswat.bench.programs.kinds import SPARSITY, Program
-from torchswat.bench.programs.listing import PROGRAMS
+from torchswat.bench.programs.kinds import SPARSITY
+from torchswat.bench.programs.listing import PROGRAMS, Program
+from torchswat.bench.programs.overhead import TINY
 from torchswat.bench.race import Tick, faster, median, spread
 from torchswat.bench.record import Record, Row, circumstances
 from torchswat.errors import InvalidValue, MissingData, MissingDependency, TorchswatError, UnknownName
@@ -119,7 +120,7 @@ def bench_programs(
     Raises
     ------
     UnknownName, MissingData
-        For a program that is not in the list, or a path without torchswat.
+        For a program that is not in the list, or a path without torchswat or without its compiled engine.
     MissingDependency
         Where all of the programs need a package that is not installed.
     """
@@ -128,6 +129,8 @@ def bench_programs(
             raise UnknownName.of("program", name, PROGRAMS)
     other = None if against is None else source_folder(against)
     facts = {**circumstances(seed, repeats), "sparsity": SPARSITY}
+    if other is not None:
+        _check_engine(other, seed, facts["engine"])
     rows: list[Row] = []
     remarks: list[str] = []
     for name in names:
@@ -199,6 +202,8 @@ class _Worker:
         if not line:
             code = self.process.wait()
             lines = self.errors.read_text().strip().splitlines() or ["it said nothing"]
+            if lines[-1].startswith(f"{MissingDependency.__module__}.{MissingDependency.__name__}: "):
+                raise MissingDependency(lines[-1].partition(": ")[2])
             raise InvalidValue(f"its process ended with code {code}: {lines[-1]}")
         return json.loads(line)
 
@@ -211,6 +216,17 @@ class _Worker:
             self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+
+
+def _check_engine(other: Path, seed: int, ours: Row) -> None:
+    """Raise `MissingData` where plain torch would be timed for the other version's compiled engine."""
+    with tempfile.TemporaryDirectory() as cache, _Worker("", seed, other, cache) as process:
+        engine = process.facts["engine"]
+    if engine["engine"] == "reference" != ours["engine"]:
+        raise MissingData(
+            f"{other} has no compiled engine that runs here ({engine['reason']}), so plain torch would be timed: build "
+            "it with `pip install --no-deps --target FOLDER CHECKOUT` and name that FOLDER."
+        )
 
 
 def _race(program: Program, repeats: int, other: Path | None, seed: int, facts: Row, tick: Tick) -> list[Row]:
@@ -229,7 +245,7 @@ def _warm(
             process = stack.enter_context(_Worker(program.name, seed, folder, cache))
             _note(facts, prefix, process.facts)
             for name in process.facts["contestants"]:
-                if not (prefix and name.startswith("dense")):
+                if not (prefix and "dense" in name):
                     runs[prefix + name] = lambda command, steps, p=process, n=name: p.ask(command, n, steps)
         at_once = program.steps_a_run
         steps = {
@@ -262,7 +278,7 @@ def _cold(
         prefix + name: (prefix, folder, name)
         for prefix, folder in _sides(other)
         for name in once(prefix, folder, None)[0]
-        if not (prefix and name.startswith("dense"))
+        if not (prefix and "dense" in name)
     }
     tick()
     samples: dict[str, list[float]] = {name: [] for name in contestants}
@@ -291,11 +307,21 @@ def _note(facts: Row, prefix: str, found: Row) -> None:
 
 
 def _rows(program: Program, samples: dict[str, list[float]]) -> list[Row]:
-    """Return a row for each contestant, with its speeds over the others and what is asked of them."""
-    dense = faster({name: times for name, times in samples.items() if name.startswith("dense")})
+    """Return a row for each contestant, with its speeds over the others and what is asked of them.
+
+    The speed-up is over dense steps as torch runs them; that over dense steps that Inductor compiled stands beside it.
+    """
+
+    def fastest(beginning: str) -> str:
+        return faster({name: times for name, times in samples.items() if name.startswith(beginning)})
+
     best = "fused" if "fused" in samples else "sparse"
+    compiled = fastest("compiled dense") if "compiled dense nchw" in samples else None
     rows: list[Row] = []
     for name, times in samples.items():
+        own = name.removeprefix(AGAINST)
+        dense = fastest(f"{TINY}dense" if own.startswith(TINY) else "dense")
+        tiny = samples.get(f"{name.removesuffix(own)}{TINY}{own}")
         low, middle, high = (float(q) for q in np.percentile(times, [25, 50, 75]))
         row: Row = {
             "program": program.name,
@@ -307,6 +333,9 @@ def _rows(program: Program, samples: dict[str, list[float]]) -> list[Row]:
             "speed_up": median(samples[dense]) / middle,
             "speed_up_quartiles": _ratio_quartiles(samples[dense], times),
             "asked": program.asked.get("dense") if name == best else None,
+            "over_compiled": compiled and median(samples[compiled]) / middle,
+            "outside_kernels": tiny and median(tiny) / middle,
+            "outside_kernels_quartiles": tiny and _ratio_quartiles(tiny, times),
             "over_against": None,
             "asked_over_against": None,
             "over_float32": None,
@@ -341,7 +370,7 @@ def _over_others(program: Program, name: str, best: str, samples: dict[str, list
     }
 
 
-def _ratio_quartiles(dense: list[float], times: list[float]) -> list[float]:
+def _ratio_quartiles(others: list[float], times: list[float]) -> list[float]:
     """Return the quartiles of the ratios within each round."""
-    ratios = np.divide(dense, times)
+    ratios = np.divide(others, times)
     return [float(quartile) for quartile in np.percentile(ratios, [25, 75])]

@@ -24,7 +24,10 @@ _PATIENCE = 10.0  # seconds after which `_CALM` steps are enough
 
 
 def load(name: str, seed: int, folder: str | None) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
-    """Import torchswat, from `folder` where that is given, and build the contestants of the program."""
+    """Import torchswat, from `folder` where that is given, and build the contestants of the program.
+
+    The name "" is that of a program without contestants.
+    """
     if folder is not None:
         # an editable installation would go before the path
         sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
@@ -42,7 +45,7 @@ def load(name: str, seed: int, folder: str | None) -> tuple[dict[str, Any], dict
     torch.manual_seed(seed)
     package = Path(torchswat.__file__).parent
     facts = {"package": str(package), "commit": commit_of(package), "engine": info()}
-    return facts, PROGRAMS[name].contestants()
+    return facts, PROGRAMS[name].contestants() if name else {}
 
 
 def commit_of(folder: Path) -> str | None:
