@@ -93,10 +93,15 @@ def test_selection(run, tmp_path, monkeypatch):
 
 def test_programs(run, tmp_path):
     path = tmp_path / "programs.json"
-    code, output, errors = run("bench", "programs", "--only", "layer-*", "--repeats", 1, "--output", path)
+    code, output, errors = run(
+        "bench", "programs", "--only", "layer-overhead", "--repeats", 1, "--output", path
+    )
     assert code == 0, errors
-    assert "40 us" in output and "F.conv2d" in output and "over other version" not in output
-    assert len(json.loads(path.read_text())["rows"]) == 3
+    assert "40 us" in output and "F.conv2d" in output
+    assert (
+        "over other version" not in output and "outside kernels" not in output and "asked over" not in output
+    )
+    assert len(json.loads(path.read_text())["rows"]) == 4
 
 
 def test_memory(tiny, run, tmp_path, monkeypatch):
@@ -160,6 +165,48 @@ def test_what_the_user_got_wrong_is_code_2_and_one_message(arguments, message, r
     code, output, errors = run("bench", *arguments)
     assert code == 2 and message in errors and errors.startswith("torchswat: ") and output == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_beyond_all_processors_are_refused(run):
+    code, _, errors = run("bench", "products", "--threads", "100000000000")
+    assert code == 2 and "less than or equal to 1024" in errors
+
+
+RECORD = {"benchmark": "products", "circumstances": {}, "rows": [], "summary": [], "remarks": []}
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "thesis.txt",
+            "ten years of work",
+            "which is no result of `bench products`: it would be overwritten",
+        ),
+        ("other.json", json.dumps({"benchmark": "products"}), "which is no result of `bench products`"),
+        ("step.json", json.dumps({**RECORD, "benchmark": "step"}), "which is no result of `bench products`"),
+        ("list.json", "[" * 100_000, "which is no result of `bench products`"),
+        ("a.svg", None, "where a drawing goes: name a JSON file"),
+        (".", None, "a folder: name a JSON file"),
+    ],
+)
+def test_a_result_overwrites_no_other_file(name, content, message, run, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    code, _, errors = run("bench", "products", "--output", path)
+    assert code == 2 and message in errors
+    assert content is None or path.read_text() == content
+
+
+def test_a_result_overwrites_its_own_kind_but_no_picture(tiny, run, tmp_path):
+    arguments = ("bench", "products", "--shape", tiny, "-s", 0.8, "--repeats", 1, "--output")
+    path, empty = tmp_path / "a.json", tmp_path / "empty"
+    empty.touch()
+    assert [run(*arguments, file)[0] for file in (path, path, empty)] == [0, 0, 0]
+    path.unlink()
+    code, _, errors = run(*arguments, path)
+    assert code == 2 and "a.svg, which is there already, would be overwritten" in errors
 
 
 @pytest.fixture

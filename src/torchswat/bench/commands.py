@@ -46,7 +46,9 @@ Sparsities = Annotated[
 ]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Timed rounds.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Few rounds: a look in seconds, not a result.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of both sides (default: torch's choice).")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Threads of both sides (default: torch's choice).")
+]
 Isa = Annotated[
     str | None, typer.Option(help="Hold both sides to an instruction set: avx2 or plain (default: the best).")
 ]
@@ -72,7 +74,7 @@ def products(
     output: Output = None,
 ) -> None:
     """Time forward, grad-input and grad-weight of single convolutions."""
-    _prepare(isa, threads)
+    _prepare("products", isa, threads, output)
     from torchswat.bench import products as bench
     from torchswat.bench.show import bar
 
@@ -104,7 +106,7 @@ def step(
     output: Output = None,
 ) -> None:
     """Time whole training steps, and say where the time of the sparse ones goes."""
-    _prepare(isa, threads)
+    _prepare("step", isa, threads, output)
     from torchswat.bench import step as bench
     from torchswat.bench.show import bar
 
@@ -129,7 +131,7 @@ def selection(
     output: Output = None,
 ) -> None:
     """Time the ways of finding the k-th largest magnitude: ours, torch's and numpy's."""
-    _prepare(isa, threads)
+    _prepare("selection", isa, threads, output)
     from torchswat.bench import selection as bench
     from torchswat.bench.show import bar
 
@@ -156,7 +158,7 @@ def inference(
     output: Output = None,
 ) -> None:
     """Time whole networks at inference against PyTorch, ONNX Runtime and OpenVINO."""
-    _prepare(isa, threads)
+    _prepare("inference", isa, threads, output)
     from torchswat.bench import inference as bench
     from torchswat.bench.show import bar
 
@@ -191,7 +193,7 @@ def memory(
     output: Output = None,
 ) -> None:
     """Measure what training steps keep for the backward pass, and the most memory they need."""
-    _prepare(isa, threads)
+    _prepare("memory", isa, threads, output)
     from torchswat.bench import memory as bench
     from torchswat.bench.show import bar
 
@@ -225,7 +227,7 @@ def programs(
     output: Output = None,
 ) -> None:
     """Time training steps of many programs, Hugging Face's among them, and what small ones pay for."""
-    _prepare(isa, threads)
+    _prepare("programs", isa, threads, output)
     from torchswat.bench.programs import run as bench
     from torchswat.bench.show import bar
 
@@ -237,8 +239,8 @@ def programs(
     _finish(record, output)
 
 
-def _prepare(isa: str | None, threads: int | None) -> None:
-    """Start over with the environment of `isa` where that is not in force, and set the threads."""
+def _prepare(benchmark: str, isa: str | None, threads: int | None, output: Path | None) -> None:
+    """Start over with the environment of `isa` where that is not in force, set the threads, look at `output`."""
     if isa is not None:
         if isa not in INSTRUCTION_SETS:
             raise UnknownName.of("instruction set", isa, INSTRUCTION_SETS)
@@ -249,8 +251,12 @@ def _prepare(isa: str | None, threads: int | None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # what torch's profiler notes about itself helps nobody
     import torch
 
+    from torchswat.bench.record import refuse_other_file
+
     if threads is not None:
         torch.set_num_threads(threads)
+    if output is not None:
+        refuse_other_file(output, benchmark)
 
 
 def _finish(record: Record, output: Path | None) -> None:
