@@ -208,7 +208,7 @@ def test_an_averaged_model_follows_the_schedule():
 
 
 def test_an_averaged_model_whose_buffers_are_averaged_takes_the_state_when_it_is_loaded():
-    """torch averages integers like any buffer, and truncates: load the state before an evaluation."""
+    """torch averages integers like any buffer, and truncates: load the state before an evaluation (README.md)."""
     model = network()
     averaged = AveragedModel(model, use_buffers=True)
     for step in range(7):
@@ -257,10 +257,14 @@ def test_a_model_made_on_meta_begins_anew():
     assert model[0].sparse.selectors["weight"].density == pytest.approx(0.2, abs=0.01)
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "dsg"])
-def test_a_forward_on_meta_gives_shapes(algorithm):
-    model = network(sparsity=0.8, algorithm=algorithm, save_state=False).to("meta").eval()
-    assert model(torch.randn(2, 3, 6, 6, device="meta")).shape == (2, 5)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_passes_on_meta_give_shapes(algorithm, training):
+    model = network(sparsity=0.8, algorithm=algorithm, save_state=False).to("meta").train(training)
+    output = model(torch.randn(2, 3, 6, 6, device="meta"))
+    output.sum().backward()
+    assert output.shape == (2, 5)
+    assert all(weight.grad is not None and weight.grad.is_meta for weight in model.parameters())
 
 
 # ---- iterations --------------------------------------------------------------------------------------------

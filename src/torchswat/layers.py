@@ -629,7 +629,7 @@ def _masked_pass(
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         if row.projected_output:
             output_mask = predicted_mask(products, x, weight, sparsity, sparse.name)
-            if moment.remembers:
+            if moment.remembers and not output_mask.is_meta:
                 share = int(output_mask.count_nonzero()) / max(1, output_mask.numel())
                 state_words.put_density(layer.sparse_state, "output", share)
         gradients = gradient_mask if row.selects("gradient") else None

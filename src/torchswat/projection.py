@@ -64,7 +64,7 @@ def predicted_mask(
     by_group = projected_patches.unflatten(1, (groups, -1)).unsqueeze(-1).flatten(3)  # (N, groups, D, P * Q)
     estimate = (projected_weight.view(groups, -1, len(matrix)) @ by_group).flatten(1, 2)  # (N, K, P * Q)
     estimate = estimate.view(len(activation), filters, *projected_patches.shape[2:])
-    if len(estimate) == 0:
+    if len(estimate) == 0 or estimate.is_meta:  # nothing to predict, or sizes alone
         return torch.ones_like(estimate, dtype=torch.bool)
     if estimate.amax().isnan():
         raise NotFinite(f"the predicted output of layer {name!r} has NaN: its input or its weight has.")
