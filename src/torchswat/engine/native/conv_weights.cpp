@@ -144,12 +144,12 @@ class Packer {
         shares = int64_t(t.rows()) * place.groups();
         credit = 0;
     }
-    void some() {
+    void pack_some() {
         int64_t these = 0;
         for (credit += all; credit >= shares; credit -= shares) these++;
         copy(these < left ? these : left);
     }
-    void rest() { copy(left); }
+    void pack_remaining() { copy(left); }
 };
 
 // Where a class of results begins, and whether the tile lies inside of the map.
@@ -247,7 +247,7 @@ void add_block(const Work& work, const Place& place, int block, int group, const
     const int32_t* start = work.weights.starts + block * block_starts(t);
     for (int channel = 0; channel < t.results; channel++) {
         for (int result_class = 0; result_class < classes; result_class++, start += starts, partial += H * V * W) {
-            if (next) next->some();
+            if (next) next->pack_some();
             Registers<H, V> sum;
             if (first) {
                 sum.fill(splat(work.bias ? work.bias[channel] : 0.0f));
@@ -265,28 +265,29 @@ void add_block(const Work& work, const Place& place, int block, int group, const
 }
 
 // What a thread works with: the packed tiles of this block and of the next, and the sums of all rows so far.
-struct Desk {
+struct ThreadWorkspace {
     float *tiles, *next_tiles, *partial;
     Packer packer;
 };
 
 // One place; its first block is packed already, and that of the following place, if there is one, will be.
-template <class Loop> void run_tile(const Work& work, const Place& place, const Place* following, Desk& desk) {
+template <class Loop>
+void run_tile(const Work& work, const Place& place, const Place* following, ThreadWorkspace& workspace) {
     const Tiles& t = work.tiles;
     for (int block = 0; block < t.blocks; block++) {
         const bool last = block + 1 == t.blocks;
-        Packer* next = last && !following ? nullptr : &desk.packer;
-        if (next) next->begin(last ? *following : place, last ? 0 : block + 1, desk.next_tiles);
+        Packer* next = last && !following ? nullptr : &workspace.packer;
+        if (next) next->begin(last ? *following : place, last ? 0 : block + 1, workspace.next_tiles);
         for (int group = 0; group < place.groups(); group++) {
-            add_block<Loop>(work, place, block, group, desk.tiles + group * t.block_floats(),
-                            desk.partial + group * t.sums_floats(), next);
+            add_block<Loop>(work, place, block, group, workspace.tiles + group * t.block_floats(),
+                            workspace.partial + group * t.sums_floats(), next);
         }
-        if (next) next->rest();
-        std::swap(desk.tiles, desk.next_tiles);
+        if (next) next->pack_remaining();
+        std::swap(workspace.tiles, workspace.next_tiles);
     }
 }
 
-using TileRunner = void (*)(const Work&, const Place&, const Place*, Desk&);
+using TileRunner = void (*)(const Work&, const Place&, const Place*, ThreadWorkspace&);
 
 template <int EH> TileRunner trimmed_runner(int edges_w) {
     return edges_w == low    ? run_tile<Trimmed<EH, low>>
@@ -294,14 +295,14 @@ template <int EH> TileRunner trimmed_runner(int edges_w) {
                              : run_tile<Trimmed<EH, low | high>>;
 }
 
-void run_trimmed(const Work& work, const Place& place, const Place* following, Desk& desk) {
+void run_trimmed(const Work& work, const Place& place, const Place* following, ThreadWorkspace& workspace) {
     const Axis &h = work.tiles.h, &w = work.tiles.w;
     const int edges_h = h.at_low(place.u_h) * low + h.at_high(place.u_h) * high;
     const int edges_w = w.at_low(place.u_w) * low + w.at_high(place.u_w) * high;
     const TileRunner runner = edges_h == low    ? trimmed_runner<low>(edges_w)
                               : edges_h == high ? trimmed_runner<high>(edges_w)
                                                 : trimmed_runner<low | high>(edges_w);
-    runner(work, place, following, desk);
+    runner(work, place, following, workspace);
 }
 
 template <int H, int V> TileRunner untrimmed_runner(Lists lists) {
@@ -364,13 +365,13 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
         if (first == last) continue;
         float* own = workspace + thread * workspace_floats(t);
         float *next_tiles = own + tiles_floats(t), *partial = next_tiles + tiles_floats(t);
-        Desk desk{own, next_tiles, partial, {work, partial + groups_together(t) * t.sums_floats()}};
+        ThreadWorkspace workspace{own, next_tiles, partial, {work, partial + groups_together(t) * t.sums_floats()}};
         Place place = place_of(t, samples, together * W, first);
-        desk.packer.begin(place, 0, desk.tiles);
-        desk.packer.rest();
+        workspace.packer.begin(place, 0, workspace.tiles);
+        workspace.packer.pack_remaining();
         for (int64_t i = first; i < last; i++) {
             const Place following = place_of(t, samples, together * W, i + 1);
-            run_one(work, place, i + 1 < last ? &following : nullptr, desk);
+            run_one(work, place, i + 1 < last ? &following : nullptr, workspace);
             place = following;
         }
         settle<true>();
