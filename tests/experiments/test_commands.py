@@ -57,6 +57,8 @@ def test_a_dry_run_says_what_is_there_and_starts_nothing(run, tmp_path):
     assert code == 0, errors
     assert [line.split()[1:4] for line in output.splitlines() if line.startswith("2c")] == [["0", "of", "8"]]
     assert "swat 80 %, dense from 1" in output and "unknown" in output and "first times steps" in output
+    code, output, _ = run("reproduce", "9a", "--dry-run")
+    assert code == 0 and output == "Nothing is trained for these: they take minutes.\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -191,6 +191,8 @@ def judge_pairs(differences: Sequence[float], least: float = 0.0) -> tuple[bool 
 
 def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str, dict[str, Any]]) -> None:
     """Draw mean accuracy over sparsity, a line for each of `series`; bars and band: deviations over seeds."""
+    ticks = sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"})
+    apart = 0.004 if len(ticks) > 1 else 0.012
     for index, (label, asked) in enumerate(series.items()):
         mine = pick(trained, **asked)
         if not mine:
@@ -198,7 +200,7 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
         sparsities = sorted({each.training.sparsity for each in mine})
         at = [[each.accuracy for each in pick(mine, sparsity=s)] for s in sparsities]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        shift = 0.004 * (index - (len(series) - 1) / 2)  # so that bars do not hide each other
+        shift = apart * (index - (len(series) - 1) / 2)  # so that bars do not hide each other
         places, means = [s + shift for s in sparsities], [np.mean(a) for a in at]
         bars = [_deviation(a) for a in at]
         panel.errorbar(places, means, bars, color=colour, marker=marker, markersize=5, capsize=2, label=label)
@@ -207,7 +209,6 @@ def draw_over_sparsity(panel: Axes, trained: Sequence[Trained], series: dict[str
         level, spread = mean(base), _deviation([each.accuracy for each in base])
         panel.axhline(level, color=INK, linestyle="--", linewidth=1, label=f"dense {level:.1f} %")
         panel.axhspan(level - spread, level + spread, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
-    ticks = sorted({t.training.sparsity for t in trained if t.training.algorithm != "dense"})
     if ticks:
         panel.set_xticks(ticks)
     if len(ticks) == 1:  # or the shifts would fill the panel
@@ -269,7 +270,11 @@ def small_print(work: Work) -> list[str]:
         return []
     base = pick(work.trained, algorithm="dense")
     places = dict.fromkeys((each.training.network, each.training.data) for each in base)
-    ends = [f"{mean(pick(base, network=n, data=d)):.1f} % ({n} on {d})" for n, d in places]
+    scale = work.scale
+    ends = [
+        f"{mean(pick(base, network=n, data=d)):.1f} % ({scale.network(n)} on {scale.stands_for(d)})"
+        for n, d in places
+    ]
     if not ends:
         return []
     return [

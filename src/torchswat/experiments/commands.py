@@ -23,7 +23,7 @@ def reproduce(
         list[str], typer.Argument(metavar="FIGURE...", help="Such as 9a, 7, lemma-b1, or all.")
     ],
     scale: Annotated[
-        str, typer.Option(help="smoke (seconds), cpu (hours on two cores) or paper (months on a GPU).")
+        str, typer.Option(help="smoke (seconds), cpu (days on two cores) or paper (months on a GPU).")
     ] = "cpu",
     seeds: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Trainings of each kind (default: the scale's).")
@@ -132,6 +132,8 @@ def _forecast(chosen: list[Experiment], scale: Scale, runs: Path) -> None:
     every: list[Training] = []
     for experiment in chosen:
         needed = experiment.needs(scale, runs)
+        if experiment.exact:
+            continue
         add(experiment.figure, needed)
         kinds: dict[str, list[Training]] = {}
         for training in needed:
@@ -141,6 +143,9 @@ def _forecast(chosen: list[Experiment], scale: Scale, runs: Path) -> None:
             add(kind, mine)
         every += needed
     add("together, shared runs once", every)
+    if not every:
+        console.print("Nothing is trained for these: they take minutes.")
+        return
     width = max(len(what) for what, *_ in lines)
     for what, finished, epochs, time in lines:
         console.print(f"{what:{width}}  {finished:>9}  {epochs:>12}  {time}", highlight=False, markup=False)

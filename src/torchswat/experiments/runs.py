@@ -53,16 +53,13 @@ def read(training: Training, folder: Path) -> Trained:
 
 
 def epochs(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of ``metrics.csv``, none where there is none; a line under way is left out."""
+    """Return the rows of ``metrics.csv``, without what they leave empty; a line under way is left out."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
-            return [
-                {k: float(v) for k, v in row.items()}
-                for row in csv.DictReader(file)
-                if None not in row.values()
-            ]
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
     except FileNotFoundError:
         return []
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def finished(trainings: Iterable[Training], scale: Scale, folder: Path) -> list[Trained]:

@@ -98,7 +98,7 @@ SCALES: dict[str, Scale] = {
             sparsities=(0.8,),
             tradeoff=(0.5, 0.7, 0.8),
             base="cifar-fast",
-            networks={
+            networks={  # wide and not deep, but for the networks whose depth is the point
                 **dict.fromkeys(_NETWORKS, ("airbench", None)),
                 **dict.fromkeys(("resnet50", "resnet101"), ("airbench-deep", 32)),
             },

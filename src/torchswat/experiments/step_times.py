@@ -18,6 +18,7 @@ from torchswat.accounting import cost
 from torchswat.bench.products import bfloat16_absent
 from torchswat.bench.race import faster, median, race, spread
 from torchswat.bench.record import circumstances
+from torchswat.convert import sparse_layers
 from torchswat.data import Batches, Dataset
 from torchswat.experiments.outcome import Row
 from torchswat.experiments.scales import Scale, Training
@@ -28,22 +29,23 @@ from torchswat.training.evaluate import autocast_to
 from torchswat.training.recipe import Recipe
 
 _STILL = 1e-6  # times the learning rate: labels are random, and nothing may be learnt until it overflows
+_LATE = 1 << 30  # an iteration after which every schedule has ended
 _LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def name_of(recipe: Recipe, dense: bool = False) -> str:
-    """Return what steps of a recipe are called, or those of its dense end.
+    """Return what steps of a recipe are called, or those of its dense end: of sparse layers that keep everything.
 
     Examples
     --------
     >>> from torchswat.training.recipe import load_recipe
     >>> name_of(load_recipe("cifar-paper")), name_of(load_recipe("cifar-paper"), dense=True)
-    ('swat 0.8 float32', 'dense float32')
+    ('swat 0.8 float32', 'dense end of swat 0.8 float32')
     """
     sparse = recipe.sparse
-    if dense or sparse.algorithm == "dense":
+    if sparse.algorithm == "dense":
         return f"dense {recipe.precision}"
-    return f"{sparse.algorithm} {sparse.sparsity:g} {recipe.precision}"
+    return ("dense end of " if dense else "") + f"{sparse.algorithm} {sparse.sparsity:g} {recipe.precision}"
 
 
 def path_of(recipe: Recipe, folder: Path) -> Path:
@@ -55,10 +57,27 @@ def path_of(recipe: Recipe, folder: Path) -> Path:
     )
 
 
-def read_step_times(recipe: Recipe, folder: Path) -> Row | None:
-    """Return what `step_times` has measured, or None."""
-    path = path_of(recipe, folder)
-    return json.loads(path.read_text()) if path.exists() else None
+def read_step_times(trainings: Sequence[Training], scale: Scale, folder: Path) -> Row | None:
+    """Return what `step_times` has measured, or None: also where it lacks one of the kinds of steps.
+
+    Of bfloat16 none is asked for, which not every processor multiplies.
+    """
+    recipes = _recipes(trainings, scale)
+    path = path_of(next(iter(recipes.values())), folder)
+    if not path.exists():
+        return None
+    times = json.loads(path.read_text())
+    asked = {name for name, recipe in recipes.items() if recipe.precision == "float32"}
+    return times if asked <= set(times["steps"]) else None
+
+
+def _recipes(trainings: Sequence[Training], scale: Scale) -> dict[str, Recipe]:
+    """A recipe for each kind of step, by its name."""
+    recipes: dict[str, Recipe] = {}
+    for recipe in (training.recipe(scale) for training in trainings):
+        for is_end in (False, True)[: 1 + (recipe.sparse.dense_from is not None)]:
+            recipes.setdefault(name_of(recipe, is_end), recipe)
+    return recipes
 
 
 def step_times(trainings: Sequence[Training], scale: Scale, folder: Path, repeats: int) -> Row:
@@ -86,11 +105,11 @@ def step_times(trainings: Sequence[Training], scale: Scale, folder: Path, repeat
         a batch; ``steps``, by `name_of`: ``ms``, the median, ``spread`` over the rounds, ``layout``, and ``macs``,
         the multiply-accumulates of a step as the paper counts; ``samples``; ``remarks``.
     """
-    recipes = {name_of(each): each for each in (one.recipe(scale) for one in trainings)}
-    first = next(iter(recipes.values()))
-    known = read_step_times(first, folder)
+    known = read_step_times(trainings, scale, folder)
     if known is not None:
         return known
+    recipes = _recipes(trainings, scale)
+    first = next(iter(recipes.values()))
     if first.threads is not None:
         torch.set_num_threads(first.threads)
     dataset = build_data(first)
@@ -104,7 +123,7 @@ def step_times(trainings: Sequence[Training], scale: Scale, folder: Path, repeat
     contestants: dict[str, Callable[[], object]] = {"data": _reader(batches)}
     for name, recipe in recipes.items():
         for layout in _LAYOUTS if recipe.sparse.algorithm == "dense" else ("nchw",):
-            contestants[f"{name}, {layout}"] = _step(recipe, dataset, layout)
+            contestants[f"{name}, {layout}"] = _step(recipe, dataset, layout, is_end=name != name_of(recipe))
     samples = race(contestants, repeats)
     steps = {}
     for name, recipe in recipes.items():
@@ -113,7 +132,8 @@ def step_times(trainings: Sequence[Training], scale: Scale, folder: Path, repeat
             "ms": median(samples[best]),
             "spread": spread(samples[best]),
             "layout": best.removeprefix(f"{name}, "),
-            "macs": first.data.batch_size * _macs_of_an_image(recipe, dataset),
+            "macs": first.data.batch_size
+            * _macs_of_an_image(recipe, dataset, is_end=name != name_of(recipe)),
         }
     found = {
         "circumstances": situation,
@@ -148,8 +168,11 @@ def _random_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(size, *dataset.shape), torch.randint(len(dataset.classes), (size,))
 
 
-def _step(recipe: Recipe, dataset: Dataset, layout: str) -> Callable[[], None]:
+def _step(recipe: Recipe, dataset: Dataset, layout: str, is_end: bool) -> Callable[[], None]:
     model = build_model(recipe, dataset).train().to(memory_format=_LAYOUTS[layout])  # type: ignore[call-overload]
+    if is_end:
+        for _, layer in sparse_layers(model):
+            layer.sparse.iteration = _LATE
     images, labels = _random_batch(dataset, recipe.data.batch_size)
     images = images.contiguous(memory_format=_LAYOUTS[layout])
     optimizer = build_optimizer(recipe, model)
@@ -168,11 +191,11 @@ def _step(recipe: Recipe, dataset: Dataset, layout: str) -> Callable[[], None]:
     return step
 
 
-def _macs_of_an_image(recipe: Recipe, dataset: Dataset) -> float:
+def _macs_of_an_image(recipe: Recipe, dataset: Dataset, is_end: bool) -> float:
     """Multiply-accumulates of forward and backward pass, by the sparsity asked for (the paper's section 3.3)."""
     images, _ = _random_batch(dataset, 2)
     counted = cost(build_model(recipe, dataset), images).total("macs")
-    return counted.formula / len(images)
+    return (counted.dense if is_end else counted.formula) / len(images)
 
 
 def parts(recipe: Recipe) -> dict[str, int]:
@@ -182,7 +205,7 @@ def parts(recipe: Recipe) -> dict[str, int]:
     --------
     >>> from torchswat.training.recipe import load_recipe
     >>> parts(load_recipe("cifar-paper", ["optimizer.epochs=8", "sparse.dense_from=6"]))
-    {'swat 0.8 float32': 6, 'dense float32': 2}
+    {'swat 0.8 float32': 6, 'dense end of swat 0.8 float32': 2}
     """
     epochs, end = recipe.optimizer.epochs, recipe.sparse.dense_from
     if end is None or recipe.sparse.algorithm == "dense":
@@ -211,8 +234,10 @@ def seconds_of_an_epoch(folder: Path) -> Callable[[Recipe], float | None]:
     """Return a function from a recipe to the mean seconds of its epochs, as far as steps like its were timed."""
 
     def seconds(recipe: Recipe) -> float | None:
-        times = read_step_times(recipe, folder)
-        passed = over_epochs(recipe, times) if times and recipe.sparse.scope == "nchw" else None
+        path = path_of(recipe, folder)
+        if recipe.sparse.scope != "nchw" or not path.exists():
+            return None
+        passed = over_epochs(recipe, json.loads(path.read_text()))
         return passed[-1][0] / len(passed) if passed else None
 
     return seconds

@@ -81,7 +81,7 @@ def _short_schedules(scale: Scale, times: Row) -> list[int]:
 
 
 def _read(scale: Scale, folder: Path) -> Row | None:
-    return read_step_times(_timed(scale)[0].recipe(scale), folder)
+    return read_step_times(_timed(scale), scale, folder)
 
 
 def _timed(scale: Scale) -> list[Training]:
@@ -140,11 +140,11 @@ def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[f
         if len(curves) > 1:
             panel.fill_between(at, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
     if len(ends) > 1:
-        label = "dense float32: ends of schedules this long"
+        label = f"{_DENSE}, schedules this long"
         panel.plot(*zip(*sorted(ends), strict=True), color=COLOURS[7], marker="s", markersize=4, label=label)
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
     panel.set(ylabel="test accuracy (%)", ylim=((1 - _SHOWN) * best, 1.02 * best), xlim=(0, None))
-    legend(panel, fontsize=7, loc="lower right")
+    legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.46, -0.14), ncols=2)  # below all lines
 
 
 _DENSE = "dense float32"
@@ -183,8 +183,7 @@ def _table(rows: Sequence[Row], seeds: int) -> list[Row]:
         mine = [row for row in rows if row["kind"] == kind]
         ends = [row["accuracy"] for row in mine]
         line: Row = {
-            "training": kind,
-            "seeds": f"{len(mine)}" + (f" of {seeds}" if len(mine) < seeds else ""),
+            "training": kind + (f" ({len(mine)} of {seeds} seeds)" if len(mine) < seeds else ""),
             "accuracy (%)": f"{fmean(ends):.2f}" + (f" ± {stdev(ends):.2f}" if len(ends) > 1 else ""),
             "minutes": _minutes([row.get("seconds") for row in mine]),
         }
@@ -288,7 +287,7 @@ def time_to_accuracy(work: Work) -> Outcome:
     rows = [_row(one, clock(one)) for one in work.trained]
     kinds = _kinds(work.trained)
     passed = {label: its for label, mine in kinds.items() if (its := clock(mine[0]))}
-    figure, axes = panels(2, width=4.6, height=4.4)
+    figure, axes = panels(2, width=4.0, height=4.4)
     for panel, (place, unit, label) in zip(
         axes,
         ((0, 60, "minutes of training"), (1, 1e12, "operations counted (10¹² multiply-accumulates)")),
