@@ -11,7 +11,7 @@ from torchswat.convert import sparse_layers
 from torchswat.experiments import step_times
 from torchswat.experiments.scales import Training, scale_of
 from torchswat.experiments.step_times import over_epochs, parts, path_of, seconds_of_an_epoch
-from torchswat.training.build import build_data, build_model
+from torchswat.training.build import build_data
 from torchswat.training.recipe import load_recipe
 
 SMOKE = scale_of("smoke", seeds=1)
@@ -64,7 +64,7 @@ def test_a_step_of_a_dense_end_keeps_everything():
     """What is timed as one computes what a dense network does."""
     recipe = START.recipe(SMOKE)
     dataset = build_data(recipe)
-    dense_model, late = build_model(DENSE.recipe(SMOKE), dataset), build_model(recipe, dataset)
+    dense_model, late = (step_times._model(each, dataset) for each in (DENSE.recipe(SMOKE), recipe))
     for _, layer in sparse_layers(late):
         layer.sparse.iteration = step_times._LATE
     images = torch.randn(4, *dataset.shape)

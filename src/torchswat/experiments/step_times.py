@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from torchswat.accounting import cost
@@ -168,8 +168,12 @@ def _random_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(size, *dataset.shape), torch.randint(len(dataset.classes), (size,))
 
 
+def _model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    return build_model(recipe, dataset, len(dataset.train) // recipe.data.batch_size)
+
+
 def _step(recipe: Recipe, dataset: Dataset, layout: str, is_end: bool) -> Callable[[], None]:
-    model = build_model(recipe, dataset).train().to(memory_format=_LAYOUTS[layout])  # type: ignore[call-overload]
+    model = _model(recipe, dataset).train().to(memory_format=_LAYOUTS[layout])  # type: ignore[call-overload]
     if is_end:
         for _, layer in sparse_layers(model):
             layer.sparse.iteration = _LATE
@@ -194,7 +198,7 @@ def _step(recipe: Recipe, dataset: Dataset, layout: str, is_end: bool) -> Callab
 def _macs_of_an_image(recipe: Recipe, dataset: Dataset, is_end: bool) -> float:
     """Multiply-accumulates of forward and backward pass, by the sparsity asked for (the paper's section 3.3)."""
     images, _ = _random_batch(dataset, 2)
-    counted = cost(build_model(recipe, dataset), images).total("macs")
+    counted = cost(_model(recipe, dataset), images).total("macs")
     return (counted.dense if is_end else counted.formula) / len(images)
 
 
