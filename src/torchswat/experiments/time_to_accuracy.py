@@ -299,7 +299,7 @@ def time_to_accuracy(work: Work) -> Outcome:
     caption(
         figure,
         f"Seconds: steps times the median of {situation['repeats']} interleaved steps on {situation['processor']}, "
-        f"{situation['threads']} threads, {situation['engine']['isa']}, with {times['data_ms']:.0f} ms for reading "
+        f"threads: {situation['threads']}, {situation['engine']['isa']}, with {times['data_ms']:.0f} ms for reading "
         "and augmenting a batch, without evaluation. A dense step is in its faster layout. Mean of the seeds, band "
         f"from least to most; {said(work)}",
     )
