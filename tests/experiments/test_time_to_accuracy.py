@@ -111,7 +111,7 @@ def test_the_table_says_when_a_level_is_first_held(tmp_path):
     by_kind = {row["training"]: row for row in outcome.table}
     assert by_kind["dense float32"]["minutes"] == "3.33" and by_kind["dense float32"]["to 92 %"] == "3.33"
     assert by_kind["SWAT 80 %"]["to 92 %"] == "–" and by_kind["SWAT 80 %"]["minutes"] == "1.83"
-    assert by_kind["SWAT 80 % for 6 epochs, then dense"]["minutes"] == "2.21"
+    assert by_kind["SWAT 80 %, dense after 6 epochs"]["minutes"] == "2.21"
     assert by_kind["dense float32, 4 epochs"]["operations (10¹²)"] == "100000.0"
     assert by_kind["dense float32"]["accuracy (%)"] == "92.00 ± 0.00"
 

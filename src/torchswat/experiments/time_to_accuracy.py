@@ -111,7 +111,7 @@ def _label(training: Training) -> str:
         if key == "optimizer.epochs":
             words += f", {value} epochs"
         elif key == "sparse.dense_from":
-            words += f" for {value} epochs, then dense"
+            words += f", dense after {value} epochs"
         elif key == "precision":
             words = words.replace("float32", value)
     return words
@@ -140,11 +140,11 @@ def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[f
         if len(curves) > 1:
             panel.fill_between(at, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
     if len(ends) > 1:
-        label = f"{_DENSE}, schedules this long"
+        label = f"{_DENSE}, shorter schedules"
         panel.plot(*zip(*sorted(ends), strict=True), color=COLOURS[7], marker="s", markersize=4, label=label)
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
     panel.set(ylabel="test accuracy (%)", ylim=((1 - _SHOWN) * best, 1.02 * best), xlim=(0, None))
-    legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.46, -0.14), ncols=2)  # below all lines
+    legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2)  # below all lines
 
 
 _DENSE = "dense float32"
@@ -287,7 +287,7 @@ def time_to_accuracy(work: Work) -> Outcome:
     rows = [_row(one, clock(one)) for one in work.trained]
     kinds = _kinds(work.trained)
     passed = {label: its for label, mine in kinds.items() if (its := clock(mine[0]))}
-    figure, axes = panels(2, width=4.0, height=4.4)
+    figure, axes = panels(2, width=4.6, height=4.6)
     for panel, (place, unit, label) in zip(
         axes,
         ((0, 60, "minutes of training"), (1, 1e12, "operations counted (10¹² multiply-accumulates)")),
