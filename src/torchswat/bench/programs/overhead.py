@@ -139,7 +139,7 @@ def _steps(prefix: str, model: nn.Module, images: Tensor, classes: Tensor) -> Co
 def _choose_alike(step: Callable[[], object]) -> None:
     """Let the products of the tiny network run sparse where those of the full one do, which `step` runs."""
     from torchswat.engine import plan
-    from torchswat.engine.race import Timing
+    from torchswat.engine.timings import Timing
 
     asked: dict[tuple[Any, float], Any] = {}
     with plan.recorded(lambda shape, sparsity: asked.setdefault((shape, sparsity), tiny_shape(shape))):
