@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torchswat import fuse_, sparsify_
+from torchswat import fuse_, sparsify_, switched
 from torchswat.engine import ops
 from torchswat.engine.loader import engine
 from torchswat.models.resnet import PaddingShortcut
@@ -26,6 +26,23 @@ from torchswat.switched import ChwnBatchNorm2d, ChwnMaxPool2d, ChwnReLU, restore
 needs_native = pytest.mark.skipif(
     importlib.util.find_spec("torchswat.engine._native") is None, reason="the native engine is not built here"
 )
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(switched, "_FEW_ENTRIES", 0)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_small_relu_is_torchs_own(monkeypatch, few):
+    monkeypatch.setattr(switched, "_FEW_ENTRIES", 13 if few else 12)
+    relu = nn.ReLU()
+    switch_(relu)
+    x = torch.randn(3, 4, requires_grad=True)
+    y = relu(x)
+    assert ("ReluBackward" in type(y.grad_fn).__name__) == few
+    y.sum().backward()
+    assert torch.equal(x.grad, (x > 0).float())
 
 
 class Chwn(nn.Module):

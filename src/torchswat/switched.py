@@ -139,6 +139,9 @@ class _MaxPoolInTorch(torch.autograd.Function):
         return backward(gradient, x, *ctx.geometry, winner.long()), None
 
 
+_FEW_ENTRIES = 2**16
+"""Of a ReLU's output: below, a node of autograd in Python costs more than the bytes that it saves are worth."""
+
 _LARGEST_WINDOW = 16
 """Rows of a maximum's window that the compiled kernel knows: where the largest was found is one byte."""
 
@@ -184,14 +187,13 @@ def _rounded(norm: ChwnBatchNorm2d, input: Tensor) -> Tensor:
 
 
 class ChwnReLU(nn.ReLU):
-    """A ReLU that saves one bit an entry for backward instead of its output."""
+    """A ReLU that saves one bit an entry for backward instead of its output, where that is no small one."""
 
     def forward(self, input: Tensor) -> Tensor:
-        in_torch = _differentiates(input) and not (self.inplace and input._is_view())
-        if (
-            input.dtype in (torch.bfloat16, torch.float16) and input.is_cpu
-        ):  # packing bits costs more than they save
+        half = input.dtype in (torch.bfloat16, torch.float16) and input.is_cpu
+        if half or input.numel() < _FEW_ENTRIES:
             return super().forward(input)
+        in_torch = _differentiates(input) and not (self.inplace and input._is_view())
         if not in_torch and not takes(input):
             return super().forward(input)
         output = _ReLU.apply(input, self.inplace)

@@ -69,11 +69,9 @@ class SparseFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
         wanted, facts, a = ctx.needs_input_grad[:3], ctx.facts, ctx.a
-        where: Any = (recompute or None, ctx.size, ctx.layout)
+        where: Any = (recompute or None, ctx.size, ctx.layout, a, wanted)
         if facts is not None and _is_of_kernels(gradient, weight, kept):
-            grads = compiled_layer.backward(
-                ctx.native, gradient, x, weight, kept, facts, weight_mask, *where, a, wanted
-            )
+            grads = compiled_layer.backward(ctx.native, gradient, x, weight, kept, facts, weight_mask, *where)
             return *grads, None
         if record is None:
             raise InvalidValue(
@@ -84,7 +82,8 @@ class SparseFunction(torch.autograd.Function):
         operands = gradient, x, weight, kept, record, weight_mask
         geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)
         if is_plain(*operands):
-            grads = ops.run_backward(*operands, *where, geometry, wanted)
+            where = (recompute or None, ctx.size, ctx.layout, geometry, wanted)
+            grads = ops.run_backward(*operands, *where)
         else:
             found = torch.ops.torchswat.sparse_backward(*operands, ctx.size, ctx.layout, *geometry, wanted)
             grads = (grad if want else None for grad, want in zip(found, wanted, strict=True))
