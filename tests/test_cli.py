@@ -25,7 +25,7 @@ OPTIONS = {
     "algorithms": "help json",
     "data": "check data-root help json",
     "recipes": "help json",
-    "reproduce": "help jobs output runs scale seeds set",
+    "reproduce": "dry-run help jobs no-train output runs scale seeds set",
     "report": "help output title",
     "plan": "clear help json",
     "export": "check data-root format help json output",

@@ -115,6 +115,9 @@ class StepOverhead:
         InvalidValue
             Where the tiny network's products do not run as those of the full one, as with ``TORCHSWAT_PLAN=model``.
         """
+        from torchswat import switched
+
+        switched._FEW_ENTRIES = 0  # the tiny network's ReLUs are to do what those of the full one do
         full, tiny = self.build(width=self.width), self.build(width=self.width // _CHANNELS)
         n, c, h, w = self.batch
         images, tiny_images = torch.randn(self.batch), torch.randn(n, c, h // _SIDE, w // _SIDE)
