@@ -188,8 +188,8 @@ class SparseLayer(nn.Module):
             *(x.shape, entries, sparsity, native is None, in_chwn, training, wants_weight, recompute is None),
             circumstances,
         )
-        a = sparse._arguments.get(key) if circumstances is not None else None
-        if a is None:
+        a = sparse._arguments.get(key)
+        if a is None or circumstances is None:  # then the plan is to be asked in every pass
             products = None if native is None else self._products(x, weight, geometry, sparsity)
             chwn = x.dim() == 4 and products is not None
             chwn = chwn and (products != 0 or in_chwn or self._prefers_chwn(x, weight, geometry))

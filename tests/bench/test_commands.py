@@ -199,7 +199,7 @@ def test_a_result_overwrites_no_other_file(name, content, message, run, tmp_path
     assert content is None or path.read_text() == content
 
 
-def test_a_result_overwrites_its_own_kind_but_no_picture(tiny, run, tmp_path):
+def test_a_result_overwrites_its_own_kind_but_no_drawing(tiny, run, tmp_path):
     arguments = ("bench", "products", "--shape", tiny, "-s", 0.8, "--repeats", 1, "--output")
     path, empty = tmp_path / "a.json", tmp_path / "empty"
     empty.touch()

@@ -22,9 +22,8 @@ from torch import nn
 from torchswat import select, sparsify_
 from torchswat.engine import plan, plan_model
 from torchswat.engine.loader import engine
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
-from torchswat.engine.plan import TunedPlan, bucket, choose, followed, key_of, path, products_for, save, table
-from torchswat.engine.products import Conv2dProducts
+from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, Shape
+from torchswat.engine.plan import TunedPlan, bucket, choose, followed, key_of, path, save, table
 from torchswat.engine.race import race
 from torchswat.engine.timings import Timing
 
@@ -367,16 +366,12 @@ def test_what_is_stored_is_plain(file):
 # ---- products and races ------------------------------------------------------------------------------------
 
 
-def test_the_products_are_those_of_the_choice(monkeypatch):
+@pytest.mark.parametrize("shape", [SHAPE, POINTWISE])
+def test_the_environment_chooses_for_all_products(monkeypatch, shape):
     monkeypatch.setenv("TORCHSWAT_PLAN", "dense")
-    assert type(products_for(SHAPE, 0.8)) is Conv2dProducts  # no change of layout pays
-    changing = products_for(SHAPE, 0.8, chwn=True)  # the layout came with the input
-    assert isinstance(changing, PackedConv2dProducts) and changing.choice == ALL_DENSE
-    dense = products_for(POINTWISE, 0.8)
-    assert isinstance(dense, PackedConv2dProducts) and dense.choice == ALL_DENSE
+    assert choose(shape, 0.8) == ALL_DENSE
     monkeypatch.setenv("TORCHSWAT_PLAN", "sparse")
-    sparse = products_for(SHAPE, 0.8)
-    assert isinstance(sparse, PackedConv2dProducts) and sparse.choice == ALL_SPARSE
+    assert choose(shape, 0.8) == ALL_SPARSE
 
 
 @pytest.mark.parametrize("shape", [SHAPE, POINTWISE, MATRIX])

@@ -27,9 +27,9 @@ class Batches:
     size nor on the processes nor on where the epoch was begun, and there is no state to save beyond the
     epoch and the number of the next batch.
 
-    Pictures in memory are handled as whole tensors in the calling thread: seven milliseconds for 1000 of CIFAR,
-    which another thread would not hide but pay for. Picture files are decoded by a pool of threads, two
-    batches ahead, while the caller computes.
+    Images in memory are handled as whole tensors in the calling thread: a small share of a step (``data_seconds`` in
+    the metrics of a run), which another thread would not hide but pay for. Image files are decoded by a pool of
+    threads, two batches ahead, while the caller computes.
 
     Parameters
     ----------

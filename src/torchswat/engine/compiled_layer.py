@@ -277,8 +277,9 @@ def forward(
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
-        masks = of_weight is not None and a.slots & FORWARD_WEIGHT
-        used = masked(native, weight, of_weight) if masks else weight  # type: ignore[arg-type]
+        used = weight
+        if of_weight is not None and a.slots & FORWARD_WEIGHT:
+            used = masked(native, weight, of_weight)
         y = forward_dense(native, sizes, x, source, used, bias, a)
     return y, kept, this.end(of_weight, of_activation, products), this.record
 

@@ -28,8 +28,7 @@ import torch
 
 from torchswat.engine import plan_model
 from torchswat.engine.loader import native
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, PackedConv2dProducts, Shape
-from torchswat.engine.products import Conv2dProducts
+from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, Shape
 from torchswat.engine.timings import Timing
 
 try:
@@ -188,17 +187,6 @@ def choose(shape: Shape, sparsity: float) -> Choice:
     True
     """
     return PLAN.choose(shape, sparsity)
-
-
-def products_for(shape: Shape, sparsity: float, chwn: bool = False) -> Conv2dProducts:
-    """Return the products of `shape` as they are fastest at `sparsity`: sparse, dense or mixed.
-
-    `chwn` says whether the input is in CHWN layout already.
-    """
-    choice = choose(shape, sparsity)
-    if choice == ALL_DENSE and not shape.is_pointwise and not chwn:  # then no change of layout pays
-        return Conv2dProducts(shape.stride, shape.padding)
-    return PackedConv2dProducts.of(shape, choice)
 
 
 def products_of(choice: Choice) -> int:

@@ -82,9 +82,8 @@ def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
     draw = torch.Generator().manual_seed(0)
     matrix = is_matrix(shape)
     sizes = compiled_layer.sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding)
-    chosen = compiled_layer.Chosen(
-        NormalDist().inv_cdf((1 + sparsity) / 2)
-    )  # of the magnitudes of normal numbers
+    limit = NormalDist().inv_cdf((1 + sparsity) / 2)  # of the magnitudes of normal numbers
+    chosen = compiled_layer.Chosen(limit)
     slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION
     a = Geometry(shape.stride, shape.padding, (1, 1), 1, slots, not matrix)
     (n, c, *_), k, (p, q) = shape.input, shape.weight[0], output_positions(shape)
@@ -108,16 +107,16 @@ def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
         return compiled_layer.forward_dense(module, sizes, x, x, used, None, a)
 
     def sparse_gradient() -> Tensor:
-        kept = saved.compress(module, in_chwn(x), None, chosen.limit, -1)[0]
+        kept = saved.compress(module, in_chwn(x), None, limit, -1)[0]
         this = backward(in_chwn(gradient), GRAD_WEIGHT_SPARSE | compiled_layer.CHWN_SAVED)
-        return compiled_layer.grad_weight_of(this, None, kept, chosen.limit, None)
+        return compiled_layer.grad_weight_of(this, None, kept, limit, None)
 
     def dense_gradient() -> Tensor:
         if matrix:
-            kept, products = saved.keep_flat(module, x, None, chosen.limit, -1)[0], 0
+            kept, products = saved.keep_flat(module, x, None, limit, -1)[0], 0
         else:
-            kept, products = saved.compress(module, x, None, chosen.limit, -1)[0], compiled_layer.CHWN_SAVED
-        return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, chosen.limit, None)
+            kept, products = saved.compress(module, x, None, limit, -1)[0], compiled_layer.CHWN_SAVED
+        return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, limit, None)
 
     return Timing(
         best(

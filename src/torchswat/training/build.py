@@ -84,7 +84,7 @@ def test_batches(recipe: Recipe, dataset: Dataset, rank: int = 0, processes: int
 def build_model(recipe: Recipe, dataset: Dataset, steps_per_epoch: int) -> nn.Module:
     """Make the sparse network of a recipe with fresh weights drawn from its seed.
 
-    The form is the recipe's; where it names none, the form made for pictures nearest in size to the data's. Steps of
+    The form is the recipe's; where it names none, the form made for images nearest in size to the data's. Steps of
     an epoch are those of the training, which may have been on other data than `dataset`.
     """
     torch.manual_seed(recipe.seed)
