@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 # What an installation is made from; Python files are not among it, for it is editable.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/torchswat/engine/native/*)
 
-.PHONY: help venv demo test test-all sanitize bench lint format
+.PHONY: help venv demo test test-all sanitize bench docs lint format
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -32,6 +32,10 @@ bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
 	$(BIN)/torchswat bench step --quick
 	$(BIN)/torchswat bench selection --quick
 	$(BIN)/torchswat bench inference --quick
+
+docs: $(INSTALLED)  ## the documentation as a static site in site/; a link that leads nowhere is an error
+	$(BIN)/python docs/make_pages.py --check
+	$(BIN)/zensical build --clean --strict
 
 lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check

@@ -16,12 +16,12 @@ Made by `python benchmarks/inference_page.py` from the files beside it, which `t
 `--case resnet50-8 --case resnet50-1`.
 
 Networks are files of `torchswat.save`, pruned, with random weights, float32 on all sides; the contestants run
-in turns in one process, and a call is a batch of normalised pictures in memory. Speed-up is over the fastest
-of the others. They run a pruned network too, and gain nothing from its zeros; so they are timed once.
+in turns in one process, and a call is a batch of normalised images in memory. Speedup is over the fastest
+of the others. They run a pruned network at the price of a dense one, so they are timed once.
 """
 
 NOTES = """
-At S = 0.5 this runtime gains with a batch of 64; on ResNet-50 and with a single picture it is level with the
+At S = 0.5 this runtime is faster at batch size 64; on ResNet-50 and at batch size 1 it is on par with the
 fastest of the others. A processor that multiplies bfloat16 in matrix units, as this one does, could run the
 dense networks faster in that precision; float32 is compared with float32 here.
 """

@@ -14,37 +14,39 @@ HEAD = """# Memory
 Made by `python benchmarks/memory_page.py` from [memory.json](memory.json), which `torchswat bench memory
 --threads 1 -o docs/results/memory.json` writes.
 
-Bytes are those of the storages that one training step saves for its backward pass, each storage once:
+Bytes are those of the storages that one training step saves for backward, each storage once:
 values, positions, masks, statistics, and whatever is allocated and not used. Parameters and the batch are
 there anyway and are not counted among the activations. *Fewer* is against dense torch. *Weights* are what the
 backward pass reads of convolutions and linear layers; in a sparse network they stand beside the dense
 parameters, which the optimizer needs. *Peak* is the most memory of the process in the step above what it
 holds between steps (gradients and temporary tensors included), every larger tensor mapped by itself;
-*by the bytes* is the dense peak less what is kept less, and *of it* how much of that fall was seen.
+*by the bytes* is the dense peak minus the saved bytes that a sparse step does without, and *of it* the fraction of
+that reduction that was measured.
 
-![bytes kept and peak](memory.png)
+![Saved bytes and peak](memory.png)
 """
 
 NOTES = """
 What the figures say:
 
-- The input of batch norm is most of what is left: it is kept whole by default, as in the paper. Where nothing
-  is added between it and its ReLU, the layer behind keeps nothing of its own: its compressed input is made
-  from that again. Only layers behind a sum, a pool or the pictures keep one, so bytes fall by more than the
+- The input of batch norm is most of what is left: it is saved whole by default, as in the paper. Where nothing
+  is added between it and its ReLU, the next layer saves nothing of its own: it recomputes its compressed input
+  from batch norm's. Only layers behind a sum, a pool or the images save one, so bytes fall by more than the
   targets, and by less from one S to the next.
-- With a narrower input of batch norm every layer keeps its compressed input, which is exact then as well.
-- VGG-16 gains more than ResNet-18 since torch's maximum keeps its whole input and an 8-byte index an output.
+- With a narrower input of batch norm every layer saves its compressed input, which is exact then as well.
+- VGG-16 saves more bytes than ResNet-18 since torch's max pooling saves its whole input and an 8-byte index an
+  output.
 - The narrower the batch norm's input, the more of the peak are gradients: at the largest maps two or three
-  dense ones are alive beside what is kept, which nothing here makes smaller.
-- What little memory costs in time: `python benchmarks/memory_step.py 7`,
-  [memory-step.json](memory-step.json), a step against the same one that keeps packed weights and compressed
-  activations from the forward pass on.
+  dense ones are alive beside the saved activations, and nothing here makes them smaller.
+- What the smaller memory costs in time: `python benchmarks/memory_step.py 7`,
+  [memory-step.json](memory-step.json), a step against the same one that saves packed weights and compressed
+  activations in the forward pass.
 - Accuracy with the narrower inputs: [norm-input.csv](norm-input.csv), ResNet-20 on 20,000 images of
   CIFAR-10, four epochs of SWAT at 80 %, one seed each (`torchswat train --recipe cifar-small --epochs 4
   --method sample --set data.train_limit=20000 --set optimizer.milestones=[3] --set sparse.norm_input=int8`).
   One seed at this scale cannot tell such differences from those of seeds.
-- Algorithms that leave activations dense keep what torch keeps, or their masks beside it (dsg).
-  forward-weight runs in the engine's layout: it keeps less behind pooling and a little more elsewhere.
+- Algorithms that leave activations dense save what torch saves, or their masks beside it (dsg).
+  forward-weight runs in the engine's layout: it saves less behind pooling and a little more elsewhere.
 """
 
 
@@ -96,9 +98,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _fall(row: dict[str, Any], dense: dict[str, Any]) -> str:
-    """Return the share of the promised fall of the peak that was seen, where any was promised."""
-    promised = dense["peak"] - row["peak_by_bytes"]
-    return f"{100 * (dense['peak'] - row['peak']) / promised:.0f} %" if promised > 0 else ""
+    """Return the share of the expected reduction of the peak that was measured, where any was expected."""
+    expected = dense["peak"] - row["peak_by_bytes"]
+    return f"{100 * (dense['peak'] - row['peak']) / expected:.0f} %" if expected > 0 else ""
 
 
 def main() -> None:

@@ -86,7 +86,8 @@ def test_every_requirement_is_pinned_within_its_range(project, python):
     extras = project["optional-dependencies"]
     asked = [Requirement(line) for lines in (project["dependencies"], *extras.values()) for line in lines]
     for requirement in asked:
-        if requirement.name == "torchswat":
+        absent = requirement.marker and not requirement.marker.evaluate({"python_version": python})
+        if requirement.name == "torchswat" or absent:
             continue
         (pin,) = pins[requirement.name].specifier
         assert pin.operator == "==" and requirement.specifier.contains(pin.version), requirement.name
