@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
+import torchswat
 from torchswat import errors
 from torchswat.errors import TorchswatError, UnknownName
 
@@ -37,3 +40,30 @@ def test_an_unknown_name_gets_the_nearest_and_all_known():
 
 def test_a_name_near_nothing_gets_all_known():
     assert str(UnknownName.of("scope", 7, ["nchw"])) == "unknown scope 7: Known: nchw."
+
+
+HUGE = (torch.randn(100, 100), list(range(10_000)), "x" * 10_000, {i: i for i in range(5_000)})
+CALLS = {
+    "sparsify_, sparsity": lambda value: torchswat.sparsify_(nn.Linear(4, 2), sparsity=value),
+    "sparsify_, scope": lambda value: torchswat.sparsify_(nn.Linear(4, 2), scope=str(value)),
+    "sparsify_, period": lambda value: torchswat.sparsify_(nn.Linear(4, 2), period=value),
+    "sparsify_, skip": lambda value: torchswat.sparsify_(nn.Linear(4, 2), skip=value),
+    "select, sparsity": lambda value: torchswat.select(torch.randn(4), value),
+    "prune_, sparsity": lambda value: torchswat.prune_(torchswat.sparsify_(nn.Linear(4, 2)), sparsity=value),
+    "Cubic, final": lambda value: torchswat.schedules.Cubic(final=value, steps=3),
+    "create, name": lambda value: torchswat.models.create(str(value)),
+}
+
+
+@pytest.mark.parametrize("value", HUGE, ids=["tensor", "list", "text", "mapping"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_message_about_a_huge_value_still_fits_on_a_screen(call, value):
+    with pytest.raises(TorchswatError) as caught:
+        CALLS[call](value)
+    message = str(caught.value)
+    assert len(message) < 1000 and ("allowed" in message or "nown" in message or "pattern" in message)
+
+
+def test_a_long_message_keeps_what_is_wrong_and_what_is_allowed():
+    message = str(errors.InvalidValue(f"scope is {'x' * 5000}; allowed is nchw."))
+    assert message.startswith("scope is xxx") and message.endswith("; allowed is nchw.")

@@ -17,9 +17,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_HEAD, _TAIL = 300, 500
+"""Characters kept of a message that quotes a value too long to read: what is wrong, and what is allowed."""
+
 
 class TorchswatError(Exception):
-    """Whatever the user can mend: the base of every exception raised on purpose."""
+    """Whatever the user can mend: the base of every exception raised on purpose.
+
+    Examples
+    --------
+    >>> len(str(TorchswatError(f"sparsity is {list(range(10_000))}; allowed is a number.")))
+    807
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > _HEAD + _TAIL:
+            text = f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
+        super().__init__(text)
 
 
 class InvalidValue(TorchswatError, ValueError):
