@@ -32,6 +32,7 @@ from torchswat.deploy.predict import predict
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,7 +40,7 @@ from torchswat.deploy.service import Limits, _Service
 
 
 @contextmanager
-def serving(model: Path, *options: object) -> Iterator[str]:
+def serving(model: Path | str, *options: object) -> Iterator[str]:
     """Run `torchswat serve` in a process of its own, and give its host and port."""
     command = [sys.executable, "-m", "torchswat", "serve", str(model), "--port", "0", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -101,7 +102,7 @@ def test_none_is_lost_under_load(address: str, model: Path, pictures: list[Path]
     """Eight clients at once: every answer is there, is right, and went to the one who asked."""
     guesses = predict(torchswat.load(model), pictures, top=1)
     expected = {file: found[0].name for file, found in guesses if isinstance(found, list)}
-    before = counter(address, 'torchswat_requests_total{status="200"}')
+    before = counter(address, 'torchswat_requests_total{model="network",status="200"}')
 
     def client(number: int) -> list[tuple[Path, int, Any]]:
         files = [pictures[(number + turn) % len(pictures)] for turn in range(40)]
@@ -111,9 +112,10 @@ def test_none_is_lost_under_load(address: str, model: Path, pictures: list[Path]
         answers = [answer for some in pool.map(client, range(8)) for answer in some]
     assert len(answers) == 320 and all(status == 200 for _, status, _ in answers)
     assert all(found["guesses"][0]["name"] == expected[file] for file, _, found in answers)
-    assert counter(address, 'torchswat_requests_total{status="200"}') == before + 320
-    assert counter(address, "torchswat_batch_size_largest") > 1  # some ran together
-    assert counter(address, "torchswat_pictures_waiting") == 0
+    assert counter(address, 'torchswat_requests_total{model="network",status="200"}') == before + 320
+    alone = counter(address, 'torchswat_batch_size_bucket{le="1.0"')
+    assert counter(address, "torchswat_batch_size_count") > alone  # some ran together
+    assert counter(address, "torchswat_images_queued") == 0
 
 
 def refused(
@@ -126,7 +128,7 @@ def refused(
 def test_what_is_refused(address: str, pictures: list[Path]):
     picture = pictures[0].read_bytes()
     refused(address, 413, "50000 bytes at most", bytes(50_001))
-    refused(address, 413, "50000 bytes at most", b"", **{"Content-Length": "100001"})
+    refused(address, 413, "50000 bytes at most", b"", **{"Content-Length": "900001"})
     refused(address, 413, "50000 bytes at most", iter([bytes(30_000)] * 3))
     refused(address, 400, "empty")
     refused(address, 415, "not a readable image", b"hello")
@@ -209,15 +211,15 @@ def test_a_network_that_fails_is_answered_for(
         return {"type": "http.request", "body": pictures[0].read_bytes(), "more_body": False}
 
     async def main() -> tuple[Response, str]:
-        service = _Service(network, Limits())
+        service = _Service({"digits": network}, Limits())
         scope = {"type": "http", "method": "POST", "headers": [], "query_string": b""}
-        async with service.batcher.running():
+        async with service.lifespan(Starlette()):
             answer = await service.predict(Request(scope, receive))
-        return answer, bytes((await service.metrics(Request(scope, receive))).body).decode()
+        return answer, bytes((await service.scrape(Request(scope, receive))).body).decode()
 
     answer, metrics = asyncio.run(main())
     assert answer.status_code == 500 and "failed" in json.loads(bytes(answer.body))["error"]
-    assert 'requests_total{status="500"} 1' in metrics
+    assert 'requests_total{model="digits",status="500"} 1' in metrics
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -234,7 +236,7 @@ def test_an_address_that_is_taken(model: Path):
 
 def test_the_page_is_plain(address: str):
     status, page = ask(address, "GET", "/")
-    assert status == 200 and "Drop a picture" in page
+    assert status == 200 and "Drop an image" in page
     assert "http://" not in page and "https://" not in page  # nothing from elsewhere
     assert ask(address, "GET", "/page.js")[0] == ask(address, "GET", "/page.css")[0] == 200
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from torchswat.errors import InvalidData, MissingDependency
+from torchswat.errors import InvalidData, InvalidValue, MissingDependency
 
 console = Console(soft_wrap=True)
 _WIDEST = 10_000  # characters of a line
@@ -109,18 +109,34 @@ def _expect_large_pictures() -> None:
 
 
 def serve(
-    model: Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Files that `torchswat export` wrote, as FILE or NAME=FILE."),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a picture, at most.")] = 10 * 2**20,
-    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures in a batch, at most.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a body, at most.")] = 10 * 2**20,
+    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Images in a batch, at most.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Images in the queue, at most.")] = 256,
+    max_connections: Annotated[int, typer.Option(min=1, help="Open connections, at most.")] = 1000,
+    header_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for the headers of a request to arrive.")
+    ] = 10,
+    body_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for a body to arrive.")] = 30,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")
     ] = None,
 ) -> None:
-    """Answer over HTTP what is on pictures: POST /predict, /health, /metrics, and a page to try it."""
+    """Answer over HTTP: image files at POST /predict, tensors by the KServe v2 protocol, and a page to try it.
+
+    Examples:
+
+      torchswat serve runs/first/export/network.safetensors
+
+      torchswat serve digits=digits.safetensors birds=birds.safetensors --port 9000
+    """
     try:
+        import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
@@ -136,5 +152,30 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     _expect_large_pictures()
-    limits = Limits(bytes=max_bytes, batch=max_batch, room=max_waiting)
-    run(load(model), host, port, limits, lambda address: print(f"Listening on {address}", flush=True))
+    networks = {name: load(path) for name, path in _named(models).items()}
+    limits = Limits(
+        bytes=max_bytes,
+        seconds=body_seconds,
+        header_seconds=header_seconds,
+        connections=max_connections,
+        batch=max_batch,
+        room=max_waiting,
+    )
+    run(networks, host, port, limits, lambda address: print(f"Listening on {address}", flush=True))
+
+
+def _named(models: list[str]) -> dict[str, Path]:
+    """Return the files of models by name: what stands before ``=``, else the name of the file."""
+    found: dict[str, Path] = {}
+    for model in models:
+        name, given, file = model.partition("=")
+        path = Path(file if given else model)
+        name = name if given else path.stem
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise InvalidValue(
+                f"the model's name is {name!r:.60}; allowed are letters, digits, '-', '_' and '.'."
+            )
+        if name in found:
+            raise InvalidValue(f"two models are called {name!r}; name them, as in one={path} other=FILE.")
+        found[name] = path
+    return found
