@@ -620,7 +620,7 @@ def count_steps_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Removabl
     model : Module
         With sparse layers.
     optimizer : Optimizer
-        Whose ``step`` counts; a post-step hook is registered on it.
+        Whose ``step`` counts; a post-step hook is registered on it, or on the one it wraps (Accelerate's).
 
     Returns
     -------
@@ -654,6 +654,8 @@ def count_steps_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Removabl
             if isinstance(layer, SparseLayer):
                 layer.sparse_state[ITERATION] += 1
 
+    while "_optimizer_step_post_hooks" not in vars(optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = cast(Any, optimizer).optimizer  # a wrapper, whose own hooks torch never set up
     handle = _CountedSteps(layers, optimizer.register_step_post_hook(count))
     return cast(RemovableHandle, handle)
 

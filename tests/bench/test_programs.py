@@ -47,7 +47,7 @@ def test_the_user_s_resnet_has_as_many_parameters_as_ours():
 
 
 def test_every_hugging_face_network_can_be_built_and_run():
-    pytest.importorskip("transformers", reason="no transformers (extra: programs)")
+    pytest.importorskip("transformers", reason="no transformers (extra: transformers)")
     for name, program in PROGRAMS.items():
         if name.startswith("hf-tiny"):
             assert isinstance(program, TrainingStep)
@@ -56,7 +56,7 @@ def test_every_hugging_face_network_can_be_built_and_run():
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependency, match=r"pip install .torchswat\[programs\]"):
+    with pytest.raises(MissingDependency, match=r"pip install .torchswat\[transformers\]"):
         hugging_face("ViT")
 
 

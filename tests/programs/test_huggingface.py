@@ -6,7 +6,7 @@ import pytest
 from comparing import Setting, check_network
 from torch import nn
 
-transformers = pytest.importorskip("transformers", reason="no transformers (extra: programs)")
+transformers = pytest.importorskip("transformers", reason="no transformers (extra: transformers)")
 
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 BATCH = (8, 3, 32, 32)

@@ -93,7 +93,7 @@ def hugging_face(family: str, **settings: Any) -> nn.Module:
             raise
         raise MissingDependency(
             f"the network {family} comes from transformers, which is not installed: "
-            'pip install "torchswat[programs]".'
+            'pip install "torchswat[transformers]".'
         ) from None
     config = getattr(transformers, f"{family}Config")(num_labels=10, **settings)
     return getattr(transformers, f"{family}ForImageClassification")(config)

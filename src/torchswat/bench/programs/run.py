@@ -143,7 +143,7 @@ def bench_programs(
         try:
             if name.startswith("hf-") and find_spec("transformers") is None:
                 raise MissingDependency(
-                    f'{name} needs transformers, which is not installed: pip install "torchswat[programs]".'
+                    f'{name} needs transformers, which is not installed: pip install "torchswat[transformers]".'
                 )
             rows += _race(PROGRAMS[name], repeats, other, seed, facts, count)
         except TorchswatError as error:
