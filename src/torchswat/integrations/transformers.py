@@ -149,6 +149,5 @@ def _numbers(state: dict[str, Tensor]) -> dict[str, Any]:
 
 def _tensors(numbers: dict[str, Any]) -> dict[str, Tensor]:
     return {
-        name: torch.tensor(one["values"], dtype=getattr(torch, one["dtype"]))
-        for name, one in numbers.items()
+        name: torch.tensor(one["values"], dtype=getattr(torch, one["dtype"])) for name, one in numbers.items()
     }
