@@ -1,7 +1,7 @@
-"""A training script as timm users write them: AdamW without decay on norms, warm-up and cosine, label smoothing, EMA.
+"""A script as timm users write them: AdamW without decay on norms, warm-up and cosine, label smoothing, EMA, bfloat16.
 
 timm itself needs torchvision and is not installed for this example. With it, `create_model`, `ModelEmaV3` and
-`create_optimizer_v2` take the places marked below, and the line with sparsify_ stays. Run: python timm_style.py --epochs 5
+`create_optimizer_v2` take the places marked below, and the line with sparsify_ stays. Run: python timm_style.py
 """
 
 import argparse

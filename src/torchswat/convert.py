@@ -280,6 +280,14 @@ def _chosen_layers(model: nn.Module, settings: Sparsity) -> dict[str, nn.Module]
             f"layer {lazy[0]!r} is lazy and has no weight yet; run the model once on an example first."
         )
     layers = covered_layers(model)
+    wrapped = [
+        n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and _is_wrapped(m)
+    ]
+    if wrapped:
+        raise InvalidValue(
+            f"layer {wrapped[0]!r} was wrapped by torch.distributed.fsdp.fully_shard itself, so its class cannot be "
+            "switched. Call sparsify_ on the model before fully_shard."
+        )
     if not layers:
         raise InvalidValue(f"{type(model).__name__} has no Conv2d or Linear layer to make sparse.")
     left_dense = [
@@ -307,6 +315,11 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of the classes that `sparsify_` covers, by name."""
     classes = {**SPARSE_CLASSES, **_DENSE_CLASSES}
     return {name: m for name, m in model.named_modules() if type(m) in classes}
+
+
+def _is_wrapped(layer: nn.Module) -> bool:
+    """Return whether ``fully_shard`` gave the layer a class of its own."""
+    return "FSDPModule" in (base.__name__ for base in type(layer).__mro__)
 
 
 def _fitting(layers: Mapping[str, nn.Module], pattern: str) -> list[str]:
@@ -361,7 +374,7 @@ def desparsify_(model: Model) -> Model:
     )
     """
     for name, layer in sparse_layers(model):
-        if "FSDPModule" in (base.__name__ for base in type(layer).__mro__):
+        if _is_wrapped(layer):
             raise InvalidValue(
                 f"layer {name!r} was wrapped by torch.distributed.fsdp.fully_shard itself, so its class "
                 "cannot be switched. "
