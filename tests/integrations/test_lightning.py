@@ -180,6 +180,19 @@ def test_the_loggers_get_the_numbers(tmp_path):
     assert len(board.Scalars("torchswat/activation_threshold")) == STEPS // 2
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb")
+def test_weights_and_biases_gets_the_numbers_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="no wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
+    fit(tmp_path, LightningCallback(sparsity=0.75), BATCHES, logger=logger)
+    assert logger.experiment.summary["torchswat/weight_density"] == pytest.approx(0.25, abs=0.01)
+    logger.experiment.finish()
+    assert list(tmp_path.rglob("*.wandb"))
+
+
 def test_a_model_that_its_owner_made_sparse_is_left_as_it_is(tmp_path):
     class Owned(Network):
         def __init__(self) -> None:

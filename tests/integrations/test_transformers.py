@@ -103,7 +103,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "schedule" else pytest.mark.slow) for name in SETTINGS],
+)
 def test_a_resumed_training_is_the_uninterrupted_one(name, tmp_path):
     settings, options = SETTINGS[name]
     whole = everything(fit(tmp_path / "whole", settings, **options))
@@ -112,6 +115,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(name, tmp_path):
     assert differing(whole, everything(fit(tmp_path / "rest", settings, STEPS, saved, **options))) == []
 
 
+@pytest.mark.slow
 def test_without_the_saved_state_the_resume_is_another_training(tmp_path):
     """The comparison above fails where it should."""
     settings = {"sparsity": Cubic(0.8, 7), "period": 3}
@@ -133,7 +137,7 @@ def test_files_of_weights_are_those_of_the_plain_model(tmp_path):
     assert sorted(saved) == sorted(Network().state_dict())
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_schedules_count_optimizer_steps(accumulate, tmp_path):
     settings = {"sparsity": Steps(((0, 0.0), (4, 0.5)))}
     trainer = fit(tmp_path, settings, gradient_accumulation_steps=accumulate)
@@ -148,6 +152,7 @@ def test_schedules_count_optimizer_steps(accumulate, tmp_path):
     assert {layer.sparse.iteration for _, layer in torchswat.sparse_layers(trainer.model)} == {2 * STEPS}
 
 
+@pytest.mark.slow
 def test_a_model_made_anew_is_made_sparse(tmp_path):
     arguments = make_trainer(tmp_path).args
     trainer = transformers.Trainer(args=arguments, model_init=Network, train_dataset=examples())
@@ -158,6 +163,7 @@ def test_a_model_made_anew_is_made_sparse(tmp_path):
     assert {layer.sparse.iteration for _, layer in torchswat.sparse_layers(trainer.model)} == {STEPS}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*logging_dir.*:FutureWarning")
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -175,6 +181,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert board.Scalars("train/torchswat/macs_saving")[-1].value == pytest.approx(counted, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_sparse_model_is_left_as_it_is_and_other_settings_are_refused(tmp_path):
     model = Network()
     torchswat.fuse_(torchswat.sparsify_(model, sparsity=0.5))
@@ -188,6 +195,16 @@ def test_a_sparse_model_is_left_as_it_is_and_other_settings_are_refused(tmp_path
         TrainerCallback(trainer, scop="chw")
 
 
+@pytest.mark.slow
 def test_a_dense_baseline_needs_no_other_script(tmp_path):
     trainer = fit(tmp_path, {"algorithm": "dense"})
     assert not any("torchswat" in name for entry in trainer.state.log_history for name in entry)
+
+
+def test_training_goes_on_sparsely_from_a_dense_checkpoint(tmp_path):
+    dense = make_trainer(tmp_path / "dense", STEPS_BEFORE)
+    dense.train()
+    saved = tmp_path / "dense" / f"checkpoint-{STEPS_BEFORE}"
+    trainer = fit(tmp_path / "sparse", {"sparsity": 0.5}, STEPS, saved)
+    iterations = {layer.sparse.iteration for _, layer in torchswat.sparse_layers(trainer.model)}
+    assert iterations == {STEPS - STEPS_BEFORE}
