@@ -15,7 +15,8 @@ demo: $(INSTALLED)  ## train a network with SWAT, from nothing, in a minute or t
 test: $(INSTALLED)  ## the tests that CI runs
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(INSTALLED)  ## the slow tests too
+test-all: $(INSTALLED)  ## the slow tests too, and those of the extra lightning
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt lightning
 	$(BIN)/python -m pytest
 
 # The sanitizers' libraries must be there before Python is; tests/engine/conftest.py takes the module built here.
