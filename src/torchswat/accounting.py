@@ -19,6 +19,7 @@ from torchswat.errors import InvalidValue
 from torchswat.examples import copied, random_states_restored, tensors_in
 from torchswat.layer_calls import NORMS, LayerCall, record
 from torchswat.layers import SparseLayer
+from torchswat.progress import Progress
 from torchswat.projection import dimensions
 
 
@@ -139,7 +140,7 @@ def _short(number: float) -> str:
     raise AssertionError
 
 
-def cost(model: nn.Module, example_input: Any) -> Cost:
+def cost(model: nn.Module, example_input: Any, *, progress: Progress | None = None) -> Cost:
     """Count what one training step of `model` on `example_input` costs.
 
     A copy of the model runs one forward and backward pass, so the model itself, its counters and its batch
@@ -155,6 +156,9 @@ def cost(model: nn.Module, example_input: Any) -> Cost:
     example_input : Tensor, tuple or mapping
         A batch as the model takes it, such as a float tensor of shape (N, C, H, W); a tuple holds positional
         arguments, a mapping keyword arguments.
+    progress : callable, optional
+        Called with the work done and the work of all, first after every layer's forward pass, then after its
+        backward pass.
 
     Returns
     -------
@@ -182,7 +186,7 @@ def cost(model: nn.Module, example_input: Any) -> Cost:
         layer.train()
     with random_states_restored():
         try:
-            calls = record(twin, _detached(example_input))
+            calls = record(twin, _detached(example_input), progress)
         except (RuntimeError, ValueError, TypeError) as error:
             raise InvalidValue(
                 f"{type(model).__name__} does not run on an input of shape {_shapes(example_input)}: {error}"

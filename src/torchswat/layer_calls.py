@@ -20,9 +20,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 
 from torchswat.examples import call, tensors_in
 from torchswat.layers import LayerSparsity, SparseLayer
+from torchswat.progress import Progress
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
@@ -73,8 +75,10 @@ class LayerCall:
     densities: dict[str, float] = field(default_factory=dict)
 
 
-def record(model: nn.Module, example: Any) -> list[LayerCall]:
+def record(model: nn.Module, example: Any, progress: Progress | None = None) -> list[LayerCall]:
     """Run `model` forward and backward on `example`; return its calls of layers as they ended.
+
+    `progress` is told of every layer after its forward pass and again when its gradient arrives.
 
     Raises
     ------
@@ -84,6 +88,8 @@ def record(model: nn.Module, example: Any) -> list[LayerCall]:
     calls: list[LayerCall] = []
     running: list[_Running] = []
     handles = []
+    if progress is not None:
+        handles += _report(model, progress)
     for name, module in model.named_modules():
         begin, end = _hooks(name, running, calls)
         handles.append(module.register_forward_pre_hook(begin))
@@ -102,6 +108,24 @@ def record(model: nn.Module, example: Any) -> list[LayerCall]:
         if isinstance(one.module, SparseLayer) and "gradient" in one.densities:
             one.densities["gradient"] = float(one.module.sparse.selectors["gradient"].density)
     return calls
+
+
+def _report(model: nn.Module, progress: Progress) -> list[RemovableHandle]:
+    """Register hooks that report each known layer's forward pass as one piece of work, its backward as two."""
+    layers = [module for module in model.modules() if isinstance(module, KNOWN)]
+    done, total = 0, 3 * len(layers)
+
+    def advance(work: int) -> None:
+        nonlocal done
+        done = min(done + work, total)  # a layer may run twice
+        progress(done, total)
+
+    def end(module: nn.Module, arguments: tuple, output: Any) -> None:
+        advance(1)
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(lambda _: advance(2))
+
+    return [layer.register_forward_hook(end) for layer in layers]
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torchswat.errors import InvalidValue
 from torchswat.expectation import Expected, total, warn_if_slower
 from torchswat.fused import STATE
 from torchswat.layers import SparseLayer
+from torchswat.progress import Progress
 from torchswat.switched import SWITCHED_CLASSES
 from torchswat.tuning import expected_layers, sizes_met
 
@@ -152,7 +153,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def summary(model: nn.Module, example: Any = None) -> Summary:
+def summary(model: nn.Module, example: Any = None, *, progress: Progress | None = None) -> Summary:
     """Return what every layer of `model` is: sparse, switched, fused, or dense and why.
 
     Parameters
@@ -163,6 +164,8 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
         The input of one training step; a tuple holds positional arguments, a mapping keyword arguments. With
         it a copy of the model runs once, and the summary says which products run sparse, and how long a step
         is expected to take: by what `torchswat.tune` measured, else by a cost model.
+    progress : callable, optional
+        Called after every sparse layer of that run with the number done and the number of all.
 
     Returns
     -------
@@ -189,7 +192,7 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     >>> found.layers[-1].why
     "skip: 'last'"
     """
-    by_layer = {} if example is None else _expected(model, example)
+    by_layer = {} if example is None else _expected(model, example, progress)
     notes = _notes(model)
     fused = _fused_modules(model)
     layers = []
@@ -207,9 +210,9 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     return Summary(tuple(layers), algorithm, max(iterations, default=0), total(by_layer.values()))
 
 
-def _expected(model: nn.Module, example: Any) -> dict[str, Expected]:
+def _expected(model: nn.Module, example: Any, progress: Progress | None) -> dict[str, Expected]:
     try:
-        return expected_layers(model, sizes_met(model, example, training=True))
+        return expected_layers(model, sizes_met(model, example, training=True, progress=progress))
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InvalidValue):
             raise

@@ -18,10 +18,8 @@ from torchswat.engine.timings import Timing, multiply_adds
 from torchswat.errors import InvalidValue
 from torchswat.examples import call, copied, random_states_restored
 from torchswat.expectation import PRODUCTS, Expected, expected_layer, warn_if_slower
+from torchswat.progress import Progress
 from torchswat.step_race import race_steps
-
-Progress = Callable[[int, int], object]
-"""Called after every race with the number done and the number of all."""
 
 _SCHEDULE_SAMPLES = (0, *(step * 10**power for power in range(7) for step in range(1, 10)))
 _REPEATS = 5
@@ -185,7 +183,7 @@ def _both(one: Expected, other: Expected) -> Expected:
     return Expected(one.sparse + other.sparse, one.dense + other.dense, one.tuned and other.tuned, runs)
 
 
-def sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
+def sizes_met(model: nn.Module, example: Any, training: bool, progress: Progress | None = None) -> list[Met]:
     """Run a copy of `model` once; return what its layers asked, once for each of their sparsities."""
     with random_states_restored():
         twin = copied(model, "tuning").train(training)
@@ -195,31 +193,36 @@ def sizes_met(model: nn.Module, example: Any, training: bool) -> list[Met]:
             layer.sparse.sparsity = max(
                 sparsities[name]
             )  # in a schedule's first steps the layer may be dense
-        shapes = _shapes_asked(twin, example, training)
+        shapes = _shapes_asked(twin, example, training, progress)
     return [
         (name, shape, sparsity) for name, shape in shapes for sparsity in sparsities[name] if sparsity > 0
     ]
 
 
-def _shapes_asked(twin: nn.Module, example: Any, training: bool) -> list[tuple[str, Shape]]:
+def _shapes_asked(
+    twin: nn.Module, example: Any, training: bool, progress: Progress | None
+) -> list[tuple[str, Shape]]:
     """Return the shapes that the sparse layers of `twin` ask for within their own forward."""
     running: list[str] = []
+    ran: set[str] = set()
+    layers = list(sparse_layers(twin))
     shapes: dict[tuple[str, Shape], None] = {}
 
     def record(shape: Shape, sparsity: float) -> None:
         if running:
             shapes[running[-1], shape] = None
 
-    for name, layer in sparse_layers(twin):
+    def end(*_: Any) -> None:
+        ran.add(running.pop())
+        if progress is not None:
+            progress(len(ran), len(layers))
+
+    for name, layer in layers:
         layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
-        layer.register_forward_hook(lambda *_: _drop_last(running), always_call=True)
+        layer.register_forward_hook(end, always_call=True)
     with plan.recorded(record), torch.set_grad_enabled(training):
         call(twin, example)
     return list(shapes)
-
-
-def _drop_last(running: list[str]) -> None:
-    running.pop()
 
 
 def _sparsities(sparsity: float | Callable[[int], float]) -> list[float]:

@@ -18,12 +18,12 @@ from torchswat.engine import plan
 from torchswat.engine.packed import Shape
 
 OPTIONS = {
-    "products": "isa output quick repeats shape sparsity threads",
-    "step": "isa network output quick repeats selection sparsity threads",
-    "selection": "isa output quick repeats sparsity threads",
-    "memory": "batch-size device isa network output quick sparsity threads",
-    "inference": "case isa output peer quick repeats sparsity threads",
-    "programs": "against isa only output quick repeats threads",
+    "products": "isa json output quick repeats shape sparsity threads",
+    "step": "isa json network output quick repeats selection sparsity threads",
+    "selection": "isa json output quick repeats sparsity threads",
+    "memory": "batch-size device isa json network output quick sparsity threads",
+    "inference": "case isa json output peer quick repeats sparsity threads",
+    "programs": "against isa json only output quick repeats threads",
 }
 
 
@@ -148,14 +148,12 @@ def test_an_instruction_set_is_in_force_before_torch_is_imported(run, monkeypatc
     "arguments, message",
     [
         (["products", "--shape", "3x3_64"], "unknown shape '3x3_64': did you mean '3x3-64'?"),
-        (["products", "--sparsity", "1"], "sparsity is 1.0"),
         (["products", "--isa", "avx22"], "did you mean 'avx2'?"),
         (["step", "--network", "resnet_18"], "did you mean 'resnet18'?"),
         (["step", "--selection", "sampel:1"], "did you mean 'sample'?"),
         (["step", "--selection", "sample:x"], "METHOD:PERIOD"),
         (["programs", "--only", "mlp-x65"], "did you mean 'mlp-x64'?"),
         (["programs", "--only", "mlp-x64", "--against", "."], "has no torchswat"),
-        (["selection", "--sparsity", "-1"], "sparsity is -1.0"),
         (["memory", "--network", "resnet_18"], "did you mean 'resnet18'?"),
         (["memory", "--device", "tpu"], "device is 'tpu'"),
     ],
@@ -169,7 +167,15 @@ def test_what_the_user_got_wrong_is_code_2_and_one_message(arguments, message, r
 
 def test_threads_beyond_all_processors_are_refused(run):
     code, _, errors = run("bench", "products", "--threads", "100000000000")
-    assert code == 2 and "less than or equal to 1024" in errors
+    assert code == 2 and "'--threads'" in errors
+
+
+def test_the_record_as_json(tiny, run, tmp_path):
+    path = tmp_path / "products.json"
+    arguments = ("--shape", tiny, "-s", 0.8, "--repeats", 1, "--output", path, "--json")
+    code, output, errors = run("bench", "products", *arguments)
+    assert code == 0 and json.loads(output) == json.loads(path.read_text()), errors
+    assert f"Written: {path}" in errors
 
 
 RECORD = {"benchmark": "products", "circumstances": {}, "rows": [], "summary": [], "remarks": []}

@@ -83,7 +83,7 @@ def test_the_command(model: Path, pictures: list[Path], tmp_path: Path):
     done = torchswat_("predict", model, pictures[0].parent, "--top", 2, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [row["picture"] for row in rows] == list(map(str, pictures))
+    assert [row["image"] for row in rows] == list(map(str, pictures))
     assert all(len(row["guesses"]) == 2 for row in rows)
 
     (tmp_path / "no.png").write_text("hello")

@@ -62,6 +62,17 @@ def test_a_dry_run_says_what_is_there_and_starts_nothing(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_verdicts_and_forecasts_as_json(run):
+    code, output, errors = run("reproduce", "lemma-b1", "--output", "out", "--json")
+    (result,) = json.loads(output)
+    assert code == 0 and {claim["verdict"] for claim in result["claims"]} == {"reproduced"}, errors
+    assert "torchswat report out" in errors
+    code, output, _ = run("reproduce", "2c", "--scale", "smoke", "--dry-run", "--json")
+    first, *_, last = json.loads(output)
+    assert code == 0 and first["what"] == "2c" and (first["runs"], first["finished"]) == (8, 0)
+    assert last["what"] == "together, shared runs once" and last["epochs"] == 16
+
+
 def test_results_of_a_part_of_the_runs(run, tmp_path):
     """One seed is made; two are asked for, and nothing more is trained."""
     code, _, errors = run("reproduce", "2b", "--scale", "smoke", "--seeds", "1")

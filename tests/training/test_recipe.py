@@ -122,7 +122,7 @@ def test_overrides_reach_every_section_and_the_last_one_wins():
             "optimizer.lr=1e-3",
             "optimizer.lr=0.5",
             "sparse.sparsity={layer1.*: 0.5, '*': 0.9}",
-            "sparse.skip=first,fc",
+            "sparse.skip=[first, fc]",
             "data.train_limit=100",
             "optimizer.milestones=[1, 2]",
             "seed=3",

@@ -6,11 +6,11 @@ reads it, and ``--help`` is there at once.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,17 +18,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from torchswat import options
 from torchswat.errors import InvalidValue, UnknownName
+from torchswat.options import DEVICES, Json, Threads, among, check_sparsity
+from torchswat.terminal import console, messages, print_json
 
 if TYPE_CHECKING:
     from torchswat.bench.record import Record
     from torchswat.engine.timings import Timing
 
 app = typer.Typer(
-    help="Time dense and sparse side by side: products, steps, programs, selection, inference, memory.",
+    help="""Time dense and sparse side by side: products, steps, programs, selection, inference, memory.
+
+    [dim]Examples:[/dim]
+      torchswat bench step --quick
+      torchswat bench inference --quick
+    """,
     no_args_is_help=True,
 )
-console = Console(soft_wrap=True)
 _TABLE_WIDTH = 160
 
 INSTRUCTION_SETS = {
@@ -42,15 +49,23 @@ INSTRUCTION_SETS = {
 """What holds the dense side to an instruction set; TORCHSWAT_ISA does it for the sparse side."""
 
 Sparsities = Annotated[
-    list[float] | None, typer.Option("--sparsity", "-s", help="Share set to zero; give it several times.")
+    list[float] | None,
+    typer.Option(
+        *("--sparsity", "-s"),
+        min=0,
+        max=1,
+        callback=check_sparsity,
+        help="Sparsity: fraction of entries set to zero. Repeat it for several.",
+    ),
 ]
-Repeats = Annotated[int | None, typer.Option(min=1, help="Timed rounds.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Few rounds: a look in seconds, not a result.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Threads of both sides (default: torch's choice).")
-]
+Repeats = Annotated[int | None, typer.Option(min=1, max=10**6, help="Timed rounds.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few rounds: an estimate in seconds, not a result.")]
 Isa = Annotated[
-    str | None, typer.Option(help="Hold both sides to an instruction set: avx2 or plain (default: the best).")
+    str | None,
+    typer.Option(
+        help="Restrict both sides to an instruction set: avx2 or plain (default: the best).",
+        autocompletion=among(*options.INSTRUCTION_SETS),
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -62,9 +77,7 @@ Output = Annotated[
 def products(
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name of a convolution, or `all`; several times for several (default: the four 3x3)."
-        ),
+        typer.Option(help="Name of a convolution, or `all`. Repeat it for several (default: the four 3x3)."),
     ] = None,
     sparsity: Sparsities = None,
     repeats: Repeats = None,
@@ -72,8 +85,14 @@ def products(
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Time forward, grad-input and grad-weight of single convolutions."""
+    """Time forward, grad-input and grad-weight of single convolutions.
+
+    [dim]Examples:[/dim]
+      torchswat bench products --shape 3x3-64 --sparsity 0.8 --sparsity 0.9
+      torchswat bench products --shape all --output products.json
+    """
     _prepare("products", isa, threads, output)
     from torchswat.bench import products as bench
     from torchswat.bench.show import bar
@@ -81,31 +100,39 @@ def products(
     shapes = bench.STANDARD if not shape else tuple(bench.SHAPES) if shape == ["all"] else tuple(shape)
     bench.check_shapes(shapes)
     rounds = repeats or (3 if quick else 15)
-    with bar(console, "products", bench.rounds(shapes, rounds)) as tick:
+    with bar(messages, "products", bench.rounds(shapes, rounds)) as tick:
         record = bench.bench_products(shapes, sparsity or bench.SPARSITIES, rounds, tick=tick)
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 @app.command()
 def step(
     network: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name of a network, or `all`; several times for several (default: resnet18, vgg16)."
-        ),
+        typer.Option(help="Name of a network, or `all`. Repeat it for several (default: resnet18, vgg16)."),
     ] = None,
     sparsity: Sparsities = None,
     selection: Annotated[
         list[str] | None,
-        typer.Option(help="METHOD:PERIOD; several times for several (default: sample:1 and histogram:10)."),
+        typer.Option(
+            metavar="METHOD:PERIOD",
+            help="How thresholds are found, and every how many iterations. Repeat it for several "
+            "(default: sample:1 and histogram:10).",
+        ),
     ] = None,
     repeats: Repeats = None,
     quick: Quick = False,
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Time whole training steps, and say where the time of the sparse ones goes."""
+    """Time whole training steps, and say where the time of the sparse ones goes.
+
+    [dim]Examples:[/dim]
+      torchswat bench step --network resnet18 --sparsity 0.8
+      torchswat bench step --network all --selection histogram:10 --threads 2
+    """
     _prepare("step", isa, threads, output)
     from torchswat.bench import step as bench
     from torchswat.bench.show import bar
@@ -116,48 +143,65 @@ def step(
     rounds = repeats or (3 if quick else 10)
     if quick:
         networks, sparsity = networks if network else networks[:1], sparsity or [0.8]
-    with bar(console, "steps", bench.rounds(networks, rounds)) as tick:
+    with bar(messages, "steps", bench.rounds(networks, rounds)) as tick:
         record = bench.bench_step(networks, sparsity or bench.SPARSITIES, searches, rounds, tick=tick)
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 @app.command()
 def selection(
-    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Share set to zero.")] = 0.8,
+    sparsity: options.Sparsity = 0.8,
     repeats: Repeats = None,
     quick: Quick = False,
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Time the ways of finding the k-th largest magnitude: ours, torch's and numpy's."""
+    """Time the ways of finding the k-th largest magnitude: ours, torch's and numpy's.
+
+    [dim]Example:[/dim]
+      torchswat bench selection --sparsity 0.9
+    """
     _prepare("selection", isa, threads, output)
     from torchswat.bench import selection as bench
     from torchswat.bench.show import bar
 
     rounds = repeats or (2 if quick else 7)
-    with bar(console, "selection", bench.rounds(bench.SIZES, rounds)) as tick:
+    with bar(messages, "selection", bench.rounds(bench.SIZES, rounds)) as tick:
         record = bench.bench_selection(bench.SIZES, sparsity, rounds, tick=tick)
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 @app.command()
 def inference(
     case: Annotated[
         list[str] | None,
-        typer.Option(help="NETWORK-BATCH, such as resnet18-64; several times for several (default: all)."),
+        typer.Option(
+            metavar="NETWORK-BATCH",
+            help="Network and batch size, such as resnet18-64. Repeat it for several (default: all).",
+        ),
     ] = None,
     sparsity: Sparsities = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="What to time beside it; several times (default: all there are).")
+        list[str] | None,
+        typer.Option(
+            help="Runtime to compare with. Repeat it for several (default: all that are installed)."
+        ),
     ] = None,
     repeats: Repeats = None,
     quick: Quick = False,
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Time whole networks at inference against PyTorch, ONNX Runtime and OpenVINO."""
+    """Time whole networks at inference against PyTorch, ONNX Runtime and OpenVINO.
+
+    [dim]Examples:[/dim]
+      torchswat bench inference --case resnet18-64 --sparsity 0.8
+      torchswat bench inference --quick --json
+    """
     _prepare("inference", isa, threads, output)
     from torchswat.bench import inference as bench
     from torchswat.bench.show import bar
@@ -167,32 +211,36 @@ def inference(
     rounds = repeats or (3 if quick else 15)
     if quick:
         cases, sparsity = cases if case else cases[:1], sparsity or [0.8]
-    with bar(console, "inference", bench.rounds(cases, rounds)) as tick:
+    with bar(messages, "inference", bench.rounds(cases, rounds)) as tick:
         record = bench.bench_inference(cases, sparsity or bench.SPARSITIES, rounds, peers, tick=tick)
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 @app.command()
 def memory(
     network: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name of a network, or `all`; several times for several (default: resnet18, vgg16)."
-        ),
+        typer.Option(help="Name of a network, or `all`. Repeat it for several (default: resnet18, vgg16)."),
     ] = None,
     sparsity: Sparsities = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Pictures in a batch (default: what the network is timed with).")
+        int | None,
+        typer.Option(min=2, max=2**16, help="Batch size (default: that with which the network is timed)."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where it runs: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.", autocompletion=among(*DEVICES))] = "cpu",
     quick: Annotated[
-        bool, typer.Option("--quick", help="One network, SWAT at 0.8 alone: a look in half a minute.")
+        bool, typer.Option("--quick", help="One network, SWAT at 0.8 alone: an estimate in half a minute.")
     ] = False,
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Measure what training steps keep for the backward pass, and the most memory they need."""
+    """Measure what a training step saves for backward, and its peak memory.
+
+    [dim]Example:[/dim]
+      torchswat bench memory --network resnet18 --sparsity 0.8
+    """
     _prepare("memory", isa, threads, output)
     from torchswat.bench import memory as bench
     from torchswat.bench.show import bar
@@ -203,18 +251,18 @@ def memory(
     if quick:
         networks, sparsity = networks if network else networks[:1], sparsity or [0.8]
     sparsities = sparsity or bench.SPARSITIES
-    with bar(console, "memory", bench.rounds(networks, sparsities, algorithms=algorithms)) as tick:
+    with bar(messages, "memory", bench.rounds(networks, sparsities, algorithms=algorithms)) as tick:
         record = bench.bench_memory(
             networks, sparsities, algorithms=algorithms, batch_size=batch_size, device=device, tick=tick
         )
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 @app.command()
 def programs(
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Pattern of names, such as `hf-*`; several times for several (default: all)."),
+        typer.Option(help="Pattern of names, such as `hf-*`. Repeat it for several (default: all)."),
     ] = None,
     against: Annotated[
         Path | None,
@@ -225,8 +273,13 @@ def programs(
     threads: Threads = None,
     isa: Isa = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
-    """Time training steps of many programs, Hugging Face's among them, and what small ones pay for."""
+    """Time training steps of many programs, Hugging Face's among them, and the overhead of small ones.
+
+    [dim]Example:[/dim]
+      torchswat bench programs --only 'mlp-*' --quick
+    """
     _prepare("programs", isa, threads, output)
     from torchswat.bench.programs import run as bench
     from torchswat.bench.show import bar
@@ -234,9 +287,9 @@ def programs(
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that run the programs
     names, rounds = bench.matching(only or [], quick), repeats or (3 if quick else 15)
-    with bar(console, "programs", bench.rounds(names, rounds)) as tick:
+    with bar(messages, "programs", bench.rounds(names, rounds)) as tick:
         record = bench.bench_programs(names, rounds, against, tick=tick)
-    _finish(record, output)
+    _finish(record, output, as_json)
 
 
 def _prepare(benchmark: str, isa: str | None, threads: int | None, output: Path | None) -> None:
@@ -259,20 +312,24 @@ def _prepare(benchmark: str, isa: str | None, threads: int | None, output: Path 
         refuse_other_file(output, benchmark)
 
 
-def _finish(record: Record, output: Path | None) -> None:
-    """Print what a person wants of the record, then write it and its drawings."""
+def _finish(record: Record, output: Path | None, as_json: bool) -> None:
+    """Print the record, as tables or as JSON, then write it and its drawings."""
     from torchswat.bench.show import circumstances_line, tables
 
-    for table in tables(record):
-        _print_table(table)
-    for line in (*record.remarks, circumstances_line(record)):
-        console.print(line, markup=False, highlight=False)
+    if as_json:
+        print_json(asdict(record))
+    else:
+        for table in tables(record):
+            _print_table(table)
+        for line in (*record.remarks, circumstances_line(record)):
+            console.print(line, markup=False, highlight=False)
     path = output or Path("runs/bench") / f"{time.strftime('%Y%m%d-%H%M%S')}-{record.benchmark}.json"
     record.write(path)
     from torchswat.bench.draw import draw  # last: it needs matplotlib, and the figures are safe by now
 
     drawings = draw(record, path)
-    console.print(f"Written: {', '.join(map(str, [path, *drawings]))}", markup=False, highlight=False)
+    out = messages if as_json else console
+    out.print(f"Written: {', '.join(map(str, [path, *drawings]))}", markup=False, highlight=False)
 
 
 def _print_table(table: Table) -> None:
@@ -281,12 +338,17 @@ def _print_table(table: Table) -> None:
 
 
 def plan(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
     clear: Annotated[
         bool, typer.Option("--clear", help="Remove all timings; the cost model decides again.")
     ] = False,
 ) -> None:
-    """Show the tuned plan: the timings of torchswat.tune, and which products run sparse by them."""
+    """Show the tuned plan: the timings of torchswat.tune, and which products run sparse by them.
+
+    [dim]Examples:[/dim]
+      torchswat plan
+      torchswat plan --clear
+    """
     from torchswat.engine import plan as tuned
 
     path, machines = tuned.path(), tuned.table()
@@ -296,12 +358,13 @@ def plan(
         path.unlink(missing_ok=True)
         console.print(f"Removed {sum(map(len, machines.values()))} timings from {path}.", highlight=False)
     elif as_json:
-        rows = [
-            {"machine": name, "shape": shape, **_both_times(timing), "sparse": _sparse_products(timing)}
-            for name, timings in machines.items()
-            for shape, timing in timings.items()
-        ]
-        print(json.dumps(rows, indent=2))
+        print_json(
+            [
+                {"machine": name, "shape": shape, **_both_times(timing), "sparse": _sparse_products(timing)}
+                for name, timings in machines.items()
+                for shape, timing in timings.items()
+            ]
+        )
     elif not machines:
         console.print(
             f"Nothing is tuned yet: {path} does not exist or holds no timings. The cost model decides; "

@@ -7,7 +7,7 @@ what there is. Nothing is downloaded, nothing from outside is executed.
 from torchswat.data.augment import CentreCrop, RandomCrop, RandomResizedCrop
 from torchswat.data.batches import Batches
 from torchswat.data.dataset import Dataset, Images, Pictures, Split
-from torchswat.data.registry import Status, check, data_root, info, load, names
+from torchswat.data.registry import Status, check, data_root, info, load, names, state
 from torchswat.data.source import File, Source
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "info",
     "load",
     "names",
+    "state",
 ]

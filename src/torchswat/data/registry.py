@@ -132,6 +132,26 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def state(name: str, root: str | os.PathLike[str] | None = None) -> Literal["built in", "found", "missing"]:
+    """Return whether the files of a data set are there, by their names alone.
+
+    Raises
+    ------
+    UnknownName
+        No data set has that name.
+
+    Examples
+    --------
+    >>> state("digits")
+    'built in'
+    """
+    source, folder = info(name), data_root(root)
+    if not source.page:
+        return "built in"
+    there = not source.missing(folder) if source.files else (folder / name).is_dir()
+    return "found" if there else "missing"
+
+
 @dataclass(frozen=True)
 class Status:
     """What `check` found.

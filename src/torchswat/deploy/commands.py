@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,43 +11,52 @@ from rich.console import Console
 from rich.table import Table
 
 from torchswat.errors import InvalidData, InvalidValue, MissingDependency
+from torchswat.options import FORMATS, LARGEST, DataRoot, Json, Threads, among
+from torchswat.terminal import bar, console, messages, print_json
 
-console = Console(soft_wrap=True)
 _WIDEST = 10_000  # characters of a line
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that `torchswat export` wrote.")]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Of a run, the best checkpoint.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run (its best checkpoint), or a file."),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the files (default: export/ in the run).")
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="sparse (default), dense, onnx, program or all; several times."),
+        typer.Option(
+            *("--format", "-f"),
+            help="sparse (default), dense, onnx, program or all. Repeat it for several.",
+            autocompletion=among(*FORMATS, "all"),
+        ),
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder with the data sets (default: $TORCHSWAT_DATA).")
-    ] = None,
+    data_root: DataRoot = None,
     check: Annotated[
         bool,
         typer.Option(help="Compare predictions of every file with the trained network's on all test images."),
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Write a trained network, pruned, into small files that answer fast.
+    """Write a trained network, pruned, into small files for inference.
 
     [dim]sparse[/dim] is for `predict`, `serve` and torchswat.load; [dim]dense[/dim] is a state_dict with
     exact zeros; [dim]onnx[/dim] is for other runtimes; [dim]program[/dim] is one of torch.export.
-    """
-    from torchswat.deploy.export import FORMATS, export_run
 
-    wanted = tuple(FORMATS) if formats and "all" in formats else tuple(formats or ("sparse",))
-    exported = export_run(run, output, wanted, root=data_root, check=check)
+    [dim]Examples:[/dim]
+      torchswat export runs/20260102-030405-cifar-paper
+      torchswat export runs/20260102-030405-cifar-paper --format sparse --format onnx
+    """
+    with bar("exporting") as progress:
+        from torchswat.deploy.export import FORMATS, export_run
+
+        wanted = tuple(FORMATS) if formats and "all" in formats else tuple(formats or ("sparse",))
+        exported = export_run(run, output, wanted, root=data_root, check=check, progress=progress)
     if as_json:
-        print(json.dumps(vars(exported), indent=2))
+        print_json(vars(exported))
         return
     for name, file in exported.files.items():
         line = f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB, {file['smaller']:.2f}x less than dense"
@@ -66,45 +73,54 @@ def export(
 
 def predict(
     model: Model,
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files or folders.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")
-    ] = None,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders.")],
+    top: Annotated[int, typer.Option(min=1, max=LARGEST, help="Classes to name.")] = 5,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is on pictures, with probabilities."""
-    import torch
+    """Print the most probable classes of images.
 
-    from torchswat.deploy.predict import find_pictures
-    from torchswat.deploy.predict import predict as guess
-    from torchswat.runtime.network import load
+    [dim]Examples:[/dim]
+      torchswat predict network.safetensors photo.jpg
+      torchswat predict network.safetensors photos/ --top 1 --json
+    """
+    with bar("predicting") as progress:
+        import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    _expect_large_pictures()
+        from torchswat.deploy.predict import find_pictures
+        from torchswat.deploy.predict import predict as guess
+        from torchswat.runtime.network import load
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        _expect_large_images()
+        network, files = load(model), find_pictures(images)
+        found = []
+        for done, one in enumerate(guess(network, files, top), start=1):
+            found.append(one)
+            progress(done, len(files))
     rows: list[dict[str, Any]] = []
     table = Table(box=None, pad_edge=False)
-    for name in ("picture", "class", "probability"):
+    for name in ("image", "class", "probability"):
         table.add_column(name, justify="right" if name == "probability" else "left")
-    for file, found in guess(load(model), find_pictures(pictures), top):
-        if isinstance(found, InvalidData):
-            rows.append({"picture": str(file), "error": str(found)})
-            print(f"torchswat: {found}", file=sys.stderr)
+    for file, guesses in found:
+        if isinstance(guesses, InvalidData):
+            rows.append({"image": str(file), "error": str(guesses)})
+            messages.print(f"torchswat: {guesses}", markup=False, highlight=False)
             continue
-        rows.append({"picture": str(file), "guesses": [each.to_json() for each in found]})
-        for place, each in enumerate(found):
+        rows.append({"image": str(file), "guesses": [each.to_json() for each in guesses]})
+        for place, each in enumerate(guesses):
             table.add_row("" if place else str(file), each.name, f"{100 * each.probability:.1f}%")
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
     elif table.row_count:
         Console(width=_WIDEST).print(table, markup=False, highlight=False)  # no name is cut
     if any("error" in row for row in rows):
         raise typer.Exit(1)
 
 
-def _expect_large_pictures() -> None:
-    """Let Pillow not warn of pictures that are refused anyway, in words of ours."""
+def _expect_large_images() -> None:
+    """Keep Pillow from warning of images that are refused anyway, in words of ours."""
     warnings.filterwarnings("ignore", message="Image size", module="PIL")
 
 
@@ -114,25 +130,23 @@ def serve(
         typer.Argument(metavar="MODEL...", help="Files that `torchswat export` wrote, as FILE or NAME=FILE."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a body, at most.")] = 10 * 2**20,
-    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Images in a batch, at most.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Images in the queue, at most.")] = 256,
-    max_connections: Annotated[int, typer.Option(min=1, help="Open connections, at most.")] = 1000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
+    max_bytes: Annotated[int, typer.Option(min=1, max=LARGEST, help="Most bytes of a body.")] = 10 * 2**20,
+    max_batch: Annotated[int, typer.Option(min=1, max=256, help="Most images in a batch.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, max=LARGEST, help="Most images in the queue.")] = 256,
+    max_connections: Annotated[int, typer.Option(min=1, max=LARGEST, help="Most open connections.")] = 1000,
     header_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for the headers of a request to arrive.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds for the headers of a request to arrive.")
     ] = 10,
-    body_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for a body to arrive.")] = 30,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Threads (default: torch's choice).")
-    ] = None,
+    body_seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds for a body to arrive.")
+    ] = 30,
+    threads: Threads = None,
 ) -> None:
-    """Answer over HTTP: image files at POST /predict, tensors by the KServe v2 protocol, and a page to try it.
+    """Serve over HTTP: images at POST /predict, tensors by the KServe v2 protocol, metrics, and a page to try it.
 
-    Examples:
-
-      torchswat serve runs/first/export/network.safetensors
-
+    [dim]Examples:[/dim]
+      torchswat serve network.safetensors
       torchswat serve digits=digits.safetensors birds=birds.safetensors --port 9000
     """
     try:
@@ -151,7 +165,7 @@ def serve(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    _expect_large_pictures()
+    _expect_large_images()
     networks = {name: load(path) for name, path in _named(models).items()}
     limits = Limits(
         bytes=max_bytes,

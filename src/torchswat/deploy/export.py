@@ -22,6 +22,7 @@ from torchswat.deploy.onnx import export_onnx, open_onnx
 from torchswat.deploy.program import export_program, open_program
 from torchswat.errors import InvalidData, InvalidValue, UnknownName
 from torchswat.files import write_atomically
+from torchswat.progress import Progress, counted
 from torchswat.runtime.network import load
 from torchswat.runtime.package import Package, save
 from torchswat.runtime.trace import pruned
@@ -74,6 +75,7 @@ def export_run(
     *,
     root: Path | None = None,
     check: bool = True,
+    progress: Progress | None = None,
 ) -> Exported:
     """Export the best checkpoint of a run, or a checkpoint.
 
@@ -89,6 +91,8 @@ def export_run(
         Folder of the data sets, whose classes and colours go into the file; by default that of the training.
     check : bool, default True
         Compare predictions of every file with the trained network's on all test images.
+    progress : callable, optional
+        Called after every batch that was compared with the number done and the number of all.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def export_run(
         exported.files[name] = {"path": str(folder / FORMATS[name]), "bytes": size, "smaller": dense / size}
     if check:
         readers = {name: _READERS[name](folder / FORMATS[name], model) for name in formats}
-        _compare(trained, readers, test_batches(recipe, dataset), exported)
+        _compare(trained, readers, counted(test_batches(recipe, dataset), progress), exported)
     return exported
 
 

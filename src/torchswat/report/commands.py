@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from torchswat.errors import InvalidValue
-
-console = Console(soft_wrap=True)
+from torchswat.terminal import bar, console
 
 
 def report(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER...", help="With runs, figures, benchmarks (default: runs)."),
+        typer.Argument(metavar="FOLDER...", help="Folder with runs, figures or benchmarks (default: runs)."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
 ) -> None:
     """Make one self-contained HTML page of runs, reproduced figures and benchmarks.
 
@@ -32,9 +30,10 @@ def report(
     from torchswat.training.checkpoint import write_atomically
 
     _refuse_other_file(output)
-    found = discover(folders or [Path("runs")])
-    heading = title or ("The paper, reproduced" if found.results else "Training runs")
-    write_atomically(output, make_page(found, heading).encode())
+    with bar("reading"):
+        found = discover(folders or [Path("runs")])
+        heading = title or ("The paper, reproduced" if found.results else "Training runs")
+        write_atomically(output, make_page(found, heading).encode())
     counts = f"{len(found.results)} figures, {len(found.runs)} runs, {len(found.benchmarks)} benchmarks"
     console.print(f"{output}: {counts}.", highlight=False, markup=False)
 

@@ -23,6 +23,9 @@ from torchswat.convert import sparse_state
 from torchswat.data import Batches
 from torchswat.engine import plan
 from torchswat.errors import CheckpointError, InvalidData, InvalidValue, NotFinite
+from torchswat.progress import Progress as Report
+from torchswat.progress import counted
+from torchswat.terminal import bar
 from torchswat.training import checkpoint as checkpoints
 from torchswat.training.average import AveragedWeights
 from torchswat.training.build import (
@@ -369,10 +372,12 @@ class Trainer:
         display.epoch(row)
         self._save()
 
-    def evaluate(self, model: nn.Module, views: Views = "plain") -> tuple[float, float]:
+    def evaluate(
+        self, model: nn.Module, views: Views = "plain", progress: Report | None = None
+    ) -> tuple[float, float]:
         """Test loss and accuracy in per cent; the processes share the images."""
         how = {"device": self.device, "views": views, "precision": self.recipe.precision}
-        sums = evaluate(model, self.test_batches, **how)
+        sums = evaluate(model, counted(self.test_batches, progress), **how)
         loss, accuracy = means(self._total(sums))
         if loss != loss or loss in (float("inf"), -float("inf")):
             raise self._not_finite("the loss on the test images is not finite")
@@ -441,15 +446,17 @@ class Trainer:
     def _finish(self) -> Summary:
         """Prune the best and the last checkpoint, evaluate them again, count the savings, draw the curves."""
         rows = self.folder.metrics()
-        summary = summarise(
-            self.recipe,
-            self.data,
-            best=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.best_step),
-            last=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.step),
-            measure=lambda model, views: self.evaluate(model.to(self.device), views)[1],
-            example=self._example(),
-            seconds=sum(row.seconds for row in rows),
-        )
+        speaks = self.console if self.accelerator.is_main_process else Console(quiet=True)
+        with bar("pruning and evaluating", speaks) as progress:
+            summary = summarise(
+                self.recipe,
+                self.data,
+                best=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.best_step),
+                last=checkpoints.checkpoint_path(self.folder.checkpoints, self.progress.step),
+                measure=lambda model, views: self.evaluate(model.to(self.device), views, progress)[1],
+                example=self._example(),
+                seconds=sum(row.seconds for row in rows),
+            )
         if self.accelerator.is_main_process:
             plot_curves(rows, self.folder.path, f"{self.recipe.model.name}, {summary.title}")
             self.folder.write_summary(summary.to_json())

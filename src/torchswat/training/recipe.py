@@ -98,7 +98,9 @@ class SparseSection(_Section):
     """Which tensors become sparse, and how sparse."""
 
     algorithm: Name = "swat"
-    sparsity: float | dict[str, float] = 0.8  # the share set to zero, or one for each pattern of layer names
+    sparsity: float | dict[str, float] = (
+        0.8  # fraction of entries set to zero, or one for each pattern of layer names
+    )
     scope: Name = "nchw"
     method: Name = "histogram"
     exact: bool = True  # exactly k entries are kept; false: all that tie with the k-th as well
@@ -125,11 +127,11 @@ class SparseSection(_Section):
     @field_validator("skip", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        if "," in value:
+            raise ValueError("should be a list, such as [first, last]")
+        return (value,)
 
 
 class OptimizerSection(_Section):

@@ -10,6 +10,7 @@ from torch import nn
 
 from torchswat.convert import desparsify_, has_weights_to_prune, prune_
 from torchswat.errors import InvalidData, MissingData
+from torchswat.progress import Progress, counted
 from torchswat.training.build import load_model, test_batches
 from torchswat.training.check_data import data_to_test
 from torchswat.training.checkpoint import Checkpoint, checkpoint_path
@@ -56,6 +57,7 @@ def evaluate_saved(
     root: Path | None = None,
     pruned: bool = False,
     views: str = "plain",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained network on test images.
 
@@ -71,6 +73,8 @@ def evaluate_saved(
         Prune the network to plain dense modules first.
     views : str, default "plain"
         Average the scores over these views of each image, see `torchswat.training.views`.
+    progress : callable, optional
+        Called after every batch with the number done and the number of all.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def evaluate_saved(
         model = desparsify_(prune_(model) if has_weights_to_prune(model) else model)
     place = device()
     at = {"device": place, "views": wanted, "precision": recipe.precision}
-    sums = evaluate(model.to(place), test_batches(recipe, dataset), **at)
+    sums = evaluate(model.to(place), counted(test_batches(recipe, dataset), progress), **at)
     loss, accuracy = means(sums)
     return {
         "accuracy": accuracy,
