@@ -25,7 +25,22 @@ from torchswat.projection import dimensions
 
 @dataclass(frozen=True)
 class Count:
-    """One quantity: dense, sparse by formula, and sparse as measured."""
+    """One quantity: dense, sparse by formula, and sparse as measured.
+
+    Attributes
+    ----------
+    dense : float, default 0
+        Of the dense step.
+    formula : float, default 0
+        By the sparsity asked for.
+    measured : float, default 0
+        From the masks of the pass.
+
+    Examples
+    --------
+    >>> Count(dense=10, formula=2, measured=2.5).saving
+    4.0
+    """
 
     dense: float = 0
     formula: float = 0
@@ -46,20 +61,34 @@ class LayerCost:
 
     Attributes
     ----------
-    name, kind : str
-        Its name in the model and its class.
-    forward, grad_input, grad_weight : Count
-        Multiply-accumulates of the three products.
+    name : str
+        Its name in the model.
+    kind : str
+        Its class.
+    forward : Count
+        Multiply-accumulates of the forward product.
+    grad_input : Count
+        Multiply-accumulates of the product that gives the gradient of the input.
+    grad_weight : Count
+        Multiply-accumulates of the product that gives the gradient of the weight.
     prediction : Count
         Multiply-accumulates of DSG's projection; of its ternary matrix only the third that is not zero.
     weights : Count
         Bytes of weight values read by the backward pass.
     weight_positions : Count
-        Bytes that say where those values stand (a bitmask or 32-bit offsets, whichever is smaller).
-    activations, activation_positions : Count
-        The same of the activations kept for the backward pass.
+        Bytes of the positions of those values (a bitmask or 32-bit offsets, whichever is smaller).
+    activations : Count
+        Bytes of activation values saved for backward.
+    activation_positions : Count
+        Bytes of the positions of those values.
     selection : Count
-        Entries that the selections of a step look at (dense is 0).
+        Entries that the selections of a step read (dense is 0).
+
+    Examples
+    --------
+    >>> layer = LayerCost("conv", "Conv2d", forward=Count(100, 20, 20), grad_input=Count(100, 20, 20))
+    >>> layer.macs.saving
+    5.0
     """
 
     name: str
@@ -94,17 +123,51 @@ class Cost:
         nothing and save their input), and modules whose own forward multiplies matrices.
     batch : int
         The first size of the first tensor in the example input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> len(cost(nn.Linear(4, 2), torch.randn(8, 4)).layers)
+    1
     """
 
     layers: tuple[LayerCost, ...]
     batch: int
 
     def total(self, count: str) -> Count:
-        """Return the sum over layers of one of the counts of `LayerCost` (or ``macs``)."""
+        """Return the sum over all layers of one count.
+
+        Parameters
+        ----------
+        count : str
+            A name among the counts of `LayerCost`, or ``macs``.
+
+        Returns
+        -------
+        Count
+
+        Examples
+        --------
+        >>> import torch
+        >>> cost(nn.Linear(4, 2), torch.randn(8, 4)).total("macs").dense
+        192
+        """
         return sum((getattr(layer, count) for layer in self.layers), Count())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers and strings, for JSON."""
+        """Return everything as plain numbers and strings, for JSON.
+
+        Returns
+        -------
+        dict
+            ``batch``, ``total`` and ``layers``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> sorted(cost(nn.Linear(4, 2), torch.randn(8, 4)).to_dict())
+        ['batch', 'layers', 'total']
+        """
         totals = {count: asdict(self.total(count)) for count in ("macs", *COUNTS)}
         return {"batch": self.batch, "total": totals, "layers": [asdict(layer) for layer in self.layers]}
 
@@ -171,7 +234,8 @@ def cost(model: nn.Module, example_input: Any, *, progress: Progress | None = No
 
     References
     ----------
-    SWAT, section 3.3, Figures 7 and 8 (which count values only; positions stand in columns of their own).
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 3.3, Figures 7 and 8 (which count values only;
+    positions stand in columns of their own).
 
     Examples
     --------

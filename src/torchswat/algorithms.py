@@ -31,19 +31,33 @@ class Algorithm:
 
     Attributes
     ----------
-    name, summary, source : str
-        What it is called, what it does in one line, where it comes from.
-    forward_weight, forward_activation : Slot
-        Operands of the forward product.
-    grad_input_gradient, grad_input_weight : Slot
-        Operands of the product that gives the gradient of the input.
-    grad_weight_gradient, grad_weight_activation : Slot
-        Operands of the product that gives the gradient of the weight.
-    projected_output : bool
+    name : str
+        Its name.
+    summary : str
+        What it does, in one line.
+    source : str
+        The publication that it comes from.
+    forward_weight : {"top-k", "random"} or None, default None
+        How the weight of the forward product is selected; None leaves it dense.
+    forward_activation : {"top-k", "random"} or None, default None
+        The same of its activation.
+    grad_input_gradient : {"top-k", "random"} or None, default None
+        The same of the output gradient in the product that gives the gradient of the input.
+    grad_input_weight : {"top-k", "random"} or None, default None
+        The same of the weight in that product.
+    grad_weight_gradient : {"top-k", "random"} or None, default None
+        The same of the output gradient in the product that gives the gradient of the weight.
+    grad_weight_activation : {"top-k", "random"} or None, default None
+        The same of the activation in that product.
+    projected_output : bool, default False
         Compute only the outputs that a random projection predicts to be largest (DSG); their mask also
         holds in the backward pass.
-    skip : tuple of str
+    skip : tuple of str, default ()
         Layers this algorithm always leaves dense, in the words of `torchswat.sparsify_`.
+
+    References
+    ----------
+    SWAT, section 2, equations 1 to 3, and Algorithm 1; of each row, its `source`.
 
     Examples
     --------
@@ -64,7 +78,18 @@ class Algorithm:
     skip: tuple[str, ...] = ()
 
     def slots(self) -> dict[str, Slot]:
-        """Return the six slots by name, ``product_operand``."""
+        """Return how each of the six operands is selected.
+
+        Returns
+        -------
+        dict of str to Slot
+            By name, ``<product>_<operand>``.
+
+        Examples
+        --------
+        >>> [name for name, how in ALGORITHMS["saw"].slots().items() if how]
+        ['grad_input_weight', 'grad_weight_activation']
+        """
         return {name: getattr(self, name) for name in SLOTS}
 
     @property
@@ -78,11 +103,42 @@ class Algorithm:
         return not (self.forward_activation or self.projected_output or self.selects("gradient"))
 
     def selection_of(self, operand: str) -> Slot:
-        """Return how `operand` (``weight``, ``activation`` or ``gradient``) is selected where it is."""
+        """Return how an operand is selected, in whichever product that is.
+
+        Parameters
+        ----------
+        operand : {"weight", "activation", "gradient"}
+            Of any of the three products.
+
+        Returns
+        -------
+        {"top-k", "random"} or None
+            None where it is dense in all of them.
+
+        Examples
+        --------
+        >>> ALGORITHMS["random"].selection_of("weight")
+        'random'
+        """
         return next((slot for name, slot in self.slots().items() if name.endswith(operand) and slot), None)
 
     def selects(self, operand: str) -> bool:
-        """Tell whether any product takes `operand` sparse."""
+        """Return whether any product takes an operand sparse.
+
+        Parameters
+        ----------
+        operand : {"weight", "activation", "gradient"}
+            Of any of the three products.
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        >>> ALGORITHMS["meprop"].selects("gradient")
+        True
+        """
         return self.selection_of(operand) is not None
 
 
@@ -161,12 +217,26 @@ ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 
 
 def algorithm(which: str | Algorithm) -> Algorithm:
-    """Return the row named `which` (or `which` itself where it is a row).
+    """Return the row of an algorithm.
+
+    Parameters
+    ----------
+    which : str or Algorithm
+        Its name, or the row itself.
+
+    Returns
+    -------
+    Algorithm
 
     Raises
     ------
     UnknownName
-        With the nearest known name.
+        No algorithm has that name; the message holds the nearest one.
+
+    Examples
+    --------
+    >>> algorithm("swat").source
+    'Raihan and Aamodt, Sparse Weight Activation Training, Algorithm 1'
     """
     if isinstance(which, Algorithm):
         return which

@@ -47,7 +47,7 @@ def angle(tensor: Tensor, sparsity: float = 0.8, scope: str = "nchw", method: st
 
     References
     ----------
-    SWAT, section 4.1 and appendix B, definition 3 and equation 6.
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 4.1 and appendix B, definition 3 and equation 6.
 
     Examples
     --------
@@ -106,8 +106,8 @@ def angle_between(first: Tensor, second: Tensor) -> Tensor:
 def expected_angle(sparsity: float) -> float:
     """Return the sparsification angle of a standard normal vector as its dimension grows, in degrees.
 
-    With ``t`` the limit that a share ``S`` of magnitudes stays below, the share of the squared norm that is
-    kept is ``E[x^2; |x| >= t] = (1 - S) + 2 t phi(t)``, and the angle is the arc cosine of its root.
+    With ``t`` the threshold that a fraction ``S`` of magnitudes stays below, the fraction of the squared norm
+    that is kept is ``E[x^2; |x| >= t] = (1 - S) + 2 t phi(t)``, and the angle is the arc cosine of its root.
 
     Raises
     ------

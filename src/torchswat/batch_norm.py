@@ -1,4 +1,4 @@
-"""Batch norm and the ReLU behind it as one module that keeps less for the backward pass."""
+"""Batch norm and the ReLU that follows it as one module that saves less for backward."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torchswat.errors import UnknownName
 
 
 def check_norm_input(name: str) -> None:
-    """Raise `UnknownName` unless batch norm's input can be kept like that."""
+    """Raise `UnknownName` unless batch norm's input can be saved like that."""
     if name not in NORM_INPUTS:
-        raise UnknownName.of("form of batch norm's kept input", name, NORM_INPUTS)
+        raise UnknownName.of("norm_input", name, NORM_INPUTS)
 
 
 def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
-    """Tell whether `normalised` does what `norm` does with `input`: normalise by the batch's statistics."""
+    """Return whether `normalised` does what `norm` does with `input`: normalise by the batch's statistics."""
     if not norm.training or not norm.track_running_stats or not runs_eagerly(input):
         return False
     if (
@@ -67,20 +67,32 @@ def recomputable(
 
 
 class BatchNormReLU2d(nn.BatchNorm2d):
-    """``relu(batch_norm(input))``, or ``relu(batch_norm(input) + residual)``, in the memory of batch norm.
+    """Compute ``relu(batch_norm(input))``, or ``relu(batch_norm(input) + residual)``, as one operation.
 
-    `torch.nn.BatchNorm2d` keeps its input for the backward pass and `torch.nn.ReLU` its output. This module
-    keeps the input, whole or narrower, and one bit an entry. Outputs are those of the separate modules, and
-    so are gradients where the input is kept whole; parameters and buffers have the same names.
-    `torchswat.fuse_` makes the same of a BatchNorm2d and a ReLU that follow each other; this module is for
-    models that are written with it.
+    `torch.nn.BatchNorm2d` saves its input for backward and `torch.nn.ReLU` its output. This module saves the
+    input, whole or narrower, and one bit an entry. Outputs are those of the separate modules, and so are
+    gradients where the input is saved whole; parameters and buffers have the same names. `torchswat.fuse_`
+    makes the same of a BatchNorm2d and a ReLU that follow each other; this module is for models that are
+    written with it.
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, device, dtype
-        As of `torch.nn.BatchNorm2d`.
+    num_features : int
+        Channels of the input.
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float or None, default 0.1
+        Weight of a batch in the running statistics; None for their plain mean.
+    affine : bool, default True
+        Whether there are a learnable weight and bias, of shape (num_features,).
+    track_running_stats : bool, default True
+        Whether mean and variance are tracked for evaluation.
+    device : device or str, optional
+        Of parameters and buffers.
+    dtype : dtype, optional
+        Of parameters and buffers.
     norm_input : {"whole", "bfloat16", "int8"}, default "whole"
-        How the input is kept: as it is; its deviation from the channel's mean rounded to bfloat16 (2 bytes
+        How the input is saved: as it is; its deviation from the channel's mean rounded to bfloat16 (2 bytes
         an entry, off by 1/512 of itself at most); or to 8 bits (1 byte an entry, off by 1/510 of the range
         of the channel). Only gradients see the rounding, never the output.
 
@@ -91,7 +103,8 @@ class BatchNormReLU2d(nn.BatchNorm2d):
 
     References
     ----------
-    SWAT, section 3.3, on what batch norm keeps; keeping it in 8 bits is beyond the paper.
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 3.3, on what batch norm saves. Saving it in 8 bits
+    is beyond the paper; compare Chen et al. 2021, *ActNN*, arXiv:2104.14129.
 
     Examples
     --------
@@ -119,7 +132,25 @@ class BatchNormReLU2d(nn.BatchNorm2d):
         self.norm_input = norm_input
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the rectified, normalised `input` (N, C, H, W), after adding `residual` of that shape."""
+        """Return the normalised input, plus the residual, rectified.
+
+        Parameters
+        ----------
+        input : Tensor of shape (N, C, H, W)
+            Floating point.
+        residual : Tensor of shape (N, C, H, W), optional
+            Added before the ReLU, in the dtype of `input`.
+
+        Returns
+        -------
+        Tensor of shape (N, C, H, W)
+            In the dtype of `input`, non-negative.
+
+        Examples
+        --------
+        >>> bool((BatchNormReLU2d(3)(torch.randn(2, 3, 4, 4)) >= 0).all())
+        True
+        """
         same = residual is None or (residual.shape == input.shape and residual.dtype == input.dtype)
         if same and fuses(self, input):
             return normalised(self, input, residual, True, self.norm_input)

@@ -62,14 +62,19 @@ class Sparsity:
         Layers to leave dense: name patterns, and the words ``first`` and ``last`` for the first
         convolution and the last layer in the order of the model's definition.
     norm_input : {"whole", "bfloat16", "int8"}, default "whole"
-        How the BatchNorm2d layers keep their input for the backward pass: as it is, or narrower, at the price
-        of a rounding that gradients see (`torchswat.BatchNormReLU2d` has the figures). Beyond the paper.
+        How the BatchNorm2d layers save their input for backward: as it is, or narrower, at the price of a
+        rounding that gradients see (`torchswat.BatchNormReLU2d` has the figures). Beyond the paper.
 
     Raises
     ------
     InvalidValue, UnknownName
         For anything outside the above, or a narrow `norm_input` under an algorithm that selects gradients,
         outputs or the forward pass's activations, whose batch norms stay torch's own.
+
+    References
+    ----------
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1; scopes: section 2.2, Figure 3; `period`: section 3.2,
+    Figure 6b; `method`: section 3.2, "Efficient Top-K Implementation".
 
     Examples
     --------
@@ -116,17 +121,58 @@ class Sparsity:
                 check_sparsity(value, "sparsity" if pattern == "*" else f"the sparsity of {pattern!r}")
 
     def by_pattern(self) -> Mapping[str, float | Schedule]:
-        """Return the sparsities by name pattern."""
+        """Return the sparsities by name pattern.
+
+        Returns
+        -------
+        mapping of str to float or schedule
+
+        Examples
+        --------
+        >>> Sparsity(sparsity=0.5).by_pattern()
+        {'*': 0.5}
+        """
         return self.sparsity if isinstance(self.sparsity, Mapping) else {"*": self.sparsity}
 
     def of_layer(self, name: str) -> float | Schedule | None:
-        """Return the sparsity of the layer of that name, or None where no pattern fits it."""
+        """Return the sparsity of a layer.
+
+        Parameters
+        ----------
+        name : str
+            The layer's name in its model.
+
+        Returns
+        -------
+        float, schedule or None
+            None where no pattern fits the name.
+
+        Examples
+        --------
+        >>> Sparsity(sparsity={"layer1.*": 0.5}).of_layer("layer1.0.conv1")
+        0.5
+        """
         return next(
             (s for pattern, s in self.by_pattern().items() if fnmatch.fnmatchcase(name, pattern)), None
         )
 
     def selector(self, random: bool) -> Selector:
-        """Return a fresh selector with these settings."""
+        """Return a fresh selector with these settings.
+
+        Parameters
+        ----------
+        random : bool
+            Whether it draws its masks instead of keeping the largest entries.
+
+        Returns
+        -------
+        Selector
+
+        Examples
+        --------
+        >>> Sparsity(period=10).selector(random=False).period
+        10
+        """
         return Selector(self.scope, self.method, self.exact, self.period, self.warmup, random)
 
 
@@ -156,12 +202,28 @@ def sparsify_(
         subclass may compute something else, so it stays dense) unless `skip` names them.
     algorithm : str, Algorithm or Sparsity, default "swat"
         A name, a row of one's own, or all the settings in one object (then the rest must be left out).
-    sparsity, scope, period, skip, method, exact, warmup, norm_input
-        See `Sparsity`.
+    sparsity : float, mapping or callable, default 0.8
+        The fraction of entries set to zero, in [0, 1): one number, a mapping from layer name patterns to
+        numbers or schedules, or a schedule such as `torchswat.schedules.Cubic`.
+    scope : {"nchw", "chw", "hw"}, default "nchw"
+        Over what the Top-K is counted: the whole tensor, each filter or sample, each kernel or channel map.
+    period : int, default 1
+        Iterations for which a threshold is kept before it is searched again.
+    skip : tuple of str, default ()
+        Layers to leave dense: name patterns, and the words ``first`` and ``last`` for the first convolution
+        and the last layer.
+    method : str, default "histogram"
+        How the k-th largest magnitude is found: one of `torchswat.selection.METHODS`.
+    exact : bool, default True
+        Keep exactly ``k`` entries at every search; otherwise all that tie with the threshold as well.
+    warmup : int, default 0
+        Iterations at the start that search every time.
+    norm_input : {"whole", "bfloat16", "int8"}, default "whole"
+        How BatchNorm2d layers save their input for backward; see `Sparsity`.
     save_state : bool, default False
-        Whether what layers remember (iterations, thresholds) is in the state_dict, as one tensor
-        ``<layer>.sparse_state`` each, and so in the checkpoints of any library. Without it the keys are those of the
-        plain model, and `torchswat.sparse_state` returns the same.
+        Whether what layers remember (iterations, thresholds) is in the state_dict, as one int64 tensor
+        ``<layer>.sparse_state`` of shape (16,) each, and so in the checkpoints of any library. Without it the
+        keys are those of the plain model, and `torchswat.sparse_state` returns the same.
 
     Returns
     -------
@@ -176,7 +238,8 @@ def sparsify_(
 
     References
     ----------
-    SWAT, section 2.2 and Algorithm 1.
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 2.2 and Algorithm 1. Weight gradients are
+    straight-through estimates: Bengio et al. 2013, arXiv:1308.3432.
 
     Examples
     --------
@@ -355,9 +418,18 @@ def _mask_again(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -
 def desparsify_(model: Model) -> Model:
     """Make all layers of `model` plain torch modules again, in place; weights stay as they are.
 
-    What `torchswat.fuse_` fused is undone as well.
+    What `torchswat.fuse_` fused is undone as well. Call `prune_` first to keep the sparse network that was
+    trained.
 
-    Call `prune_` first to keep the sparse network that was trained.
+    Parameters
+    ----------
+    model : Module
+        Any model.
+
+    Returns
+    -------
+    Module
+        `model` itself.
 
     Raises
     ------
@@ -465,6 +537,10 @@ def prune_(model: Model, sparsity: float | Mapping[str, float] | None = None) ->
     -----
     Weights that FSDP2 shards (``DTensor``) are gathered layer by layer: call it on all processes.
 
+    References
+    ----------
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 1.
+
     Examples
     --------
     >>> model = prune_(sparsify_(nn.Sequential(nn.Linear(10, 10)), sparsity=0.8))
@@ -545,8 +621,18 @@ def has_weights_to_prune(model: nn.Module) -> bool:
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     """Yield the sparse layers of `model` with their names.
 
-    Each has an attribute ``sparse``, with its settings, its ``iteration`` and its ``selectors`` (`density`,
-    `threshold`).
+    Parameters
+    ----------
+    model : Module
+        Any model.
+
+    Yields
+    ------
+    str
+        The layer's name in the model.
+    SparseLayer
+        The layer. Its attribute ``sparse`` has its settings, its ``iteration`` and its ``selectors``
+        (``density``, ``threshold``).
 
     Examples
     --------
@@ -562,11 +648,16 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
 def sparse_state(model: nn.Module) -> dict[str, Tensor]:
     """Return what all sparse layers remember (iterations, sparsity, thresholds, densities), for a checkpoint.
 
+    Parameters
+    ----------
+    model : Module
+        With sparse layers; an empty dictionary is returned for one without.
+
     Returns
     -------
     dict of str to Tensor
         ``<layer>.state``, int64 of shape (16,), and ``<layer>.<operand>`` for thresholds by row (scopes ``chw`` and
-        ``hw``). Copies on the CPU.
+        ``hw``), in the dtype of the operand and of shape (N, 1, 1, 1) or (N, C, 1, 1). Copies on the CPU.
 
     Examples
     --------
@@ -588,10 +679,17 @@ def load_sparse_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Load the state_dict first: a layer that gets other weights forgets its thresholds.
 
+    Parameters
+    ----------
+    model : Module
+        With sparse layers.
+    state : mapping of str to Tensor
+        As `sparse_state` returned it: int64 tensors of shape (16,), and thresholds by row.
+
     Raises
     ------
     InvalidValue
-        Where the state is of other layers, or has another form.
+        Where the state is of other layers, or of another shape or dtype.
 
     Examples
     --------

@@ -22,10 +22,17 @@ _HEAD, _TAIL = 300, 500
 
 
 class TorchswatError(Exception):
-    """Whatever the user can mend: the base of every exception raised on purpose.
+    """Base of every exception that is raised on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong, with which value, what is allowed, what to call. The middle of a long one is left out.
 
     Examples
     --------
+    >>> issubclass(InvalidValue, TorchswatError)
+    True
     >>> len(str(TorchswatError(f"sparsity is {list(range(10_000))}; allowed is a number.")))
     807
     """
@@ -38,15 +45,48 @@ class TorchswatError(Exception):
 
 
 class InvalidValue(TorchswatError, ValueError):
-    """A value is outside what is allowed."""
+    """A value is outside what is allowed.
+
+    Examples
+    --------
+    >>> import torchswat
+    >>> try:
+    ...     torchswat.Sparsity(sparsity=80)
+    ... except ValueError as error:
+    ...     print(str(error).partition(";")[0])
+    sparsity is 80
+    """
 
 
 class UnknownName(TorchswatError, ValueError):
-    """A name that is in none of our registries."""
+    """A name is in none of the registries.
+
+    Examples
+    --------
+    >>> import torchswat
+    >>> try:
+    ...     torchswat.models.create("resnet_18")
+    ... except UnknownName as error:
+    ...     print(str(error).partition("?")[0])
+    unknown model 'resnet_18': did you mean 'resnet18'
+    """
 
     @classmethod
     def of(cls, kind: str, name: object, known: Iterable[str]) -> UnknownName:
-        """Make the error for an unknown `name` of a `kind`, with the nearest of the `known` names.
+        """Return the error for an unknown name, with the nearest known one.
+
+        Parameters
+        ----------
+        kind : str
+            What the name is of.
+        name : object
+            What was given.
+        known : iterable of str
+            The names that there are.
+
+        Returns
+        -------
+        UnknownName
 
         Examples
         --------
@@ -60,20 +100,71 @@ class UnknownName(TorchswatError, ValueError):
 
 
 class InvalidData(TorchswatError, ValueError):
-    """A file is damaged, truncated or not what its name promises."""
+    """A file is damaged, truncated or of another kind than its name says.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, torchswat
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "network.safetensors"
+    >>> _ = path.write_bytes(b"something else")
+    >>> try:
+    ...     torchswat.load(path)
+    ... except InvalidData:
+    ...     print("not a network")
+    not a network
+    """
 
 
 class MissingData(TorchswatError, FileNotFoundError):
-    """A file that is needed is not there."""
+    """A file that is needed does not exist.
+
+    Examples
+    --------
+    >>> import torchswat
+    >>> try:
+    ...     torchswat.load("no-such-network.safetensors")
+    ... except FileNotFoundError as error:
+    ...     print(type(error).__name__)
+    MissingData
+    """
 
 
 class NotFinite(TorchswatError, ArithmeticError):
-    """A NaN (or an infinite loss) was met; the message names the layer."""
+    """A tensor holds NaN, or a loss is infinite; the message names the layer.
+
+    Examples
+    --------
+    >>> import torch, torchswat
+    >>> try:
+    ...     torchswat.select(torch.tensor([1.0, float("nan")]), sparsity=0.5)
+    ... except NotFinite as error:
+    ...     print(str(error).partition(";")[0])
+    tensor has NaN among its 2 entries
+    """
 
 
 class CheckpointError(TorchswatError, OSError):
-    """A checkpoint could not be written or read."""
+    """A checkpoint or another file could not be written.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, torchswat
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "file"
+    >>> file.touch()
+    >>> model = torchswat.models.create("resnet-digits")
+    >>> try:
+    ...     torchswat.save(model, file / "network.safetensors", input_shape=(1, 8, 8))
+    ... except CheckpointError:
+    ...     print("a file is no folder")
+    a file is no folder
+    """
 
 
 class MissingDependency(TorchswatError, ImportError):
-    """An optional package is needed for this call; the message says how to install it."""
+    """An optional package is needed for this call; the message says how to install it.
+
+    Examples
+    --------
+    >>> issubclass(MissingDependency, ImportError)
+    True
+    """

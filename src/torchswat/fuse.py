@@ -52,6 +52,11 @@ class Fused:
         Names of the modules, in the order of the forward.
     recomputed : tuple of str
         Names of the convolutions that recompute their input for backward and save nothing of it.
+
+    Examples
+    --------
+    >>> print(Fused("", "batch norm + ReLU", ("1", "2")))
+    1 -> 2: batch norm + ReLU
     """
 
     container: str
@@ -71,8 +76,14 @@ class FusionReport:
     Attributes
     ----------
     fused : list of Fused
+        What runs as one operation from now on.
     skipped : dict of str to str
         By name of a batch norm, or of a container with one, why it was left as it is.
+
+    Examples
+    --------
+    >>> print(fuse_(nn.Sequential(nn.Linear(4, 2))))
+    nothing to fuse
     """
 
     fused: list[Fused] = field(default_factory=list)
@@ -106,6 +117,11 @@ def fuse_(model: nn.Module) -> FusionReport:
     -------
     FusionReport
         What was fused, and what not and why; to be printed or read.
+
+    References
+    ----------
+    Recomputing the output of batch norm and ReLU for backward: Rota Bulo et al. 2018, *In-Place Activated
+    BatchNorm for Memory-Optimized Training of DNNs*, arXiv:1712.02616, section 3. Beyond the paper of SWAT.
 
     Examples
     --------
@@ -145,6 +161,16 @@ def fuse_(model: nn.Module) -> FusionReport:
 
 def unfuse_(model: Model) -> Model:
     """Undo `fuse_`, in place.
+
+    Parameters
+    ----------
+    model : Module
+        Any model.
+
+    Returns
+    -------
+    Module
+        `model` itself.
 
     Examples
     --------

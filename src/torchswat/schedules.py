@@ -28,17 +28,30 @@ from torchswat.selection import check_sparsity
 
 @dataclass(frozen=True)
 class Cubic:
-    """From `initial` to `final` over `steps` iterations, fast at first (Zhu and Gupta 2017, section 3).
+    """Rise from `initial` to `final` over `steps` iterations, fast at first.
 
     ``final + (initial - final) * (1 - t)^3`` with ``t`` from 0 at iteration `begin` to 1 at
     ``begin + steps``; constant before and after.
 
     Parameters
     ----------
-    final, initial : float
-        Sparsities in [0, 1).
-    steps, begin : int
-        Iterations.
+    final : float
+        Sparsity at the end, in [0, 1).
+    steps : int
+        Iterations of the rise, at least 1.
+    initial : float, default 0.0
+        Sparsity before, in [0, 1).
+    begin : int, default 0
+        Iteration at which the rise begins.
+
+    Raises
+    ------
+    InvalidValue
+        For a sparsity or an iteration outside these ranges.
+
+    References
+    ----------
+    Zhu and Gupta 2017, *To prune, or not to prune*, arXiv:1710.01878, section 3, equation 1.
 
     Examples
     --------
@@ -72,12 +85,17 @@ class Cubic:
 
 @dataclass(frozen=True)
 class Steps:
-    """A constant sparsity from each of some iterations on.
+    """Hold a sparsity from one iteration to the next of a list.
 
     Parameters
     ----------
     values : tuple of (int, float)
         Iteration and the sparsity from there on, iterations ascending from 0.
+
+    Raises
+    ------
+    InvalidValue
+        For iterations that do not ascend from 0, or a sparsity outside [0, 1).
 
     Examples
     --------
@@ -108,7 +126,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class DenseEnd:
-    """A sparsity, or a schedule of it, until iteration `begin`; from there on nothing is set to zero.
+    """Follow a sparsity, or a schedule of it, until iteration `begin`, and set nothing to zero from there on.
 
     The network that results is dense: `torchswat.prune_` finds nothing to prune in it.
 
@@ -118,6 +136,16 @@ class DenseEnd:
         Sparsity in [0, 1), or a callable from iteration to sparsity.
     begin : int
         The first dense iteration.
+
+    Raises
+    ------
+    InvalidValue
+        For a sparsity outside [0, 1), or a negative iteration.
+
+    References
+    ----------
+    Fine-tuning dense after sparse training: Han et al. 2017, *DSD: Dense-Sparse-Dense Training for Deep Neural
+    Networks*, arXiv:1607.04381. Beyond the paper of SWAT.
 
     Examples
     --------

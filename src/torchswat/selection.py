@@ -321,7 +321,7 @@ def select(tensor: Tensor, sparsity: float, scope: str = "nchw", method: str = "
 
     References
     ----------
-    SWAT, section 2.2 ("Top-K Selection", Figure 3) and section 3.2.
+    SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1, section 2.2 ("Top-K Selection", Figure 3) and section 3.2.
 
     Examples
     --------

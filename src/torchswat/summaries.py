@@ -31,8 +31,10 @@ class LayerSummary:
 
     Attributes
     ----------
-    name, kind : str
-        Its name in the model and its class.
+    name : str
+        Its name in the model.
+    kind : str
+        Its class.
     state : {"sparse", "switched", "fused", "dense"}
         ``switched`` are batch norms, ReLUs and pools that keep the engine's CHWN layout, ``fused`` are those
         that run as one with their neighbours (`torchswat.fuse_`).
@@ -44,13 +46,20 @@ class LayerSummary:
         The sparsity of a sparse layer, of a schedule its last one where it has one.
     in_force : float or None
         The sparsity of the last iteration; None before the first.
-    weights, activations : float or None
-        The share that the last iteration kept; None where nothing was selected yet, or the operand is dense.
+    weights : float or None
+        Density of the weights in the last iteration; None where nothing was selected yet, or they are dense.
+    activations : float or None
+        The same of the activations.
     nonzero : float or None
-        The share of the layer's weights that are not zero, which tells whether it was pruned.
+        The fraction of the layer's weights that are not zero, which shows whether it was pruned.
     expected : Expected or None
         Milliseconds of a training step, and which products run sparse; None without an example, and where the
         compiled kernels have no part.
+
+    Examples
+    --------
+    >>> LayerSummary("fc", "Linear", "dense", why="skip: 'last'").why
+    "skip: 'last'"
     """
 
     name: str
@@ -81,6 +90,11 @@ class Summary:
     expected : Expected or None
         Milliseconds of a training step, sparse and dense, of the layers that the compiled kernels run; None
         without an example.
+
+    Examples
+    --------
+    >>> summary(nn.Linear(4, 2)).layers[0].why
+    'sparsify_ was not called'
     """
 
     layers: tuple[LayerSummary, ...]
@@ -89,11 +103,36 @@ class Summary:
     expected: Expected | None = None
 
     def count(self, state: str) -> int:
-        """Return the number of layers of a state."""
+        """Return the number of layers of a state.
+
+        Parameters
+        ----------
+        state : {"sparse", "switched", "fused", "dense"}
+
+        Returns
+        -------
+        int
+
+        Examples
+        --------
+        >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU())).count("dense")
+        2
+        """
         return Counter(layer.state for layer in self.layers)[state]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers and strings, for JSON."""
+        """Return everything as plain numbers and strings, for JSON.
+
+        Returns
+        -------
+        dict
+            ``layers``, ``algorithm``, ``iteration`` and ``expected``.
+
+        Examples
+        --------
+        >>> summary(nn.Linear(4, 2)).to_dict()["iteration"]
+        0
+        """
         return asdict(self)
 
     def __str__(self) -> str:

@@ -39,6 +39,13 @@ class TunedLayer:
         Rounded down to a multiple of 0.05.
     timing : Timing
         Milliseconds of the three products, sparse and dense.
+
+    Examples
+    --------
+    >>> shape = Shape((8, 3, 32, 32), (16, 3, 3, 3), (1, 1), (1, 1))
+    >>> timing = Timing(forward=(1.0, 2.0), grad_input=(1.5, 1.0), grad_weight=(1.0, 3.0))
+    >>> TunedLayer("conv", shape, 0.8, timing).choice
+    Choice(forward=True, grad_input=False, grad_weight=True)
     """
 
     name: str
@@ -62,6 +69,15 @@ class TuningReport:
         In the order in which the model runs them.
     file : Path or None
         Where the timings are stored; None where they last as long as the process.
+
+    Examples
+    --------
+    >>> shape = Shape((8, 3, 32, 32), (16, 3, 3, 3), (1, 1), (1, 1))
+    >>> timing = Timing(forward=(1.0, 2.0), grad_input=(1.5, 1.0), grad_weight=(1.0, 3.0))
+    >>> print(TuningReport((TunedLayer("conv", shape, 0.8, timing),), file=None))
+    layer  shape                     sparsity  forward      grad_input   grad_weight  runs sparse
+    conv   8x3x32x32-16x3x3-s11-p11  0.80      1.00 / 2.00  1.50 / 1.00  1.00 / 3.00  forward, grad_weight
+    milliseconds, sparse / dense; not stored: they last as long as this process
     """
 
     layers: tuple[TunedLayer, ...]

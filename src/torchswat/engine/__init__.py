@@ -8,6 +8,12 @@ __all__ = ["info"]
 def info() -> dict[str, Any]:
     """Return what runs here: engine, instruction set, threads, and the reason where it is the reference.
 
+    Returns
+    -------
+    dict
+        ``engine`` (``"native"`` or ``"reference"``), ``reason``, ``isa``, ``available`` instruction sets,
+        ``openmp`` and ``threads``.
+
     Examples
     --------
     >>> info()["engine"] in ("native", "reference")

@@ -30,6 +30,10 @@ def tune_allocator() -> bool:
     bool
         True where it took effect: on Linux with glibc. Elsewhere nothing is done.
 
+    References
+    ----------
+    ``mallopt(3)`` of the Linux manual pages: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
+
     Examples
     --------
     >>> from torchswat.engine.allocator import tune_allocator

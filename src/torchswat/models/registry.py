@@ -1,6 +1,6 @@
 """The list of networks: what is not in it does not exist.
 
-Each line is one network in one form. The form says for which pictures the network is made: ``cifar`` for
+Each line is one network in one form. The form says for which images the network is made: ``cifar`` for
 small ones (28 to 64 pixels: a 3x3 convolution as stem), ``imagenet`` for large ones (about 224 pixels: a stem
 that divides height and width by 4), ``digits`` for the 8x8 digits.
 """
@@ -33,24 +33,33 @@ class ModelInfo:
 
     Attributes
     ----------
-    name, form : str
+    name : str
         What `create` is given.
+    form : {"cifar", "imagenet", "digits"}
+        For which images the network is made.
     summary : str
         One line for a person.
     reference : str
         The publication.
     parameters : int
         Number of parameters, as published, at `num_classes` classes, `in_channels` channels and the published
-        width. (Publications round, and leave some forms
-        out; then it is the exact count of the network they describe.)
+        width. Publications round, and leave some forms out; then it is the exact count of the network they
+        describe.
     build : callable
         Makes the module from the keywords `num_classes`, `in_channels` and, where `width` is set, `width`.
-    num_classes, in_channels : int
-        What `create` takes by default.
-    image_size : int
-        Height and width, in pixels, of the pictures the form is made for; others work too.
-    width : int or None
-        Channels of the first stage, where `create` lets it be changed; else None.
+    num_classes : int, default 10
+        Number of outputs that `create` takes by default.
+    in_channels : int, default 3
+        Channels of the images that `create` takes by default.
+    image_size : int, default 32
+        Height and width, in pixels, of the images the form is made for; others work too.
+    width : int or None, default None
+        Channels of the first stage, where `create` lets it be changed.
+
+    Examples
+    --------
+    >>> info("resnet18").image_size, info("resnet18", "imagenet").image_size
+    (32, 224)
     """
 
     name: str
@@ -72,7 +81,7 @@ def _residual(
     layers = f"ResNet-{name.removeprefix('resnet')}"
     small, large = partial(ResNet, block, blocks), partial(ResNet, block, blocks, stem="imagenet")
     return (
-        ModelInfo(name, "cifar", f"{layers} for small pictures", _RESNET, cifar, small, width=64),
+        ModelInfo(name, "cifar", f"{layers} for small images", _RESNET, cifar, small, width=64),
         ModelInfo(name, "imagenet", layers, _RESNET, imagenet, large, 1000, image_size=224, width=64),
     )
 
@@ -96,7 +105,7 @@ MODELS: tuple[ModelInfo, ...] = (
     ModelInfo(
         "densenet121",
         "cifar",
-        "DenseNet-BC-121, growth 32, for small pictures",
+        "DenseNet-BC-121, growth 32, for small images",
         _DENSENET,
         6_956_298,
         DenseNet,
@@ -163,7 +172,11 @@ MODELS: tuple[ModelInfo, ...] = (
 
 
 def names() -> list[str]:
-    """The names of all networks, each once.
+    """Return the names of all networks, each once.
+
+    Returns
+    -------
+    list of str
 
     Examples
     --------
@@ -174,7 +187,7 @@ def names() -> list[str]:
 
 
 def info(name: str, form: str | None = None) -> ModelInfo:
-    """Look up the network `name` in the form `form`.
+    """Return what is known of a network in one of its forms.
 
     Parameters
     ----------
@@ -227,7 +240,7 @@ def create(
     num_classes : int, optional
         Number of outputs; by default that of the form: 10, or 1000 for ``"imagenet"``.
     in_channels : int, optional
-        Channels of the pictures, 1 for grey ones; by default that of the form, 3 (digits: 1).
+        Channels of the images, 1 for grey ones; by default that of the form, 3 (digits: 1).
     width : int, optional
         Channels of the first stage of a residual network, to which the other stages are proportional; by
         default as published.
@@ -235,7 +248,7 @@ def create(
     Returns
     -------
     nn.Module
-        Maps pictures, float (N, in_channels, H, W), to class scores, float (N, num_classes).
+        Maps images, float of shape (N, in_channels, H, W), to scores, float of shape (N, num_classes).
 
     Raises
     ------
@@ -243,6 +256,11 @@ def create(
         If there is no such network, or not in this form.
     InvalidValue
         If a number is not positive, or the network has no `width` to change.
+
+    References
+    ----------
+    ``info(name).reference`` cites the publication of each network. Initialisation: He et al. 2015, *Delving
+    Deep into Rectifiers*, arXiv:1502.01852, section 2.2.
 
     Examples
     --------

@@ -25,6 +25,14 @@ class Network(nn.Module):
     ----------
     package : Package
         The operations, and what is known of the network: ``package.about.classes`` and so on.
+
+    Examples
+    --------
+    >>> import tempfile, torchswat
+    >>> path = f"{tempfile.mkdtemp()}/digits.safetensors"
+    >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+    >>> torchswat.load(path).package.graph.input_shape
+    (1, 8, 8)
     """
 
     def __init__(self, package: Package) -> None:
@@ -35,7 +43,31 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs, (N, classes), for normalised pictures `x`, float32 (N, C, H, W)."""
+        """Return the scores of normalised images.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, H, W)
+            float32, on the CPU.
+
+        Returns
+        -------
+        Tensor of shape (N, classes)
+            float32.
+
+        Raises
+        ------
+        InvalidValue
+            For another shape, dtype or device.
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = f"{tempfile.mkdtemp()}/digits.safetensors"
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> torchswat.load(path)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+        """
         if x.dim() != 4 or tuple(x.shape[1:]) != self.package.graph.input_shape:
             raise InvalidValue(
                 f"the input has the shape {tuple(x.shape)}; this network takes (N, "
@@ -48,9 +80,29 @@ class Network(nn.Module):
         return self._sessions.run(x.detach())
 
     @torch.no_grad()
-    def probabilities(self, pictures: Tensor) -> Tensor:
-        """Return the probability of each class, (N, classes), for pixels, uint8 (N, C, H, W)."""
-        x = pictures.to(torch.float32, copy=True).div_(255)
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probability of each class from the pixels of images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, C, H, W)
+            uint8, not normalised.
+
+        Returns
+        -------
+        Tensor of shape (N, classes)
+            float32; each row sums to 1.
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = f"{tempfile.mkdtemp()}/digits.safetensors"
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> network = torchswat.load(path)
+        >>> network.probabilities(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
+        """
+        x = images.to(torch.float32, copy=True).div_(255)
         about = self.package.about
         if about.mean:
             mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
@@ -71,7 +123,7 @@ def load(path: str | os.PathLike[str]) -> Network:
 
     Parameters
     ----------
-    path : path
+    path : str or path
         Of the file.
 
     Returns

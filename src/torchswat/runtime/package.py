@@ -1,4 +1,4 @@
-"""A trained network in one file: sparse weights, operations, and all that is needed to show it a picture.
+"""A trained network in one file: sparse weights, operations, and all that is needed to give it an image.
 
 The format is described in docs/format.md. Reading one executes nothing that stands in it.
 """
@@ -35,13 +35,20 @@ class About:
     ----------
     classes : tuple of str
         Names of the outputs; empty where they have none.
-    mean, std : tuple of float
-        By which pictures, scaled to [0, 1], are normalised, a number a colour; empty for no normalisation.
+    mean : tuple of float
+        Subtracted from images scaled to [0, 1], one number a channel; empty for no normalisation.
+    std : tuple of float
+        By which images are divided then, one number a channel.
     resize : int
-        Shorter side, in pixels, that a picture is brought to before its centre is cut out; 0 where pictures
-        are scaled to the network's input as a whole.
+        Shorter side, in pixels, to which an image is resized before its centre is cropped; 0 where images are
+        resized to the network's input as a whole.
     provenance : dict
         Where the network comes from: text or numbers by name.
+
+    Examples
+    --------
+    >>> About(classes=("cat", "dog")).classes
+    ('cat', 'dog')
     """
 
     classes: tuple[str, ...] = ()
@@ -63,6 +70,14 @@ class Package:
         Dense float32 weights by ``<node>.<part>``.
     about : About
         Names, normalisation, provenance.
+
+    Examples
+    --------
+    >>> import tempfile, torchswat
+    >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
+    >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+    >>> Package.read(path).graph.nodes[0].operation
+    'conv2d'
     """
 
     graph: Graph
@@ -70,7 +85,20 @@ class Package:
     about: About
 
     def to_bytes(self) -> bytes:
-        """Return the content of the file."""
+        """Return the content of the file.
+
+        Returns
+        -------
+        bytes
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
+        >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> Package.read(path).to_bytes() == path.read_bytes()
+        True
+        """
         arrays: Arrays = {}
         forms: dict[str, Any] = {}
         for name, tensor in self.tensors.items():
@@ -92,7 +120,16 @@ class Package:
 
     @classmethod
     def read(cls, path: Path) -> Package:
-        """Read the file at `path`.
+        """Read a file.
+
+        Parameters
+        ----------
+        path : Path
+            Of the file.
+
+        Returns
+        -------
+        Package
 
         Raises
         ------
@@ -100,6 +137,14 @@ class Package:
             There is no such file.
         InvalidData
             It is truncated, damaged, or no network of torchswat; the message says what is wrong.
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
+        >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8), classes=list("0123456789"))
+        >>> len(Package.read(path).about.classes)
+        10
         """
         arrays, metadata = container.read(path, _description)
         try:
@@ -232,16 +277,18 @@ def save(
         are never left out, as DSG's are. It is read by `torch.fx`, so its flow may not depend on data, and
         must be made of convolutions without groups and dilation, batch norm, ReLU, sums, concatenations,
         pooling and linear layers, as the networks of `torchswat.models` are.
-    path : path
+    path : str or path
         Of the file, by custom ``.safetensors``.
-    input_shape : (C, H, W), default (3, 32, 32)
-        Of the pictures that it is made for.
+    input_shape : sequence of int, default (3, 32, 32)
+        Channels, height and width of the images that it is made for.
     classes : sequence of str, default ()
         Names of the outputs.
-    mean, std : sequence of float, default ()
-        What pictures, scaled to [0, 1], are normalised by, a number a colour.
+    mean : sequence of float, default ()
+        Subtracted from images scaled to [0, 1], one number a channel.
+    std : sequence of float, default ()
+        By which images are divided then, one number a channel.
     resize : int, default 0
-        Shorter side, in pixels, of pictures before their centre is cut out; 0 to scale them as a whole.
+        Shorter side, in pixels, of images before their centre is cropped; 0 to resize them as a whole.
     provenance : mapping, optional
         Whatever should be known of its origin, as JSON values.
 
