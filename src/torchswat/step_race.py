@@ -1,7 +1,7 @@
 """Time a training step of one layer, sparse with all that belongs to it and as torch's own dense layer.
 
 The races of products (`torchswat.engine.race`) decide which of them run sparse; both ways select there. This
-one tells whether the layer as a whole is faster than a dense one: selections and calls count, masks do not.
+one shows whether the layer as a whole is faster than a dense one: selections and calls count, masks do not.
 """
 
 from __future__ import annotations

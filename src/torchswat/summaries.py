@@ -37,7 +37,7 @@ class LayerSummary:
         Its class.
     state : {"sparse", "switched", "fused", "dense"}
         ``switched`` are batch norms, ReLUs and pools that keep the engine's CHWN layout, ``fused`` are those
-        that run as one with their neighbours (`torchswat.fuse_`).
+        that run as one with others (`torchswat.fuse_`).
     why : str
         Why a dense layer is dense; what a fused one is fused into.
     kernels : str

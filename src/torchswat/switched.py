@@ -22,7 +22,7 @@ from torchswat.models.resnet import PaddingShortcut
 
 
 class _ReLU(torch.autograd.Function):
-    """ReLU that keeps one bit an entry for the backward pass."""
+    """ReLU that saves one bit an entry for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:

@@ -82,7 +82,7 @@ def test_labels_that_do_not_fit(tmp_path):
     folder = write_fashion(tmp_path, packed=False)
     labels = folder / "t10k-labels-idx1-ubyte"
     labels.write_bytes(idx(np.array([0, 1, 2], np.uint8)))
-    with pytest.raises(InvalidData, match=r"has 5 pictures, but .* has 3 labels"):
+    with pytest.raises(InvalidData, match=r"has 5 images, but .* has 3 labels"):
         load("fashion-mnist", tmp_path)
     labels.write_bytes(idx(np.array([0, 1, 2, 3, 10], np.uint8)))
     with pytest.raises(InvalidData, match="holds the label 10; labels are 0 to 9"):

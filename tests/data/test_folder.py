@@ -92,7 +92,7 @@ def test_a_class_without_pictures(tmp_path, part):
     folder = write_pictures(tmp_path / "pets")
     for path in (folder / part / "dog").iterdir():
         path.rename(path.with_suffix(".txt"))
-    with pytest.raises(InvalidData, match=f"{part}.dog holds no pictures"):
+    with pytest.raises(InvalidData, match=f"{part}.dog holds no images"):
         load(str(folder))
 
 

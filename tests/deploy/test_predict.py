@@ -68,9 +68,9 @@ def test_networks_that_see_no_pictures(tmp_path: Path):
 def test_folders(pictures: list[Path], tmp_path: Path):
     assert find_pictures([pictures[0].parent]) == pictures
     assert find_pictures(pictures[1:3]) == pictures[1:3]
-    with pytest.raises(MissingData, match="holds no pictures"):
+    with pytest.raises(MissingData, match="holds no images"):
         find_pictures([tmp_path])
-    with pytest.raises(MissingData, match="no picture"):
+    with pytest.raises(MissingData, match="no image"):
         find_pictures([tmp_path / "none.png"])
 
 

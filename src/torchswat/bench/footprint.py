@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass
 class Layer:
-    """Bytes that a layer keeps for the backward pass.
+    """Bytes that a layer saves for backward.
 
     Attributes
     ----------

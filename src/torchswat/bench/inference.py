@@ -2,7 +2,7 @@
 
 The peers run the same network, pruned, each at its best settings: PyTorch in channels_last, as it is and
 compiled; ONNX Runtime; OpenVINO held to float32. A peer that is not installed is left out, and that is said.
-Speed-up is over the fastest of them. What is timed is a call with a batch of normalised pictures in memory.
+Speed-up is over the fastest of them. What is timed is a call with a batch of normalised images in memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Case:
-    """A network and a number of pictures, with the speed-ups that the runtime was built for, by sparsity."""
+    """A network and a number of images, with the speed-ups that the runtime was built for, by sparsity."""
 
     network: str
     form: str
@@ -91,7 +91,7 @@ def bench_inference(
     peers : sequence of str
         Among `PEERS`.
     seed : int, default 0
-        Of weights and pictures.
+        Of weights and images.
     tick : callable
         Called ``rounds(cases, repeats)`` times.
 

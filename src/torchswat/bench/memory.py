@@ -1,4 +1,4 @@
-"""Memory of training steps: bytes kept for the backward pass, by layer and in all, and the peak of a step.
+"""Memory of training steps: bytes saved for backward, by layer and in all, and the peak of a step.
 
 Each setting runs in a fresh process. Everything is measured against dense torch: how many times fewer bytes
 of activations are kept (positions, masks and statistics included), how many times fewer bytes of weights
@@ -62,11 +62,11 @@ def bench_memory(
     algorithms : sequence of str
         Names in `torchswat.algorithms.ALGORITHMS`; dense is always among them.
     batch_size : int, optional
-        Pictures in a batch; by default what the network is timed with.
+        Images in a batch; by default what the network is timed with.
     device : str, default "cpu"
         Where it runs, such as ``cuda``.
     seed : int, default 0
-        Of weights and pictures.
+        Of weights and images.
     tick : callable
         Called once a setting.
 

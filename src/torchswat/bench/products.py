@@ -52,10 +52,10 @@ SHAPES: dict[str, Shape] = {
     "1x1-1024-256": _shape(16, 1024, 256, 14, 1),
     "1x1-256-64": _shape(16, 256, 64, 56, 1),
 }
-"""Convolutions by name: of ResNet-18 for small pictures (batch 128) and ResNet-50 for large ones (16)."""
+"""Convolutions by name: of ResNet-18 for small images (batch 128) and ResNet-50 for large ones (16)."""
 
 STANDARD = ("3x3-64", "3x3-128", "3x3-256", "3x3-512")
-"""The four of stride 1 of ResNet-18 for small pictures; `TARGETS` are for their twelve products."""
+"""The four of stride 1 of ResNet-18 for small images; `TARGETS` are for their twelve products."""
 
 TARGETS = {0.5: 1.5, 0.7: 2.4, 0.8: 3.2, 0.9: 5.0}
 """Geometric mean of the speed-ups that the engine was built for, by sparsity, with AVX-512."""

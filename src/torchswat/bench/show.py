@@ -267,7 +267,7 @@ def _memory(rows: list[Row]) -> Table:
             _megabytes(row["peak_by_bytes"]),
         )
     table.caption = (
-        "kept for the backward pass, positions and masks included; peak: of the step above the idle process; "
+        "saved for backward, positions and masks included; peak: of the step above the idle process; "
         "by the bytes kept: the dense peak less what is kept less"
     )
     table.caption_justify = "left"

@@ -1,7 +1,7 @@
 """Whole training steps: forward, loss, backward and optimizer, sparse against dense, with all costs in.
 
 The dense side runs in NCHW and in channels_last and the faster one counts; under bfloat16 autocast it is one
-more line. Every contestant is a model of its own, trained on one batch of random pictures. A selection with
+more line. Every contestant is a model of its own, trained on one batch of random images. A selection with
 a period is timed as a step that searches and one that does not; what counts is the mean over a period.
 """
 
@@ -32,7 +32,7 @@ from torchswat.selection import check_sparsity
 
 @dataclass(frozen=True)
 class Network:
-    """A network as it is timed: its form, and how many pictures of which size are a batch."""
+    """A network as it is timed: its form, and how many images of which size are a batch."""
 
     name: str
     form: str
@@ -115,7 +115,7 @@ def bench_step(
     repeats : int, default 10
         Timed rounds; each runs every contestant once.
     seed : int, default 0
-        Of weights and pictures.
+        Of weights and images.
     tick : callable
         Called ``rounds(networks, repeats)`` times.
 

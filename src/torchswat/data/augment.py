@@ -1,8 +1,8 @@
-"""Augmentation: from which part of a picture the network's input is taken, and whether it is mirrored.
+"""Augmentation: from which part of an image the network's input is taken, and whether it is mirrored.
 
-Each kind says how many uniform numbers a picture takes (`draws`) and does the rest as a pure function of
-them. `RandomCrop` works on whole batches of small pictures in memory; `RandomResizedCrop` and `CentreCrop`
-choose a box of a large picture, which is then decoded and scaled in one go.
+Each kind says how many uniform numbers an image takes (`draws`) and does the rest as a pure function of
+them. `RandomCrop` works on whole batches of small images in memory; `RandomResizedCrop` and `CentreCrop`
+choose a box of a large image, which is then decoded and scaled in one go.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchswat.data import draws
 from torchswat.errors import InvalidValue
 
 LARGEST_SIDE = 2**13  # pixels; a square of it is as large as the largest image that is decoded
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image
 Border = Literal["black", "reflect"]
 Flip = Literal["random", "alternating", "none"]
 
@@ -120,7 +120,7 @@ class RandomResizedCrop:
     Parameters
     ----------
     area : (float, float), default (0.08, 1.0)
-        Smallest and largest share of the picture's area.
+        Smallest and largest share of the image's area.
     ratio : (float, float), default (3/4, 4/3)
         Smallest and largest width / height; drawn uniformly in its logarithm.
     flip : {"random", "alternating", "none"}, default "random"
@@ -141,7 +141,7 @@ class RandomResizedCrop:
         _check_choice("flip", self.flip, get_args(Flip))
 
     def box(self, width: int, height: int, uniform: np.ndarray) -> tuple[Box, bool]:
-        """Choose the box of a picture of `width` x `height` pixels, and whether to mirror it.
+        """Choose the box of an image of `width` x `height` pixels, and whether to mirror it.
 
         Boxes that would stick out are drawn again, ten times at most; then the largest centred box of an
         allowed shape is taken.
@@ -169,7 +169,7 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The view of a large picture at evaluation: shorter side to `resize`, then the centre of `size`.
+    """The view of a large image at evaluation: shorter side to `resize`, then the centre of `size`.
 
     Parameters
     ----------
@@ -195,9 +195,9 @@ class CentreCrop:
             )
 
     def box(self, width: int, height: int) -> Box:
-        """Find the box of a picture of `width` x `height` pixels that the network sees.
+        """Find the box of an image of `width` x `height` pixels that the network sees.
 
-        Scaling this box to `size` is the same as scaling the whole picture and cutting afterwards.
+        Scaling this box to `size` is the same as scaling the whole image and cutting afterwards.
         """
         side = min(width, height) * self.size / self.resize
         left, top = (width - side) / 2, (height - side) / 2

@@ -16,7 +16,7 @@ from torchswat.data.augment import Augmentation, draw
 from torchswat.data.dataset import Images, Mapper, Split
 from torchswat.errors import InvalidValue
 
-AHEAD = 2  # batches of pictures decoded before they are asked for
+AHEAD = 2  # batches of images decoded before they are asked for
 PIECE = 256  # images cropped and normalised at once: their bytes fit in the cache of a core
 
 
@@ -40,7 +40,7 @@ class Batches:
         Reorder the samples in every epoch.
     seed : int, default 0
     augment : RandomCrop or RandomResizedCrop, optional
-        By default pictures are shown as they are (files: scaled and cut by the split's `CentreCrop`).
+        By default images are shown as they are (files: scaled and cut by the split's `CentreCrop`).
     drop_last : bool, default False
         Leave out the last batch if it is not full.
     rank, world_size : int, default 0 and 1
@@ -48,7 +48,7 @@ class Batches:
         shares of a batch are equal, but for a last batch that is not full: there some have one sample
         more, so add up sums rather than means, or set `drop_last`.
     workers : int, optional
-        Threads that decode picture files; by default one for each usable processor.
+        Threads that decode image files; by default one for each usable processor.
 
     Raises
     ------
@@ -147,7 +147,7 @@ class Batches:
         return [batch.tensor_split(self.world_size)[self.rank] for batch in batches]
 
     def _read(self, numbers: Tensor, epoch: int, mapper: Mapper) -> tuple[Tensor, Tensor]:
-        """Make the batch of the samples `numbers`; `mapper` is the ``map`` that decodes picture files."""
+        """Make the batch of the samples `numbers`; `mapper` is the ``map`` that decodes image files."""
         if self.augment is None:
             uniform = np.empty((len(numbers), 0))
         else:
@@ -160,7 +160,7 @@ class Batches:
         return images, self.split.labels[numbers]
 
     def _read_ahead(self, shares: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read batches in a thread of their own, `AHEAD` of the caller; its pool decodes the pictures."""
+        """Read batches in a thread of their own, `AHEAD` of the caller; its pool decodes the images."""
         reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
@@ -171,7 +171,7 @@ class Batches:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # also when the caller stops early, or a picture is damaged
+        finally:  # also when the caller stops early, or an image is damaged
             reader.shutdown(cancel_futures=True)
             decoders.shutdown(cancel_futures=True)
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100, from the "python version" of the official page.
 
 A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. Batches are pickled dictionaries
-with ``data``, uint8 of shape (N, 3072), one row a picture in the order colour, row, column.
+with ``data``, uint8 of shape (N, 3072), one row an image in the order colour, row, column.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 def _read_cifar10(root: Path) -> Dataset:
     *batches, test, meta = CIFAR10.locate(root)
     classes = _read_classes(meta, "label_names", 10)
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the 50,000 training pictures
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the 50,000 training images
     return _dataset("cifar10", batches, test, classes, "labels", mean, std)
 
 
 def _read_cifar100(root: Path) -> Dataset:
     train, test, meta = CIFAR100.locate(root)
     classes = _read_classes(meta, "fine_label_names", 100)
-    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training pictures
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training images
     return _dataset("cifar100", [train], test, classes, "fine_labels", mean, std)
 
 
@@ -79,7 +79,7 @@ def _read_classes(path: Path, key: str, count: int) -> tuple[str, ...]:
 CIFAR10 = Source(
     name="cifar10",
     title="CIFAR-10",
-    summary="50,000 + 10,000 pictures, 3 x 32 x 32, 10 classes",
+    summary="50,000 + 10,000 images, 3 x 32 x 32, 10 classes",
     read=_read_cifar10,
     files=tuple(
         File({f"cifar-10-batches-py/{name}": digest})
@@ -101,7 +101,7 @@ CIFAR10 = Source(
 CIFAR100 = Source(
     name="cifar100",
     title="CIFAR-100",
-    summary="50,000 + 10,000 pictures, 3 x 32 x 32, 100 classes",
+    summary="50,000 + 10,000 images, 3 x 32 x 32, 100 classes",
     read=_read_cifar100,
     files=tuple(
         File({f"cifar-100-python/{name}": digest})

@@ -1,6 +1,6 @@
-"""What a data set is to the rest of the package: two splits of pictures with labels.
+"""What a data set is to the rest of the package: two splits of images with labels.
 
-`Images` keeps small pictures in memory; `Pictures` keeps the paths of large ones and decodes them when a
+`Images` keeps small images in memory; `Pictures` keeps the paths of large ones and decodes them when a
 batch asks for them. `Batches` treats both alike.
 """
 
@@ -52,7 +52,7 @@ class Split(abc.ABC):
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """Colours, height and width of one picture as the network sees it."""
+        """Colours, height and width of one image as the network sees it."""
 
     @abc.abstractmethod
     def subset(self: AnySplit, numbers: Tensor) -> AnySplit:
@@ -62,9 +62,9 @@ class Split(abc.ABC):
     def read(
         self, numbers: Tensor, augmentation: Augmentation | None, uniform: np.ndarray, mapper: Mapper
     ) -> Tensor:
-        """Read pictures as uint8, shape (M, C, H, W), augmented by the `uniform` draws, shape (M, draws).
+        """Read images as uint8, shape (M, C, H, W), augmented by the `uniform` draws, shape (M, draws).
 
-        `mapper` is the ``map`` (or a thread pool's) under which pictures that must be decoded are decoded.
+        `mapper` is the ``map`` (or a thread pool's) under which images that must be decoded are decoded.
         """
 
     @abc.abstractmethod
@@ -109,7 +109,7 @@ class Split(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Images(Split):
-    """Pictures in memory.
+    """Images in memory.
 
     Attributes
     ----------
@@ -136,19 +136,19 @@ class Images(Split):
         if augmentation is None:
             return images
         if not isinstance(augmentation, RandomCrop):
-            raise InvalidValue(f"{type(augmentation).__name__} is for folders of pictures; take RandomCrop.")
+            raise InvalidValue(f"{type(augmentation).__name__} is for folders of images; take RandomCrop.")
         return augmentation(images, uniform)
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures(Split):
-    """Picture files, decoded when they are asked for.
+    """Image files, decoded when they are asked for.
 
     Attributes
     ----------
     paths : tuple of Path
     view : CentreCrop
-        The size that pictures are brought to, and the part of them that is seen without augmentation.
+        The size that images are brought to, and the part of them that is seen without augmentation.
     """
 
     paths: tuple[Path, ...]
@@ -170,7 +170,7 @@ class Pictures(Split):
         self, numbers: Tensor, augmentation: Augmentation | None, uniform: np.ndarray, mapper: Mapper
     ) -> Tensor:
         if isinstance(augmentation, RandomCrop):
-            raise InvalidValue("RandomCrop is for pictures in memory; take RandomResizedCrop for folders.")
+            raise InvalidValue("RandomCrop is for images in memory; take RandomResizedCrop for folders.")
 
         pixels = np.empty((len(numbers), self.view.size, self.view.size, 3), np.uint8)  # (M, H, W, C)
 
@@ -212,7 +212,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Colours, height and width of one picture as the network sees it."""
+        """Colours, height and width of one image as the network sees it."""
         return self.train.shape
 
     @property

@@ -1,4 +1,4 @@
-"""The 8 x 8 digits that come with scikit-learn: real pictures, nothing to download.
+"""The 8 x 8 digits that come with scikit-learn: real images, nothing to download.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
 (its test part: 1,797 digits of 13 writers).
@@ -44,6 +44,6 @@ def _read_digits(root: Path) -> Dataset:
 DIGITS = Source(
     name="digits",
     title="Digits of scikit-learn",
-    summary="1,442 + 355 pictures, 1 x 8 x 8, 10 classes",
+    summary="1,442 + 355 images, 1 x 8 x 8, 10 classes",
     read=_read_digits,
 )

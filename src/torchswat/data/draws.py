@@ -1,6 +1,6 @@
 """Random numbers that are a pure function of who asks: no generator, no state, nothing to save.
 
-Every number is a hash of (seed, purpose, epoch, sample, position). So a picture is cropped in the same way
+Every number is a hash of (seed, purpose, epoch, sample, position). So an image is cropped in the same way
 whatever the batch size, the order, the number of processes or the batch a run was resumed at, and a
 checkpoint needs no random state of the data. The hash is the finaliser of SplitMix64 (Steele, Lea and
 Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), chained once for each key.

@@ -27,7 +27,7 @@ from torchswat.errors import InvalidData
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-MEAN, STD = (0.2860,), (0.3530,)  # of the 60,000 training pictures
+MEAN, STD = (0.2860,), (0.3530,)  # of the 60,000 training images
 
 
 def read_idx(path: Path, shape: tuple[int | None, ...], most: int) -> Tensor:
@@ -92,7 +92,7 @@ def _read_split(images_path: Path, labels_path: Path, most: int) -> Images:
     labels = read_idx(labels_path, (None,), most).long()
     if len(images) != len(labels):
         raise InvalidData(
-            f"{images_path} has {len(images)} pictures, but {labels_path} has {len(labels)} labels."
+            f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels."
         )
     if labels.max() >= len(CLASSES):
         raise InvalidData(
@@ -111,7 +111,7 @@ def _file(name: str, packed: str, unpacked: str) -> File:
 FASHION = Source(
     name="fashion-mnist",
     title="Fashion-MNIST",
-    summary="60,000 + 10,000 pictures, 1 x 28 x 28, 10 classes",
+    summary="60,000 + 10,000 images, 1 x 28 x 28, 10 classes",
     read=_read_fashion,
     files=(
         _file(

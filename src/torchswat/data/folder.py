@@ -1,4 +1,4 @@
-"""Folders of pictures: ``train/<class>/picture`` and ``val/<class>/picture``, as ImageNet is unpacked."""
+"""Folders of images: ``train/<class>/<image>`` and ``val/<class>/<image>``, as ImageNet is unpacked."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
-    """List a folder of pictures; nothing is decoded yet.
+    """List a folder of images; nothing is decoded yet.
 
     Parameters
     ----------
     folder : Path
-        Holds ``train`` and ``val``, each with one folder a class, the same ones, each with pictures
+        Holds ``train`` and ``val``, each with one folder a class, the same ones, each with images
         (.jpg, .jpeg, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp); hidden files and others are ignored.
         Classes are called by their folders or, where ``classes.txt`` or ImageNet's
         ``LOC_synset_mapping.txt`` lies beside ``train``, as a line of it says: ``n01440764 tench``, with or
@@ -37,7 +37,7 @@ def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
     MissingData
         ``train`` or ``val`` is not there.
     InvalidData
-        There is no class, a class without pictures, or the classes of the two differ.
+        There is no class, a class without images, or the classes of the two differ.
     """
     view = CentreCrop(resize, size)
     train, val = (_list_classes(folder / part) for part in ("train", "val"))
@@ -57,8 +57,7 @@ def read_folder(folder: Path, *, size: int = 224, resize: int = 256) -> Dataset:
 def _list_classes(part: Path) -> dict[str, list[Path]]:
     if not part.is_dir():
         raise MissingData(
-            f"{part} is not there: a folder of pictures holds train/<class>/<picture> and"
-            f" val/<class>/<picture>."
+            f"{part} is not there: a folder of images holds train/<class>/<image> and val/<class>/<image>."
         )
     folders = sorted(
         entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith(".")
@@ -69,7 +68,7 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
     for name, paths in classes.items():
         if not paths:
             raise InvalidData(
-                f"{part / name} holds no pictures (files ending in {', '.join(sorted(EXTENSIONS))}):"
+                f"{part / name} holds no images (files ending in {', '.join(sorted(EXTENSIONS))}):"
                 f" add some or remove the class from train and val."
             )
     return classes
@@ -118,7 +117,7 @@ def _read_imagenet(root: Path, *, size: int = 224, resize: int = 256) -> Dataset
 IMAGENET = Source(
     name="imagenet",
     title="ImageNet (ILSVRC 2012)",
-    summary="1,281,167 + 50,000 pictures, 1000 classes, seen at 3 x 224 x 224",
+    summary="1,281,167 + 50,000 images, 1000 classes, seen at 3 x 224 x 224",
     read=_read_imagenet,
     page="https://www.image-net.org/download.php",
     advice="unpack ILSVRC2012_img_train.tar (md5 1d675b47d978889d74fa0da5fadfb00e) and ILSVRC2012_img_val.tar"

@@ -1,4 +1,4 @@
-"""One picture file to pixels: decoded, cut, scaled, RGB. Whatever is wrong with it names its path."""
+"""One image file to pixels: decoded, cut, scaled, RGB. Whatever is wrong with it names its path."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LARGEST = 2**26  # pixels; a few kilobytes of PNG can claim gigabytes
 
 
 def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tuple[Box, bool]]) -> np.ndarray:
-    """Decode a picture, take a box of it, scale that to a square.
+    """Decode an image, take a box of it, scale that to a square.
 
-    A picture is turned upright as its EXIF data say. Grey, palette and CMYK pictures become RGB; transparency
+    An image is turned upright as its EXIF data say. Grey, palette and CMYK images become RGB; transparency
     is dropped. Scaling is bilinear with antialiasing.
 
     Parameters
@@ -40,7 +40,7 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
     Raises
     ------
     InvalidData
-        The file cannot be read as a picture, is truncated, or has more than 67 million pixels.
+        The file cannot be read as an image, is truncated, or has more than 67 million pixels.
     MissingDependency
         Pillow is not installed.
     """
@@ -48,7 +48,7 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise MissingDependency(
-            'reading pictures needs Pillow: install it by `pip install "torchswat[train]"`.'
+            'reading images needs Pillow: install it by `pip install "torchswat[train]"`.'
         ) from error
 
     try:
@@ -72,12 +72,12 @@ def decode(source: Path | BinaryIO, size: int, choose: Callable[[int, int], tupl
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as the camera noted that it was held; a note that cannot be read counts for nothing."""
+    """Turn an image as the camera noted that it was held; a note that cannot be read counts for nothing."""
     from PIL import ImageOps
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the decoders of notes raise as much as those of pictures
+    except Exception:  # the decoders of notes raise as much as those of images
         return image
 
 

@@ -60,20 +60,20 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **options) -> Dataset:
-    """Load a data set by name, or any folder of pictures by its path.
+    """Load a data set by name, or any folder of images by its path.
 
     Nothing is ever downloaded: the files are expected as their publishers pack them.
 
     Parameters
     ----------
     name : str, default "digits"
-        One of `names`, or the path (absolute, or below `root`) of a folder with ``train/<class>/<picture>``
-        and ``val/<class>/<picture>``.
+        One of `names`, or the path (absolute, or below `root`) of a folder with ``train/<class>/<image>``
+        and ``val/<class>/<image>``.
     root : path, optional
         The folder that holds the data sets; by default the one that the environment variable
         TORCHSWAT_DATA names, else ``data`` in the current folder.
     **options
-        For folders of pictures and imagenet: `size` and `resize`, in pixels, default 224 and 256 (see
+        For folders of images and imagenet: `size` and `resize`, in pixels, default 224 and 256 (see
         `CentreCrop`). For synthetic: `shape`, `classes`, `train`, `test`, `seed`.
 
     Returns
@@ -92,7 +92,7 @@ def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **opt
     InvalidValue
         An option that this data set does not take, or a value outside what is allowed.
     MissingDependency
-        scikit-learn (digits) or Pillow (folders of pictures) is not installed.
+        scikit-learn (digits) or Pillow (folders of images) is not installed.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **opt
         _check_options(name, read_folder, options)
         return read_folder((folder / name).expanduser(), **options)
     unknown = UnknownName.of("data set", name, SOURCES)
-    raise UnknownName(f"{unknown} Nor is there a folder of pictures {folder / name}.")
+    raise UnknownName(f"{unknown} Nor is there a folder of images {folder / name}.")
 
 
 def _check_options(name: str, read, options: dict[str, object]) -> None:
@@ -174,7 +174,7 @@ class Status:
 def check(name: str, root: str | os.PathLike[str] | None = None) -> Status:
     """Find out whether a data set is there, complete, readable, and the official one.
 
-    Reads every byte of it (folders of pictures: lists them, decodes none), which takes seconds.
+    Reads every byte of it (folders of images: lists them, decodes none), which takes seconds.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def check(name: str, root: str | os.PathLike[str] | None = None) -> Status:
         return Status(name, "damaged", str(error))
     if not source.page:
         return Status(name, "built in")
-    detail = f"{len(dataset.train)} + {len(dataset.test)} pictures"
+    detail = f"{len(dataset.train)} + {len(dataset.test)} images"
     if different:
         detail += f"; md5 not the official one: {', '.join(different)}"
     return Status(name, "sound", detail)

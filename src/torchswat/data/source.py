@@ -55,7 +55,7 @@ class Source:
     read : callable
         From the data root (and keyword options) to the `Dataset`.
     files : tuple of File
-        What it is made of; empty for sets that are built in and for folders of pictures.
+        What it is made of; empty for sets that are built in and for folders of images.
     page : str
         The official page; empty for sets that are built in.
     advice : str

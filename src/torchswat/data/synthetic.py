@@ -1,4 +1,4 @@
-"""Made-up pictures, for benchmarks and quick tests: any size, nothing to download, and learnable."""
+"""Made-up images, for benchmarks and quick tests: any size, nothing to download, and learnable."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _read_synthetic(
     shape : (int, int, int), default (3, 32, 32)
         Colours, height, width.
     classes, train, test : int, default 10, 512 and 128
-        Number of classes (which take turns), of training and of test pictures.
+        Number of classes (which take turns), of training and of test images.
     seed : int, default 0
     """
     if len(shape) != 3:

@@ -189,7 +189,7 @@ def _write_others(model: nn.Module, package: Package, folder: Path, formats: Seq
 # ---- the proof ---------------------------------------------------------------------------------------------
 
 Run = Callable[[Tensor], Tensor]
-"""From pictures, normalised, to scores."""
+"""From images, normalised, to scores."""
 
 
 def _read_dense(path: Path, model: nn.Module) -> Run:

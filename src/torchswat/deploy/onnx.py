@@ -18,7 +18,7 @@ INSTALL = 'pip install "torchswat[export]"'
 
 
 def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> None:
-    """Write a plain, pruned network as an ONNX file that takes any number of pictures.
+    """Write a plain, pruned network as an ONNX file that takes any number of images.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
     path : Path
         Of the file; weights are inside it.
     input_shape : (C, H, W)
-        Of one picture. The input is called ``pictures``, float32 (N, C, H, W), normalised as in training; the
+        Of one image. The input is called ``pictures``, float32 (N, C, H, W), normalised as in training; the
         output ``scores``, (N, classes).
 
     Raises
@@ -65,7 +65,7 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return a function from pictures, float32 (N, C, H, W), to what ONNX Runtime makes of them.
+    """Return a function from images, float32 (N, C, H, W), to what ONNX Runtime makes of them.
 
     It runs on as many threads as torch does.
     """

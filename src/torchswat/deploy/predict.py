@@ -1,4 +1,4 @@
-"""Pictures in, names and probabilities out."""
+"""Images in, names and probabilities out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchswat.data.picture import EXTENSIONS, decode
 from torchswat.errors import InvalidData, InvalidValue, MissingData
 from torchswat.runtime.network import Network
 
-BATCH = 32  # pictures that are decoded before the network runs
+BATCH = 32  # images that are decoded before the network runs
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Guess:
 
 
 class Reader:
-    """Brings picture files to what a network was made for.
+    """Brings image files to what a network was made for.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Reader:
     Raises
     ------
     InvalidValue
-        Where its pictures are not square, or neither grey nor RGB.
+        Where its images are not square, or neither grey nor RGB.
     """
 
     def __init__(self, network: Network) -> None:
@@ -52,13 +52,13 @@ class Reader:
         if height != width or self.channels not in (1, 3):
             raise InvalidValue(
                 f"this network takes {self.channels} channels of {height} x {width}; "
-                "pictures can be shown to networks for square ones of 1 or 3 channels"
+                "images can be shown to networks for square ones of 1 or 3 channels"
             )
         self.size, resize = width, network.package.about.resize
         self.view = CentreCrop(max(resize, width), width) if resize else None
 
     def read(self, source: Path | bytes) -> Tensor:
-        """Return the pixels of a picture, uint8 (C, H, W).
+        """Return the pixels of an image, uint8 (C, H, W).
 
         Raises
         ------
@@ -76,7 +76,7 @@ class Reader:
 
 
 def best(network: Network, probabilities: Tensor, top: int) -> list[Guess]:
-    """Return the `top` most probable classes from the probabilities (classes,) of one picture."""
+    """Return the `top` most probable classes from the probabilities (classes,) of one image."""
     values, numbers = probabilities.topk(min(top, len(probabilities)))
     classes = network.package.about.classes
     return [
@@ -86,12 +86,12 @@ def best(network: Network, probabilities: Tensor, top: int) -> list[Guess]:
 
 
 def find_pictures(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that `paths` mean: themselves, and of folders all pictures in them, in order of name.
+    """Return the files that `paths` mean: themselves, and of folders all images in them, in order of name.
 
     Raises
     ------
     MissingData
-        A path does not exist, or a folder holds no picture.
+        A path does not exist, or a folder holds no image.
     """
     files: list[Path] = []
     for path in paths:
@@ -100,12 +100,12 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
                 file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()
             )
             if not found:
-                raise MissingData(f"the folder {path} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+                raise MissingData(f"the folder {path} holds no images ({', '.join(sorted(EXTENSIONS))})")
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise MissingData(f"there is no picture {path}")
+            raise MissingData(f"there is no image {path}")
     return files
 
 

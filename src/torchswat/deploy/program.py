@@ -16,10 +16,10 @@ from torchswat.runtime.package import Package
 
 
 def export_program(package: Package, path: Path) -> None:
-    """Write a ``.pt2`` file that takes any number of pictures.
+    """Write a ``.pt2`` file that takes any number of images.
 
     It runs wherever torch does: ``import torchswat.runtime.operators``, then
-    ``torch.export.load(path).module()(pictures)``. (Load only files that you trust: torch's loader is not
+    ``torch.export.load(path).module()(images)``. (Load only files that you trust: torch's loader is not
     made for others.)
     """
     tensors = {name: torch.from_numpy(tensor) for name, tensor in package.tensors.items()}

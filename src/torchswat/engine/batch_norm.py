@@ -50,7 +50,7 @@ def takes(x: Tensor, *parameters: Tensor | None) -> bool:
 
 
 def _are_plain(*channel: Tensor | None) -> bool:
-    """Tell whether the kernels can read these where they lie, a number a channel each."""
+    """Return whether the kernels can read these where they lie, a number a channel each."""
     return native_for(*channel) is not None and all(t is None or t.is_contiguous() for t in channel)
 
 

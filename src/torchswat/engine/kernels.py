@@ -67,7 +67,7 @@ def _shape(native, input_size: list[int], weight_size: list[int], stride: list[i
 def to_chwn(x: Tensor) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W).
 
-    The gradient is brought back into the layout of `x`, which whoever made `x` works in.
+    The gradient is converted to the layout of `x`.
     """
     result = empty_chwn(*x.shape, like=x)
     native = native_for(x)

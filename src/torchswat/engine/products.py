@@ -5,8 +5,8 @@
     grad_weight  dW = correlate(a, g)
 
 Products decide in which form they take an operand: here as a dense tensor with zeros where a selection
-dropped entries. `torchswat.engine.packed` has other forms. What is dense with zeros waits for the backward
-pass as its values and one bit an entry (`torchswat.engine.kept`).
+dropped entries. `torchswat.engine.packed` has other forms. What is dense with zeros is saved for backward
+as its values and one bit an entry (`torchswat.engine.kept`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from torchswat.training.checkpoint import write_atomically
 def measured_steps(
     network: str, form: str, sparsities: tuple[float, ...], batch_size: int, repeats: int, folder: Path
 ) -> dict[str, Any]:
-    """Time training steps of a network, dense and with SWAT, and weigh what they keep for the backward pass.
+    """Time training steps of a network, dense and with SWAT, and count the bytes that they save for backward.
 
     What was measured is kept in `folder` and read from there the next time.
 
@@ -43,7 +43,7 @@ def measured_steps(
     -------
     dict
         ``circumstances``; for ``dense``, in the faster memory layout, and for each sparsity as text ``ms``,
-        and the bytes of ``activations`` and of ``weights`` that wait for the backward pass;
+        and the bytes of ``activations`` and of ``weights`` that are saved for backward;
         ``selection_share`` of the highest sparsity, the share of a step that finds thresholds. Times are the
         best of a few rounds: what disturbs so few can only slow them.
     """

@@ -163,7 +163,7 @@ def weight_bytes(work: Work) -> Outcome:
         account = counted(row["network"], row["sparsity"])
         values, positions = account.total("weights"), account.total("weight_positions")
         row["with_positions"] = values.dense / (values.measured + positions.measured)
-    note = "Bytes: the weights that wait for the backward pass, with their positions."
+    note = "Bytes: the weights that are saved for backward, with their positions."
     highest = [row["with_positions"] for row in rows if row["sparsity"] == SPARSITIES[-1]]
     remarks = [
         "The paper counts values alone. Where they stand takes a bit an entry at these sparsities: counted "
@@ -232,6 +232,6 @@ def accounts(work: Work) -> Outcome:
 EXPERIMENTS = (
     Experiment("7", "Operations of a training step", operations),
     Experiment("8a", "Weights read by the backward pass", weight_bytes),
-    Experiment("8b", "Activations kept for the backward pass", activation_bytes),
+    Experiment("8b", "Activations saved for backward", activation_bytes),
     Experiment("5-accounts", "Operations of Figure 5's networks, layer by layer", accounts),
 )

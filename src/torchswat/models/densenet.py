@@ -50,7 +50,7 @@ class DenseNet(nn.Module):
         What comes before the first block: one 3x3 convolution, or a 7x7 convolution of stride 2, batch norm,
         ReLU and a 3x3 maximum of stride 2.
     num_classes, in_channels : int
-        Number of outputs and of the picture's channels.
+        Number of outputs and of the image's channels.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How every network of this room starts: He-normal convolutions, as the publications say."""
+"""How every network here starts: He-normal convolutions, as the publications say."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ the first halves the height and width and doubles the channels. Names of paramet
 widespread ones (``conv1``, ``layer1.0.bn2``, ``layer2.0.downsample.0``, ``fc``), so published weights of the
 ImageNet form load.
 
-Where the block of three convolutions halves the picture, its 3x3 convolution carries the stride and not the
+Where the block of three convolutions halves the image, its 3x3 convolution carries the stride and not the
 first 1x1 as in the publication: so do most published weights, and no parameter differs.
 """
 
@@ -111,7 +111,7 @@ class ResNet(nn.Module):
     shortcut : {"projection", "padding"}
         How a shortcut changes shape: a 1x1 convolution with batch norm (option B) or `PaddingShortcut`.
     num_classes, in_channels : int
-        Number of outputs and of the picture's channels.
+        Number of outputs and of the image's channels.
 
     Examples
     --------

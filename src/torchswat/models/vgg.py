@@ -27,7 +27,7 @@ class VGG(nn.Module):
         The classifier: a single linear layer on the global average, or the publication's three linear layers
         with dropout on a 7x7 average.
     num_classes, in_channels : int
-        Number of outputs and of the picture's channels.
+        Number of outputs and of the image's channels.
 
     Examples
     --------
@@ -77,6 +77,6 @@ def make_features(in_channels: int) -> nn.Sequential:
                 nn.ReLU(inplace=True),
             ]
             in_channels = channels
-        # Rounding up changes nothing at 32 or 224 pixels and lets pictures of 28 (or 8) pixels through.
+        # Rounding up changes nothing at 32 or 224 pixels and lets images of 28 (or 8) pixels through.
         layers.append(nn.MaxPool2d(2, stride=2, ceil_mode=True))
     return nn.Sequential(*layers)

@@ -34,7 +34,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network for pictures of about 32x32 pixels.
+    """A wide residual network for images of about 32x32 pixels.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class WideResNet(nn.Module):
     widen : int
         The factor k: the stages have 16k, 32k and 64k channels.
     num_classes, in_channels : int
-        Number of outputs and of the picture's channels.
+        Number of outputs and of the image's channels.
 
     Examples
     --------

@@ -202,7 +202,7 @@ def _speed_bars(rows: Sequence[Row], names: Sequence[str], across: str, line: st
 
 
 def memory_bars(rows: Sequence[Row]) -> Figure:
-    """Draw the bytes that wait for the backward pass, a panel a network, a bar a setting."""
+    """Draw the bytes that are saved for backward, a panel a network, a bar a setting."""
     names = list(dict.fromkeys(str(row["network"]) for row in rows))
     figure, axes = panels(*_grid(len(names), 2), width=4.8, height=0.9 + 0.21 * len(rows) / len(names))
     for panel, name in zip(axes, names, strict=False):
@@ -216,7 +216,7 @@ def memory_bars(rows: Sequence[Row]) -> Figure:
         totals = [f"{sum(both):.0f}" for both in zip(activations, weights, strict=True)]
         panel.bar_label(bars, totals, fontsize=7, padding=2, color=INK)
         panel.tick_params(axis="y", labelsize=7)
-        panel.set(title=f"{name}, batch {mine[0]['batch_size']}", xlabel="MB kept for the backward pass")
+        panel.set(title=f"{name}, batch {mine[0]['batch_size']}", xlabel="MB saved for backward")
         panel.set_xlim(0, 1.12 * max(map(sum, zip(activations, weights, strict=True))))
         below = -0.5 / panel.get_window_extent().height * figure.dpi
         legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)

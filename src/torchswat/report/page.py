@@ -302,7 +302,7 @@ _KINDS = {
         "Against dense torch in its faster layout. METHOD:PERIOD says how thresholds are found and after how "
         "many steps again; the dotted line is 1 / (1 - S), which no sparse product can pass.",
     ),
-    "memory": ("Memory of a training step", "Bytes of every storage that waits for the backward pass."),
+    "memory": ("Memory of a training step", "Bytes of every storage that is saved for backward."),
     "inference": ("Inference", "Of a pruned network, against the fastest of the other runtimes."),
     "products": (
         "The three products of a layer",

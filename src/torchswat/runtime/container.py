@@ -145,5 +145,5 @@ def _array(entry: Any, data: memoryview, what: str) -> tuple[np.ndarray, tuple[i
 
 
 def is_sizes(value: Any) -> bool:
-    """Tell whether `value` is a list of whole numbers from 0 to 2**40."""
+    """Return whether `value` is a list of whole numbers from 0 to 2**40."""
     return isinstance(value, list) and all(type(size) is int and 0 <= size <= 2**40 for size in value)

@@ -14,7 +14,7 @@ Body = Callable[[Mapping[str, int], list[Tensor], list[Tensor]], Tensor]
 
 
 def run(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Return the output of `graph` for the pictures `x`, (N, C, H, W)."""
+    """Return the output of `graph` for the images `x`, (N, C, H, W)."""
     results = {INPUT: x}
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     for index, node in enumerate(graph.nodes):

@@ -1,7 +1,7 @@
-"""A graph on the compiled engine: every step and every address settled before the first picture comes.
+"""A graph on the compiled engine: every step and every address is fixed before the first batch.
 
 All results are in the CHWN layout, in one block of memory that is planned once for a number of
-pictures. A step is a call with all its arguments; a session is a list of them and its own block, so that
+images. A step is a call with all its arguments; a session is a list of them and its own block, so that
 several Python threads run side by side, each with a session out of the pool.
 """
 
@@ -27,9 +27,9 @@ from torchswat.runtime.graph import INPUT, Graph, Node, Shape
 
 Step = Callable[[], object]
 
-ROWS_BELOW = 16  # pictures: with fewer, lanes are neighbours in a row and not samples
+ROWS_BELOW = 16  # images: with fewer, lanes are positions of a row and not samples
 MOST_PICTURES = 256  # that run at once
-MOST_SIZES = 8  # numbers of pictures that stay prepared
+MOST_SIZES = 8  # numbers of images that stay prepared
 MOST_FLOATS = 2**28  # of one result
 
 
@@ -51,13 +51,13 @@ class Sessions:
         return Sessions, (self._graph, self._tensors)
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the outputs for pictures `x`, float32 (N, C, H, W) with N of at least 1."""
+        """Return the outputs for images `x`, float32 (N, C, H, W) with N of at least 1."""
         if len(x) > self._most:
             return torch.cat([self.run(part) for part in x.split(self._most)])
         threads = torch.get_num_threads()
         if threads == 1 or not threads <= len(x) < ROWS_BELOW:
             return self._run(x, threads)
-        # Each thread takes whole pictures: nothing is waited for, and a picture's results stay in its cache.
+        # Each thread takes whole images: nothing is waited for, and an image's results stay in its cache.
         alone = len(x) - len(x) % threads
         parts = list(self._workers(threads).map(partial(self._run, threads=1), x[:alone].split(1)))
         return torch.cat(parts if alone == len(x) else [*parts, self._run(x[alone:], threads)])
@@ -105,7 +105,7 @@ def _floats(shape: Shape) -> int:
 
 
 class _Session:
-    """Steps and memory for one number of pictures; used by one thread at a time."""
+    """Steps and memory for one number of images; used by one thread at a time."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Session:
         self.output = self.views[graph.nodes[-1].name]
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the outputs for the pictures `x`."""
+        """Return the outputs for the images `x`."""
         x = x.contiguous()
         first = self.views[INPUT]
         self.native.nchw_to_chwn(x.data_ptr(), x[:1].numel(), first.data_ptr(), *x.shape, self.threads)
@@ -189,7 +189,7 @@ def _convolution(session: _Session, node: Node) -> Maker:
 
 
 def _linear(session: _Session, node: Node) -> Maker:
-    """A convolution of a picture of one pixel."""
+    """A convolution of an image of one pixel."""
     source, result = ((*session.shapes[name], 1, 1) for name in (node.inputs[0], node.name))
     return _convolve(session, node, source, result, (1, 1), (0, 0))
 
@@ -202,7 +202,7 @@ def _convolve(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> Maker:
-    """Take the kernel that suits the number of pictures, and lists of the kept weights in its order."""
+    """Take the kernel that suits the number of images, and lists of the kept weights in its order."""
     module, n, threads = session.native, session.n, session.threads
     weight, bias = (session.tensors[f"{node.name}.{part}"] for part in ("weight", "bias"))
     weight = weight.view(*weight.shape, *(1,) * (4 - weight.dim()))

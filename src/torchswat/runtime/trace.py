@@ -1,7 +1,7 @@
 """From a trained torch module to a `Graph`: read off by `torch.fx`, batch norm folded, ReLU and sums fused.
 
 Only modules and functions whose meaning is known take part; anything else is refused by name. What was read
-is then run beside the module on a random picture, so a flow that depends on data is found out.
+is then run beside the module on a random image, so a flow that depends on data is found out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def pruned(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def trace(model: nn.Module, input_shape: Shape) -> tuple[Graph, Tensors]:
-    """Return the graph of `model` for pictures of `input_shape`, (C, H, W), and its float32 tensors.
+    """Return the graph of `model` for images of `input_shape`, (C, H, W), and its float32 tensors.
 
     It is taken as `pruned` makes it; `model` itself is left alone.
 

@@ -1,6 +1,6 @@
 """One checkpoint is one safetensors file: every tensor of the run, and where the run stood, in its header.
 
-What a checkpoint holds and promises is told in docs/checkpoints.md. In short: a file is either whole or not
+docs/checkpoints.md says what a checkpoint holds and guarantees. In short: a file is either whole or not
 there at all, it is written under a temporary name and renamed, and its checksum is verified when it is read.
 """
 

@@ -1,4 +1,4 @@
-"""Learning curves of a run, as a drawing that scales and as a picture."""
+"""Learning curves of a run, as SVG and as PNG."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class SparseSection(_Section):
     warmup: CountOrZero = 0  # until this iteration, search it at every one
     dense_from: Count | None = None  # after so many epochs nothing is set to zero any more
     skip: tuple[str, ...] = ()
-    norm_input: Name = "whole"  # how batch norm keeps its input for the backward pass: whole, bfloat16, int8
+    norm_input: Name = "whole"  # how batch norm saves its input for backward: whole, bfloat16, int8
 
     @field_validator("sparsity", mode="before")
     @classmethod

@@ -70,8 +70,8 @@ template <class Work> void along_samples(int64_t n, Work work) {
     if (i < n) work(i, int(n - i));
 }
 
-// What the windows from (first_p, first_q) on that reach position (row, column) and chose it hand back, for all
-// samples. Streaming is for windows that do not overlap: the second would read what the first wrote.
+// Gathers, for all samples, the gradients of the windows from (first_p, first_q) on that chose position (row, column).
+// Streaming is for windows that do not overlap: the second would read what the first wrote.
 template <bool streaming>
 void gather_position(const float* grad_y, const uint8_t* winner, const Window& window, int64_t n, int row, int column,
                      int first_p, int first_q, float* grad_x) {
