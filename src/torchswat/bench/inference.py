@@ -229,7 +229,7 @@ def _onnxruntime(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[],
     options.intra_op_num_threads = torch.get_num_threads()
     path = str(_exported(model, pictures, file))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"pictures": pictures.numpy()})
+    return lambda: session.run(None, {"images": pictures.numpy()})
 
 
 def _openvino(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:

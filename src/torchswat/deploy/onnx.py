@@ -27,7 +27,7 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
     path : Path
         Of the file; weights are inside it.
     input_shape : (C, H, W)
-        Of one image. The input is called ``pictures``, float32 (N, C, H, W), normalised as in training; the
+        Of one image. The input is called ``images``, float32 (N, C, H, W), normalised as in training; the
         output ``scores``, (N, classes).
 
     Raises
@@ -41,7 +41,7 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependency(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from error
-    pictures = torch.zeros(2, *input_shape)
+    images = torch.zeros(2, *input_shape)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls,
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # and that torchvision is not there
@@ -49,12 +49,12 @@ def export_onnx(model: nn.Module, path: Path, input_shape: Sequence[int]) -> Non
         try:
             torch.onnx.export(
                 model.eval(),
-                (pictures,),
+                (images,),
                 str(file),
                 dynamo=True,
-                input_names=["pictures"],
+                input_names=["images"],
                 output_names=["scores"],
-                dynamic_shapes=({0: torch.export.Dim("pictures", min=1)},),
+                dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
                 external_data=False,
                 verbose=False,
             )
@@ -76,4 +76,4 @@ def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -23,7 +23,7 @@ def report(
 
     [dim]Examples:[/dim]
       torchswat report runs/20260102-030405-cifar-paper
-      torchswat report docs/reproduction docs/results -o docs/reproduction/index.html
+      torchswat report docs/reproduction docs/results -o docs/reproduction/report.html
     """
     from torchswat.report.discover import discover
     from torchswat.report.page import make_page

@@ -113,8 +113,8 @@ class Program(nn.Module):
         self.register_buffer(_buffer(f"{name}.bits"), torch.from_numpy(bits))
         self.sizes = {**getattr(self, "sizes", {}), name: list(tensor.shape)}
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        results = {INPUT: pictures}
+    def forward(self, images: Tensor) -> Tensor:
+        results = {INPUT: images}
         for node in self.graph.nodes:
             inputs, settings = [results[name] for name in node.inputs], node.settings
             parts = OPERATIONS[node.operation].tensors

@@ -112,13 +112,13 @@ class _Session:
         graph: Graph,
         shapes: Mapping[str, Shape],
         tensors: Mapping[str, Tensor],
-        pictures: int,
+        images: int,
         threads: int,
         module: ModuleType,
         lists_of: Callable[[tuple, Callable[[], lists.Lists]], lists.Lists],
     ) -> None:
         self.n, self.native, self.shapes, self.tensors, self.lists_of = (
-            pictures,
+            images,
             module,
             shapes,
             tensors,
@@ -250,8 +250,8 @@ def _adaptive(session: _Session, node: Node) -> Maker:
         sizes = *x.shape[:3], session.n, *x.shape[1:3]  # the window is the map
         kernel = session.native.average_forward
         return lambda: [partial(kernel, x.data_ptr(), *sizes, y.data_ptr(), session.threads)]
-    pictures = x.permute(3, 0, 1, 2)
-    return lambda: [lambda: y.permute(3, 0, 1, 2).copy_(F.adaptive_avg_pool2d(pictures, y.shape[1]))]
+    images = x.permute(3, 0, 1, 2)
+    return lambda: [lambda: y.permute(3, 0, 1, 2).copy_(F.adaptive_avg_pool2d(images, y.shape[1]))]
 
 
 def _add(session: _Session, node: Node) -> Maker:

@@ -68,8 +68,8 @@ def trace(model: nn.Module, input_shape: Shape) -> tuple[Graph, Tensors]:
     builder = _Builder(model, traced)
     graph = Graph(input_shape, builder.build())
     shapes = graph.shapes({name: tensor.shape for name, tensor in builder.tensors.items()})
-    picture = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    expected, found = model(picture), run(graph, _as_torch(builder.tensors), picture)
+    example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    expected, found = model(example), run(graph, _as_torch(builder.tensors), example)
     worst = float((expected - found).abs().max()) / max(1e-6, float(expected.abs().max()))
     if expected.shape[1:] != shapes[graph.nodes[-1].name] or not worst < 1e-3:
         raise InvalidValue(

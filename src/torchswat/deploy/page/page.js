@@ -15,7 +15,7 @@ function row(guess) {
   return line;
 }
 
-let shown = 0; // pictures so far: an answer that comes late is not taken for that of the next one
+let shown = 0; // images so far: an answer that comes late is not taken for that of the next one
 
 async function show(chosen) {
   const number = ++shown;
