@@ -331,7 +331,7 @@ def _kernels_of(module: nn.Module) -> str:
         (t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.empty(0)
     )
     if hasattr(tensor.data, "to_local"):  # FSDP2 gathers it for a pass, as a plain tensor
-        tensor = tensor.data.to_local()
+        tensor = cast(Any, tensor.data).to_local()
     info = loader.info()
     if native_for(tensor) is not None:
         return f"compiled ({info['isa']})"

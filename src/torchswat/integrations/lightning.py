@@ -12,18 +12,20 @@ from torchswat.errors import MissingDependency
 from torchswat.integrations.measures import measures
 from torchswat.integrations.options import make_sparse_, settings_of
 
+_Callback: Any = (
+    object  # where the library is missing, so that the module can be read, by documentation tools
+)
+_MISSING = None
 try:
-    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
-
-    _MISSING = None
-except ModuleNotFoundError as error:  # so that the module can be read, by documentation tools among others
-    Callback, _MISSING = object, error.name
+    from lightning.pytorch import Callback as _Callback  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    _MISSING = error.name
 
 STATE = "torchswat_sparse_state"
 """The key of the sparse state in a checkpoint of Lightning."""
 
 
-class LightningCallback(Callback):
+class LightningCallback(_Callback):
     """Trains a LightningModule sparsely: makes it sparse, counts the optimizer's steps, saves, resumes, logs.
 
     In `setup` it calls `torchswat.sparsify_` on the module, whose layers must be there by then (made in ``__init__``).

@@ -14,13 +14,15 @@ from torchswat.errors import MissingDependency
 from torchswat.integrations.measures import measures
 from torchswat.integrations.options import make_sparse_, settings_of
 
+_Callback: Any = (
+    object  # where the library is missing, so that the module can be read, by documentation tools
+)
+_Exportable: Any = type("ExportableState", (), {})
+_MISSING = None
 try:
     from transformers import TrainerCallback as _Callback
-    from transformers.trainer_callback import ExportableState
-
-    _MISSING = None
-except ModuleNotFoundError as error:  # so that the module can be read, by documentation tools among others
-    _Callback, ExportableState = type("_Callback", (), {}), type("ExportableState", (), {})
+    from transformers.trainer_callback import ExportableState as _Exportable
+except ModuleNotFoundError as error:
     _MISSING = error.name
 
 
@@ -119,7 +121,7 @@ class TrainerCallback(_Callback):
             self._counting = None
 
 
-class SparseState(_Callback, ExportableState):
+class SparseState(_Exportable, _Callback):
     """Writes what sparse layers remember into the ``trainer_state.json`` of a checkpoint.
 
     Trainer makes such a callback anew, without arguments, where ``restore_callback_states_from_checkpoint`` is set:
