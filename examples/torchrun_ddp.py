@@ -17,12 +17,8 @@ import torchswat
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=60)
-parser.add_argument(
-    "--checkpoint", type=Path, default=Path("ddp.pt"), help="in a folder that all machines see"
-)
-parser.add_argument(
-    "--die-at", type=int, help="at this step a process of the first attempt dies, to try the restart"
-)
+parser.add_argument("--checkpoint", type=Path, default=Path("ddp.pt"))  # where all machines see it
+parser.add_argument("--die-at", type=int, help="step at which a process of the first attempt dies")
 arguments = parser.parse_args()
 
 gpu = torch.cuda.is_available()
@@ -46,9 +42,7 @@ if arguments.checkpoint.exists():
 
 losses = saved["losses"]
 for step in range(saved["step"], arguments.steps):
-    draw = torch.Generator().manual_seed(
-        step
-    )  # all processes draw the same batch, and take their share of it
+    draw = torch.Generator().manual_seed(step)  # the same batch everywhere, of which each takes its share
     batch = torch.randint(len(images), (64,), generator=draw)[rank::processes]
     loss = cross_entropy(parallel(images[batch]), labels[batch])
     optimizer.zero_grad()
