@@ -4,6 +4,10 @@ Every count comes three times: dense, sparse by formula (the sparsity asked for)
 from the masks of a real pass. These are counts, not seconds; for seconds see the benchmarks.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math

@@ -14,6 +14,10 @@ row and nothing else.
 ['swat', 'forward-weight']
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,6 +5,10 @@ mask (equation 6). Among all masks of k entries Top-K keeps the largest norm, so
 For a standard normal vector of many dimensions the angle is a function of the sparsity alone, in closed form.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,10 @@ Layers keep their identity: only their class is switched, so parameters, hooks, 
 keys stay what they were, in both directions.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import fnmatch

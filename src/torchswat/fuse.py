@@ -4,6 +4,10 @@ Each container is traced by itself: the graph of its own forward (`torchswat.con
 output. A chain is fused where that graph proves that no other code can hold what is inside.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import operator

@@ -10,6 +10,10 @@ Exact selection keeps exactly ``k``; among equals at the threshold the lowest in
 repeated. A NaN is an error, never a silent mask.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math
@@ -428,8 +432,9 @@ class Selector:
             mask = self._draw(tensor, sparsity, iteration, name)
         elif self._due(tensor, iteration):
             k = kept_count(math.prod(tensor.shape[_leading(tensor, self.scope) :]), sparsity)
-            how = {"scope": self.scope, "method": self.method, "exact": self.exact, "name": name}
-            rows, selection = keep_largest(tensor, k, **how)
+            rows, selection = keep_largest(
+                tensor, k, scope=self.scope, method=self.method, exact=self.exact, name=name
+            )
             mask = selection.mask_of(tensor)
             if remember:
                 self.rows = rows

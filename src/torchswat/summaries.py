@@ -1,5 +1,9 @@
 """`summary`: what every layer of a model is, what runs it, how sparse it is, and its expected speed."""
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math

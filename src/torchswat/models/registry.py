@@ -5,6 +5,10 @@ small ones (28 to 64 pixels: a 3x3 convolution as stem), ``imagenet`` for large 
 that divides height and width by 4), ``digits`` for the 8x8 digits.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

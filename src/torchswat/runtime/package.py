@@ -3,6 +3,10 @@
 The format is described in docs/format.md. Reading one executes nothing that stands in it.
 """
 
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryIsInstance=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import json
