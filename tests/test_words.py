@@ -14,8 +14,10 @@ SEARCHED = [
     *sorted((ROOT / "src").rglob("*.html")),
     *sorted((ROOT / "src").rglob("*.cpp")),
     *sorted((ROOT / "src").rglob("*.h")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.*")),
+    *sorted(ROOT.glob("*.md")),
 ]
-"""README.md and docs/ belong here as soon as their text is the new one."""
 
 PHRASES = {
     r"\bwait(s|ing)? for the backward": "saved for backward",
