@@ -82,7 +82,7 @@ def test_check_tells_what_is_there(tmp_path):
         name: expected.get(name, "sound") for name in names()
     }
     status = check("cifar100", tmp_path)
-    assert "6 + 6 pictures" in status.detail and "cifar-100-python/train" in status.detail
+    assert "6 + 6 images" in status.detail and "cifar-100-python/train" in status.detail
 
 
 def test_check_finds_damage_and_gaps(tmp_path):

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -366,17 +368,42 @@ class _Service:
         return lambda request: Response(text, media_type=kind, headers=_HEADERS)
 
 
+_BACKLOG = 32
+"""Connections that the system queues, and that are accepted in one turn: more could exceed the limit on open files."""
+
+
+class _FewFiles:
+    """An event loop's handler that logs a lack of open files in one line a second; asyncio accepts again by itself."""
+
+    def __init__(self) -> None:
+        self.said = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() > self.said + 1:
+            self.said = loop.time()
+            logging.getLogger(__name__).warning("No connection is accepted for a second: %s.", error.strerror)
+
+
 def serve(
     networks: Mapping[str, Network], host: str, port: int, limits: Limits, ready: Callable[[str], object]
 ) -> None:
     """Serve until a signal ends it; `ready` is told the address once it is taken (port 0: any free one)."""
     import uvicorn
 
-    server = uvicorn.Server(
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(_FewFiles())
+            await super().startup(sockets)
+
+    server = Server(
         uvicorn.Config(
             make_service(networks, limits),
             http=bounded(limits.header_seconds, most_connections(limits.connections)),
             log_level="error",  # a client that sends no HTTP is no news
+            backlog=_BACKLOG,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=max(1, round(limits.ending_seconds)),
             access_log=False,
@@ -388,7 +415,7 @@ def serve(
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind((host, port))
-            taken.listen(512)
+            taken.listen(_BACKLOG)
         except OSError as error:
             raise InvalidValue(
                 f"cannot listen on {host}, port {port}: {error.strerror or error}. Name others by --host and "
