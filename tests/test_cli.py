@@ -21,7 +21,7 @@ OPTIONS = {
     "evaluate": "data data-root help json pruned views",
     "export": "check data-root format help json output",
     "predict": "help json threads top",
-    "serve": "help host max-batch max-bytes max-waiting port threads",
+    "serve": "body-seconds header-seconds help host max-batch max-bytes max-connections max-waiting port threads",
     "recipes": "help json",
     "models": "help json",
     "algorithms": "help json",

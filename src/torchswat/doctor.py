@@ -30,7 +30,7 @@ LIBRARIES = {
         *("scikit-learn", "tensorboard", "typer"),
     ),
     "export": ("onnx", "onnxruntime", "onnxscript"),
-    "serve": ("anyio", "pillow", "starlette", "uvicorn"),
+    "serve": ("anyio", "h11", "pillow", "prometheus-client", "starlette", "uvicorn"),
 }
 """The packages of each extra."""
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_HEAD, _TAIL = 300, 500
-"""Characters kept of a message that quotes a value too long to read: what is wrong, and what is allowed."""
+_LONGEST, _HEAD, _TAIL = 5000, 300, 500
+"""Characters of a message; of a longer one, which quotes a huge value, what is wrong and what is allowed."""
 
 
 class TorchswatError(Exception):
@@ -37,11 +37,9 @@ class TorchswatError(Exception):
     807
     """
 
-    def __init__(self, message: object = "") -> None:
-        text = str(message)
-        if len(text) > _HEAD + _TAIL:
-            text = f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
-        super().__init__(text)
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
 
 
 class InvalidValue(TorchswatError, ValueError):
