@@ -22,7 +22,6 @@ class Digits(lightning.LightningModule):
     def __init__(self):
         super().__init__()
         self.network = torchswat.models.create("resnet-digits")
-        self.example_input_array = torch.zeros(2, 1, 8, 8)  # with it the counted savings are logged
 
     def forward(self, images):
         return self.network(images)
@@ -39,7 +38,10 @@ class Digits(lightning.LightningModule):
 lightning.seed_everything(0)
 pixels, labels = map(torch.tensor, load_digits(return_X_y=True))
 digits = TensorDataset(pixels.float().reshape(-1, 1, 8, 8) / 16, labels)
-sparse = LightningCallback(sparsity=torchswat.schedules.Cubic(final=0.8, steps=50), skip=("first",))
+rising = torchswat.schedules.Cubic(final=0.8, steps=50)
+sparse = LightningCallback(
+    sparsity=rising, skip=("first",), example=torch.zeros(2, 1, 8, 8)
+)  # counts savings
 trainer = lightning.Trainer(
     max_steps=arguments.steps, callbacks=[sparse], log_every_n_steps=5, gradient_clip_val=1.0,
     logger=lightning.loggers.CSVLogger(arguments.folder), enable_progress_bar=False, accelerator="cpu",

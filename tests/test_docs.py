@@ -94,6 +94,10 @@ def pages_with_blocks() -> list[Path]:
     ]
 
 
+# Lightning's own warnings, on its page alone.
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize("page", pages_with_blocks(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     text = page.read_text()

@@ -162,7 +162,12 @@ def test_schedules_count_optimizer_steps(accumulate, tmp_path):
 
 def test_the_loggers_get_the_numbers(tmp_path):
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")]
-    trainer = fit(tmp_path, LightningCallback(sparsity=0.75, log_layers=True), STEPS, logger=loggers)
+    trainer = fit(
+        tmp_path,
+        LightningCallback(sparsity=0.75, log_layers=True, example=torch.zeros(2, 3, 8, 8)),
+        STEPS,
+        logger=loggers,
+    )
     with Path(loggers[0].log_dir, "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS, 2))

@@ -39,8 +39,8 @@ class LightningCallback(_Callback):
         As in `torchswat.sparsify_`; "swat" where an option is given. Without any setting the module must be made
         sparse by its own code, such as ``configure_model``.
     example : Tensor, tuple or mapping, optional
-        An input of the module's ``forward``, on its device; the module's ``example_input_array`` by default. With
-        it the counted savings are logged, for which a copy of the module runs one step on it at every logging: a small
+        An input of the module's ``forward``, on its device, such as its ``example_input_array``. With it the
+        counted savings are logged, for which a copy of the module runs one step on it at every logging: a small
         batch does.
     log_layers : bool, default False
         Whether the numbers of every layer are logged, beside their means.
@@ -116,8 +116,7 @@ class LightningCallback(_Callback):
         """Log what the last step kept, where Lightning logs."""
         interval = trainer.log_every_n_steps
         if interval and trainer.global_step % interval == 0 and trainer.is_global_zero:
-            example = pl_module.example_input_array if self.example is None else self.example
-            pl_module.log_dict(measures(pl_module, example, self.log_layers), rank_zero_only=True)
+            pl_module.log_dict(measures(pl_module, self.example, self.log_layers), rank_zero_only=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let passes count again."""
