@@ -179,7 +179,9 @@ def _flags_and_name() -> tuple[set[str], str]:
 
 def _best_instruction_set(flags: set[str]) -> str:
     if {"avx2", "fma", "f16c"} <= flags:
-        return "avx512" if flags >= _AVX512 else "avx2"
+        if flags >= _AVX512:
+            return "avx512bf16" if "avx512_bf16" in flags else "avx512"
+        return "avx2"
     return "plain"
 
 

@@ -263,7 +263,7 @@ def main() -> None:
         )
     if asked.output:
         module = native()
-        isa = module.isa() if module is not None else "plain"
+        isa = module.isa().removesuffix("bf16") if module is not None else "plain"
         fitted = FITTED | {isa: f"{len(rows):,} shapes on {machine()}"}
         write_atomically(asked.output, module_text(COSTS | {isa: fit(rows)}, fitted).encode())
 

@@ -157,7 +157,7 @@ def _compare(
         )
     samples = {name: [ms / calls for ms in times] for name, times in samples.items()}
     best = median(samples[faster({peer: samples[peer] for peer in peers})]) if peers else None
-    targets = case.targets if info()["isa"] == "avx512" else {}
+    targets = case.targets if str(info()["isa"]).startswith("avx512") else {}
     rows = []
     for name, times in samples.items():
         sparsity = None if name in peers else float(name.split()[-1])

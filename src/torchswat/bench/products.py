@@ -102,7 +102,7 @@ def bench_products(
         for product in PRODUCTS:
             torch.manual_seed(seed)
             rows += _compare(name, SHAPES[name], product, sparsities, repeats, tick)
-    targets = TARGETS if set(shapes) == set(STANDARD) and info()["isa"] == "avx512" else {}
+    targets = TARGETS if set(shapes) == set(STANDARD) and str(info()["isa"]).startswith("avx512") else {}
     summary = [
         {
             "sparsity": sparsity,

@@ -239,7 +239,7 @@ def _target(network: Network, sparsity: float) -> float | None:
     """Return the speed-up that the engine was built for, on the instruction set that runs."""
     if info()["isa"] == "avx2" and network.name in STANDARD:
         return AVX2_TARGETS.get(sparsity)
-    return network.targets.get(sparsity) if info()["isa"] == "avx512" else None
+    return network.targets.get(sparsity) if str(info()["isa"]).startswith("avx512") else None
 
 
 def _dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, _Step]:

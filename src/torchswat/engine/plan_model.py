@@ -105,7 +105,7 @@ def costs_here() -> Mapping[tuple[str, str, str], tuple[float, ...]]:
     """Return the costs of the instruction set in use; where there are none of it, those of the nearest."""
     module = native()
     isa = module.isa() if module is not None else "plain"
-    return COSTS.get(isa) or COSTS.get("avx2") or COSTS["avx512"]
+    return COSTS.get(isa.removesuffix("bf16")) or COSTS.get("avx2") or COSTS["avx512"]
 
 
 def estimate_pair(

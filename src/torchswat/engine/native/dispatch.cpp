@@ -1,4 +1,4 @@
-// The one decision on instruction sets; TORCHSWAT_ISA=avx512|avx2|plain makes it by hand.
+// The one decision on instruction sets; TORCHSWAT_ISA=avx512bf16|avx512|avx2|plain makes it by hand.
 #include "dispatch.h"
 
 #include <cstdlib>
@@ -12,6 +12,9 @@ SWAT_TABLE(avx2)
 #endif
 #ifdef SWAT_HAS_avx512
 SWAT_TABLE(avx512)
+#endif
+#ifdef SWAT_HAS_avx512bf16
+SWAT_TABLE(avx512bf16)
 #endif
 
 namespace torchswat {
@@ -31,9 +34,12 @@ std::vector<Isa> detect() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
 #ifdef SWAT_HAS_avx512
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        found.push_back({"avx512", &avx512::kernels});
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef SWAT_HAS_avx512bf16
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back({"avx512bf16", &avx512bf16::kernels});
+#endif
+    if (avx512) found.push_back({"avx512", &avx512::kernels});
 #endif
 #ifdef SWAT_HAS_avx2
     if (avx2) found.push_back({"avx2", &avx2::kernels});

@@ -8,16 +8,15 @@
 // The deviation and not x is rounded, so that a large mean costs nothing. All three take no more than a few operations
 // an entry beside the passes over memory that batch norm makes anyway.
 #pragma once
+#include "bfloat16.h"
 #include "mask.h"
 
 namespace torchswat::SWAT_ISA {
 
-typedef uint32_t vu __attribute__((vector_size(4 * W)));
-typedef uint16_t vh __attribute__((vector_size(2 * W)));
 typedef uint8_t vb __attribute__((vector_size(W)));
 
 // GCC 12 takes such a vector apart in memory where it converts it itself; the masked forms do not warn there.
-inline vi widen(vb x) {
+inline vi widen_entry(vb x) {
 #if defined(__AVX512F__)
     return reinterpret_cast<vi>(_mm512_maskz_cvtepu8_epi32(__mmask16(-1), reinterpret_cast<__m128i>(x)));
 #elif defined(__AVX2__)
@@ -26,22 +25,14 @@ inline vi widen(vb x) {
     return __builtin_convertvector(x, vi);
 #endif
 }
-inline vi widen(vh x) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<vi>(_mm512_maskz_cvtepu16_epi32(__mmask16(-1), reinterpret_cast<__m256i>(x)));
-#elif defined(__AVX2__)
-    return reinterpret_cast<vi>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
-#else
-    return __builtin_convertvector(x, vi);
-#endif
-}
+inline vi widen_entry(vh x) { return reinterpret_cast<vi>(widen_bits(x)); }
 
 // The first `lanes` entries of a narrow vector; those beyond read as zero and are left alone in memory.
 template <class Vector, class Entry> inline vi load_narrow(const Entry* from, int lanes) {
     Vector x{};
     if (lanes >= W) std::memcpy(&x, from, sizeof x);
     else std::memcpy(&x, from, sizeof(Entry) * lanes);
-    return widen(x);
+    return widen_entry(x);
 }
 template <class Vector, class Entry> inline void store_narrow(Entry* to, Vector x, int lanes) {
     if (lanes >= W) std::memcpy(to, &x, sizeof x);
@@ -59,9 +50,7 @@ struct ToBfloat16 {
     vf mean;
 
     void put(int64_t i, vf x, int lanes) const {
-        const vu bits = reinterpret_cast<vu>(x - mean);
-        const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        store_narrow(to + i, __builtin_convertvector(rounded, vh), lanes);
+        store_narrow(to + i, narrow(x - mean), lanes);
     }
 };
 
