@@ -7,16 +7,9 @@
 // Processors with AVX512_BF16 have `dot` as one instruction; elsewhere it is two multiply-adds and what takes the
 // halves apart. That instruction reads and leaves subnormal numbers as zeros, and so does its rounding.
 #pragma once
+#include "shapes.h"
 #include "stream.h"
 #include "vec.h"
-
-namespace torchswat {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-}  // namespace torchswat
 
 namespace torchswat::SWAT_ISA {
 
@@ -109,5 +102,25 @@ static inline vf dot(vf sum, vf a, vf b) {
     return sum + first_of(a) * first_of(b) + second_of(a) * second_of(b);
 #endif
 }
+
+// ---- what a product multiplies: floats, or pairs ---------------------------------------------------------------------
+
+// A lane and a value of a list are a float32, ...
+struct Singles {
+    using Entry = float;  // of the tensors
+    static constexpr int channels = 1;
+
+    static SWAT_INLINE vf spread(float value) { return splat(value); }
+    static SWAT_INLINE vf add(vf sum, vf value, vf x) { return sum + value * x; }
+};
+
+// ... or two bfloat16, of neighbouring channels or samples. One of the value's may be zero.
+struct Pairs {
+    using Entry = bf16;
+    static constexpr int channels = 2;
+
+    static SWAT_INLINE vf spread(float value) { return splat_pair(value); }
+    static SWAT_INLINE vf add(vf sum, vf value, vf x) { return dot(sum, value, x); }
+};
 
 }  // namespace torchswat::SWAT_ISA

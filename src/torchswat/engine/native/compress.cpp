@@ -15,6 +15,7 @@
 // The dense form may be there as it is, or as what batch norm and ReLU made it from: x with a scale and a shift a
 // channel. Then every entry is computed again where it is read.
 #include "activations.h"
+#include "bfloat16.h"
 #include "buffer.h"
 #include "compress_lanes.h"
 #include "kernels.h"
@@ -37,25 +38,77 @@ struct Square {
 
 // ---- where entries come from ----------------------------------------------------------------------------------------
 
+inline vf size_of(vf x) { return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff); }
+
+// Floats: all of at least the threshold, and NaN.
 struct AsTheyAre {
+    vf threshold;
+
     vf operator()(vf x) const { return x; }
+    vi kept(vf y) const { return ~(size_of(y) < threshold); }
+    vi counted(vf y) const { return kept(y); }
+    vi not_a_number(vf y) const { return y != y; }
     float one(float x) const { return x; }
 };
 
-struct Rectified {
+inline vf rectified(vf x, vf scale, vf shift) {
+    const vf y = affine_at(x, scale, shift);
+    return keep(y, not_negative_or_zero(y));
+}
+
+struct Rectified : AsTheyAre {
     vf scale, shift;
 
-    vf operator()(vf x) const {
-        const vf y = affine_at(x, scale, shift);
-        return keep(y, not_negative_or_zero(y));
-    }
+    vf operator()(vf x) const { return rectified(x, scale, shift); }
     float one(float x) const { return (*this)(splat(x))[0]; }  // by the same operations
 };
 
+// Pairs of bfloat16: a pair is kept where one of its halves is, and the other half is zero where it is not.
+struct AsPairs {
+    vf threshold;
+
+    vf select(vf first, vf second) const {
+        const vf low = keep(first, bits_of(~(size_of(first) < threshold)));
+        const vf high = keep(second, bits_of(~(size_of(second) < threshold)));
+        return reinterpret_cast<vf>((reinterpret_cast<vpairs>(low) >> 16) | reinterpret_cast<vpairs>(high));
+    }
+    vf operator()(vf x) const { return select(first_of(x), second_of(x)); }
+    vi kept(vf y) const { return reinterpret_cast<vi>(y) != 0; }
+    vi counted(vf y) const {  // entries, not pairs
+        const vpairs pairs = reinterpret_cast<vpairs>(y);
+        return reinterpret_cast<vi>((pairs & 0xffff) != 0) + reinterpret_cast<vi>((pairs >> 16) != 0);
+    }
+    vi not_a_number(vf y) const {
+        const vf first = first_of(y), second = second_of(y);
+        return (first != first) | (second != second);
+    }
+    float one(float x) const { return (*this)(splat_pair(x))[0]; }
+};
+
+struct RectifiedPairs : AsPairs {
+    vf scale, shift;
+
+    vf operator()(vf x) const {
+        return select(rounded(rectified(first_of(x), scale, shift)), rounded(rectified(second_of(x), scale, shift)));
+    }
+    float one(float x) const { return (*this)(splat_pair(x))[0]; }
+};
+
+// How entries are selected: floats or pairs, and by which threshold.
+struct ByFloats {
+    using Plain = AsTheyAre;
+    using Again = Rectified;
+};
+struct ByPairs {
+    using Plain = AsPairs;
+    using Again = RectifiedPairs;
+};
+
 // Calls work(entries) with where the entries of a channel come from.
-template <class Work> void from(const float* scale, const float* shift, int64_t channel, const Work& work) {
-    if (scale) work(Rectified{splat(scale[channel]), splat(shift[channel])});
-    else work(AsTheyAre{});
+template <class Kind, class Work>
+void from(float threshold, const float* scale, const float* shift, int64_t channel, const Work& work) {
+    if (scale) work(typename Kind::Again{{splat(threshold)}, splat(scale[channel]), splat(shift[channel])});
+    else work(typename Kind::Plain{splat(threshold)});
 }
 
 // ---- squares --------------------------------------------------------------------------------------------------------
@@ -112,7 +165,7 @@ inline void put(float* to, const float* end, const vf (&x)[2], uint32_t kept) {
 // Writes a word of bits for each sample of the square, and its kept values to where `to` says that the next one goes.
 // Nobody else writes before `end`.
 template <class Entries>
-void compress_square(const float* x, Entries entries, const uint8_t* mask, float threshold, const Square& s, float** to,
+void compress_square(const float* x, Entries entries, const uint8_t* mask, const Square& s, float** to,
                      const float* end, uint16_t* bits) {
     (void)end;
     const uint32_t inside = (1u << s.rows) - 1;
@@ -121,10 +174,9 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
 #if defined(__AVX512F__)
     vf tile[W];
     load_turned(x, entries, s, 0, 0, tile);
-    const __m512 limit = _mm512_set1_ps(threshold);
     for (int j = 0; j < s.lanes; ++j) {
         const __m512 y = reinterpret_cast<__m512>(tile[j]);
-        const uint32_t large = _mm512_cmp_ps_mask(_mm512_abs_ps(y), limit, _CMP_NLT_UQ);
+        const uint32_t large = bits_of(entries.kept(tile[j]));
         const uint32_t kept = mask ? marked(mask, s, j) : large & inside;
         const int count = __builtin_popcount(kept);
         _mm512_mask_storeu_ps(to[j], __mmask16((1u << count) - 1), _mm512_maskz_compress_ps(__mmask16(kept), y));
@@ -132,17 +184,13 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
         bits[j] = uint16_t(kept);
     }
 #elif defined(__AVX2__)
-    const __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
     for (int lane = 0; lane < s.lanes; lane += W) {
         vf tile[2][W];
         load_turned(x, entries, s, 0, lane, tile[0]);
         load_turned(x, entries, s, W, lane, tile[1]);
         for (int j = lane; j < lane + W && j < s.lanes; ++j) {
             uint32_t kept = 0;
-            for (int half = 0; half < 2; ++half) {
-                const __m256 size = _mm256_andnot_ps(sign, reinterpret_cast<__m256>(tile[half][j - lane]));
-                kept |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLT_UQ))) << half * W;
-            }
+            for (int half = 0; half < 2; ++half) kept |= uint32_t(bits_of(entries.kept(tile[half][j - lane]))) << half * W;
             kept = mask ? marked(mask, s, j) : kept & inside;
             put(to[j], end, {tile[0][j - lane], tile[1][j - lane]}, kept);
             to[j] += __builtin_popcount(kept);
@@ -154,7 +202,7 @@ void compress_square(const float* x, Entries entries, const uint8_t* mask, float
         uint32_t kept = mask ? marked(mask, s, j) & inside : 0;
         for (int q = 0; q < s.rows; ++q) {
             const float y = entries.one(x[s.corner + q * s.n + j]);
-            if (!mask) kept |= uint32_t(!((y < 0 ? -y : y) < threshold)) << q;
+            if (!mask) kept |= uint32_t(entries.kept(splat_pair(y))[0] != 0) << q;
             if (kept >> q & 1) *to[j]++ = y;
         }
         bits[j] = uint16_t(kept);
@@ -186,11 +234,10 @@ void expand_square(float* x, const Square& s, const float** from, const float* e
 
 // How many entries of one channel each sample keeps; returns whether one of them is a NaN.
 template <class Entries>
-bool count_samples(const float* x, Entries entries, const uint8_t* mask, float threshold, int64_t area, int64_t n,
-                   int32_t* counts) {
+bool count_samples(const float* x, Entries entries, const uint8_t* mask, int64_t area, int64_t n, int32_t* counts,
+                   int64_t& entries_kept) {
     std::memset(counts, 0, sizeof(int32_t) * size_t(n));
-    const vf limit = splat(threshold);
-    vi nan{};
+    vi nan{}, counted{};
     for (int64_t p = 0; p < area; ++p, x += n) {
         if (mask) {
             for (int64_t i = 0; i < n; ++i) counts[i] += mask[p * n + i] != 0;
@@ -200,45 +247,44 @@ bool count_samples(const float* x, Entries entries, const uint8_t* mask, float t
             const int lanes = int(least(W, n - i));
             __builtin_prefetch(x + i + ahead);
             const vf y = entries(load_first(x + i, lanes));
-            const vf size = reinterpret_cast<vf>(reinterpret_cast<vi>(y) & 0x7fffffff);
             const vi before = reinterpret_cast<vi>(load_first(reinterpret_cast<float*>(counts + i), lanes));
-            const vi count = before - ~(size < limit);
+            const vi count = before - entries.kept(y);
             store_first(reinterpret_cast<float*>(counts + i), reinterpret_cast<vf>(count), lanes);
-            nan |= y != y;
+            counted -= entries.counted(y);
+            nan |= entries.not_a_number(y);
         }
     }
+    entries_kept = sum_lanes(counted);
     return bits_of(nan) != 0;
 }
 
-}  // namespace
-
-// x: [c][area][n], or relu(x * scale + shift) of it where these are given, a channel each. Kept are |x| >= threshold
-// (and every NaN) or, where a mask of the same layout is given, what that marks. Writes how many each sample of each
-// channel keeps and where channels start in the compressed form; looks for NaN where there is no mask.
-Packed compress_count(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
-                      int64_t c, int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads) {
+template <class Kind>
+Packed count(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold, int64_t c,
+             int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads) {
     bool nan = false;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : nan)
+    int64_t kept = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : nan) reduction(+ : kept)
     for (int64_t channel = 0; channel < c; ++channel) {
         const int64_t at = channel * area * n;
-        from(scale, shift, channel, [&](auto entries) {
-            const uint8_t* marks = mask ? mask + at : nullptr;
-            nan |= count_samples(x + at, entries, marks, threshold, area, n, counts + channel * n);
+        from<Kind>(threshold, scale, shift, channel, [&](auto entries) {
+            int64_t some = 0;
+            nan |= count_samples(x + at, entries, mask ? mask + at : nullptr, area, n, counts + channel * n, some);
+            kept += some;
         });
     }
-    int64_t count = 0;
+    int64_t values = 0;
     for (int64_t channel = 0; channel < c; ++channel) {
-        starts[channel] = count;
-        for (int64_t i = channel * n; i < (channel + 1) * n; ++i) count += counts[i];
+        starts[channel] = values;
+        for (int64_t i = channel * n; i < (channel + 1) * n; ++i) values += counts[i];
     }
-    starts[c] = count;
-    return {count, nan};
+    starts[c] = values;
+    return {mask ? values : kept, nan};
 }
 
-// The compressed form of what compress_count has counted, whose results it takes: starts[c] values, and all bits.
-void compress_fill(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
-                   int64_t c, int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values,
-                   uint16_t* bits, int threads) {
+template <class Kind>
+void fill(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold, int64_t c,
+          int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values, uint16_t* bits,
+          int threads) {
     const int64_t words = units(area);
     Buffer<float*> places(size_t(threads * n));
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
@@ -249,14 +295,49 @@ void compress_fill(const float* x, const float* scale, const float* shift, const
             const int64_t at = channel * area * n;
             to[0] = values + starts[channel];
             for (int64_t i = 1; i < n; ++i) to[i] = to[i - 1] + counts[channel * n + i - 1];
-            from(scale, shift, channel, [&](auto entries) {
+            from<Kind>(threshold, scale, shift, channel, [&](auto entries) {
                 for_squares(n, area, [&](const Square& square) {
-                    compress_square(x + at, entries, mask ? mask + at : nullptr, threshold, square, to, end,
+                    compress_square(x + at, entries, mask ? mask + at : nullptr, square, to, end,
                                     bits + channel * n * words);
                 });
             });
         }
     }
+}
+
+}  // namespace
+
+// x: [c][area][n], or relu(x * scale + shift) of it where these are given, a channel each. Kept are |x| >= threshold
+// (and every NaN) or, where a mask of the same layout is given, what that marks. Writes how many values each sample of
+// each channel keeps and where channels start in the compressed form; looks for NaN where there is no mask. Returns
+// how many entries are kept.
+Packed compress_count(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
+                      int64_t c, int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads) {
+    return count<ByFloats>(x, scale, shift, mask, threshold, c, area, n, counts, starts, threads);
+}
+
+// The compressed form of what compress_count has counted, whose results it takes: starts[c] values, and all bits.
+void compress_fill(const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold,
+                   int64_t c, int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values,
+                   uint16_t* bits, int threads) {
+    fill<ByFloats>(x, scale, shift, mask, threshold, c, area, n, counts, starts, values, bits, threads);
+}
+
+// The same of bfloat16, of which two neighbouring samples make a value (their number n is even): samples, counts and
+// bits below are those of n / 2 pairs.
+Packed compress_count_pairs(const bf16* x, const float* scale, const float* shift, float threshold, int64_t c,
+                            int64_t area, int64_t n, int32_t* counts, int64_t* starts, int threads) {
+    if (n % 2) invalid("compress_count_pairs: the number of samples must be even.");
+    return count<ByPairs>(reinterpret_cast<const float*>(x), scale, shift, nullptr, threshold, c, area, n / 2, counts,
+                          starts, threads);
+}
+
+void compress_fill_pairs(const bf16* x, const float* scale, const float* shift, float threshold, int64_t c,
+                         int64_t area, int64_t n, const int32_t* counts, const int64_t* starts, float* values,
+                         uint16_t* bits, int threads) {
+    if (n % 2) invalid("compress_fill_pairs: the number of samples must be even.");
+    fill<ByPairs>(reinterpret_cast<const float*>(x), scale, shift, nullptr, threshold, c, area, n / 2, counts, starts,
+                  values, bits, threads);
 }
 
 // The inverse: x [c][area][n] with zeros where nothing was kept.

@@ -12,8 +12,6 @@
 
 #include <utility>
 
-#define SWAT_INLINE inline __attribute__((always_inline))
-
 namespace torchswat::SWAT_ISA {
 
 constexpr int64_t vector = sizeof(vf);
@@ -37,20 +35,21 @@ template <int H, int V> struct Registers {
 };
 
 // The inner loop: one kept weight times one tile.
-template <int H, int V>
+template <class M, int H, int V>
 SWAT_INLINE void add(Registers<H, V>& sum, const char* tile, int64_t row_bytes, float value) {
-    const vf weight = splat(value);
+    const vf weight = M::spread(value);
 #pragma GCC unroll 8
     for (int i = 0; i < H; i++, tile += row_bytes) {
         asm("" : "+r"(tile));  // one register a row: addresses of base + index are slower
         const float* row = reinterpret_cast<const float*>(tile);
 #pragma GCC unroll 16
-        for (int j = 0; j < V; j++) sum.at[i][j] += weight * load(row + j * W);
+        for (int j = 0; j < V; j++) sum.at[i][j] = M::add(sum.at[i][j], weight, load(row + j * W));
     }
 }
 
 // Any kernel: one list for a row of the result.
-template <int H, int V> struct Plain {
+template <class M, int H, int V> struct Plain {
+    using Multiply = M;
     static constexpr int height = H, width = V;
 
     static SWAT_INLINE void add_row(Registers<H, V>& sum, const Tiles& t, const float* floats,
@@ -64,17 +63,18 @@ template <int H, int V> struct Plain {
         for (; i + 4 <= count; i += 4) {
             uint64_t four;  // offsets at one load
             std::memcpy(&four, offsets + i, sizeof four);
-            add(sum, tile + (four & 0xffff) * vector, row_bytes, values[i]);
-            add(sum, tile + (four >> 16 & 0xffff) * vector, row_bytes, values[i + 1]);
-            add(sum, tile + (four >> 32 & 0xffff) * vector, row_bytes, values[i + 2]);
-            add(sum, tile + (four >> 48) * vector, row_bytes, values[i + 3]);
+            add<M>(sum, tile + (four & 0xffff) * vector, row_bytes, values[i]);
+            add<M>(sum, tile + (four >> 16 & 0xffff) * vector, row_bytes, values[i + 1]);
+            add<M>(sum, tile + (four >> 32 & 0xffff) * vector, row_bytes, values[i + 2]);
+            add<M>(sum, tile + (four >> 48) * vector, row_bytes, values[i + 3]);
         }
-        for (; i < count; i++) add(sum, tile + offsets[i] * vector, row_bytes, values[i]);
+        for (; i < count; i++) add<M>(sum, tile + offsets[i] * vector, row_bytes, values[i]);
     }
 };
 
 // A 3x3 kernel: the kept ones of three neighbouring weights share the vectors that they load.
-template <int H, int V> struct Patterned {
+template <class M, int H, int V> struct Patterned {
+    using Multiply = M;
     static constexpr int height = H, width = V;
 
     template <int pattern>
@@ -85,9 +85,9 @@ template <int H, int V> struct Patterned {
         constexpr int first = has_a ? 0 : has_b ? 1 : 2, last = V + (has_c ? 2 : has_b ? 1 : 0);
         for (int group = 0; group < groups; group++) {
             vf a{}, b{}, c{};
-            if constexpr (has_a) a = splat(*values++);
-            if constexpr (has_b) b = splat(*values++);
-            if constexpr (has_c) c = splat(*values++);
+            if constexpr (has_a) a = M::spread(*values++);
+            if constexpr (has_b) b = M::spread(*values++);
+            if constexpr (has_c) c = M::spread(*values++);
             const char* line = tile + *offsets++ * vector;
 #pragma GCC unroll 8
             for (int i = 0; i < H; i++, line += row_bytes) {
@@ -98,9 +98,9 @@ template <int H, int V> struct Patterned {
                     const bool by_a = has_a && j < V, by_b = has_b && j >= 1 && j <= V, by_c = has_c && j >= 2;
                     vf x = load(vectors + j * W);
                     if (by_a + by_b + by_c > 1) in_register(x);
-                    if (by_a) sum.at[i][j] += a * x;
-                    if (by_b) sum.at[i][j - 1] += b * x;
-                    if (by_c) sum.at[i][j - 2] += c * x;
+                    if (by_a) sum.at[i][j] = M::add(sum.at[i][j], a, x);
+                    if (by_b) sum.at[i][j - 1] = M::add(sum.at[i][j - 1], b, x);
+                    if (by_c) sum.at[i][j - 2] = M::add(sum.at[i][j - 2], c, x);
                 }
             }
         }
@@ -132,7 +132,8 @@ SWAT_INLINE void add_taps(typename Loop::Sum& sum, const float* tile, const Spar
 enum Edges { low = 1, high = 2 };  // that a tile lies at, along one axis
 
 // A 3x3 kernel on a tile at edges of the map: one list a tap, which leaves out the positions it would read zeros for.
-template <int EH, int EV> struct Trimmed {
+template <class M, int EH, int EV> struct Trimmed {
+    using Multiply = M;
     static constexpr int height = trimmed_tile, width = trimmed_tile;
     using Sum = Registers<height, width>;
 
@@ -144,14 +145,15 @@ template <int EH, int EV> struct Trimmed {
         constexpr int j0 = EV & low && S == 0, j1 = width - (EV & high && S == 2);
         constexpr int shift = (R - (EH & low ? 1 : 0)) * extent + S - (EV & low ? 1 : 0);
         for (int at = start[R * 3 + S], end = start[R * 3 + S + 1]; at < end; at++) {
-            const vf weight = splat(weights.values[at]);
+            const vf weight = M::spread(weights.values[at]);
             const char* source = tile + weights.offsets[at] * vector;
             asm("" : "+r"(source));
             const float* vectors = reinterpret_cast<const float*>(source);
 #pragma GCC unroll 4
             for (int i = i0; i < i1; i++) {
 #pragma GCC unroll 4
-                for (int j = j0; j < j1; j++) sum.at[i][j] += weight * load(vectors + (i * extent + j + shift) * W);
+                for (int j = j0; j < j1; j++)
+                    sum.at[i][j] = M::add(sum.at[i][j], weight, load(vectors + (i * extent + j + shift) * W));
             }
         }
     }
@@ -164,14 +166,15 @@ template <int EH, int EV> struct Trimmed {
 
 // A 3x3 kernel on a map of 2x2, all positions of it times some vectors of samples: a list a tap as well, of which a
 // corner meets one position, an edge two.
-struct Tiny {
+template <class M> struct Tiny {
+    using Multiply = M;
     static constexpr int height = tiny_map * tiny_map, width = tiny_vectors;
     using Sum = Registers<height, width>;
 
     template <int R, int S>
     static SWAT_INLINE void add_tap(Sum& sum, const char* tile, const SparseWeights& weights, const int32_t* start) {
         for (int at = start[R * 3 + S], end = start[R * 3 + S + 1]; at < end; at++) {
-            const vf weight = splat(weights.values[at]);
+            const vf weight = M::spread(weights.values[at]);
             const float* vectors = reinterpret_cast<const float*>(tile + weights.offsets[at] * vector);
 #pragma GCC unroll 4
             for (int to = 0; to < height; to++) {
@@ -179,7 +182,7 @@ struct Tiny {
                 if (i < 0 || i >= tiny_map || j < 0 || j >= tiny_map) continue;
                 const float* from = vectors + (i * tiny_map + j) * width * W;
 #pragma GCC unroll 4
-                for (int v = 0; v < width; v++) sum.at[to][v] += weight * load(from + v * W);
+                for (int v = 0; v < width; v++) sum.at[to][v] = M::add(sum.at[to][v], weight, load(from + v * W));
             }
         }
     }

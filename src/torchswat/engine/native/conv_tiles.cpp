@@ -64,12 +64,12 @@ double cost(const Tiles& t, const ConvShape& shape) {
 
 }  // namespace
 
-Tiles tiles_of(const ConvShape& shape, Product product) {
+Tiles tiles_of(const ConvShape& shape, Product product, int together) {
     const bool forward = product == Product::forward;
     Tiles best{};
     best.h = axis_of(product, shape.h, shape.out_h, shape.r, shape.stride_h, shape.pad_h);
     best.w = axis_of(product, shape.w, shape.out_w, shape.s, shape.stride_w, shape.pad_w);
-    best.channels = forward ? shape.c : shape.k;
+    best.channels = ceil_div(forward ? shape.c : shape.k, together);
     best.results = forward ? shape.k : shape.c;
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
                 shape.pad_w == 0;

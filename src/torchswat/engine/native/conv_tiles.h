@@ -59,7 +59,7 @@ struct Axis {
 
 struct Tiles {
     Axis h, w;
-    int channels, results;    // of the source, of the result
+    int channels, results;    // of the source (pairs of them count as one), of the result
     int block, blocks;        // source channels that share the cache at a time
     int channel_floats;       // of the packed tile of one source channel
     bool flat;                // 1x1: positions and samples are one long axis of vectors
@@ -80,7 +80,8 @@ struct Tiles {
 
 enum class Product { forward, grad_input };
 
-Tiles tiles_of(const ConvShape& shape, Product product);
+// `together`: source channels whose entries share a lane.
+Tiles tiles_of(const ConvShape& shape, Product product, int together = 1);
 
 // Where tap (r, s) lies in the tile of a channel (floats), the class of results and the list it belongs to.
 struct Tap {

@@ -24,27 +24,26 @@ namespace torchswat::SWAT_ISA {
 namespace {
 
 constexpr int lines_ahead = 64;               // that are asked for before they are copied
-constexpr int fetched = 2 * cache_line;       // floats that arrive when one of them is asked for
+constexpr int fetched_bytes = 128;            // that arrive when one of them is asked for
 constexpr int64_t partial_bytes = 1 << 20;    // that may be taken of the second-level cache
 constexpr int64_t streamed_floats = 1 << 19;  // a larger result goes past the caches
 
-// A tensor [channels][h][w][n], in floats.
-struct Source {
-    const float* data;
-    int64_t channel, row, column;
-};
-struct Result {
-    float* data;
+// A tensor [channels][h][w][n], in entries.
+template <class Entry> struct Tensor {
+    Entry* data;
     int64_t channel, row, column;
 };
 
-struct Work {
+template <class M> struct Work {
+    using Entry = typename M::Entry;
+
     const Tiles& tiles;
     SparseWeights weights;
-    Source source;
-    Result result;
+    Tensor<const Entry> source;
+    int source_channels;
+    Tensor<Entry> result;
     const float* bias;
-    const float* residual;  // laid out as the result, added before the ReLU; or null
+    const Entry* residual;  // laid out as the result, added before the ReLU; or null
     bool relu;
     bool past_caches;  // the result is large and its vectors are aligned
 };
@@ -57,7 +56,7 @@ struct Place {
     int groups() const { return int((last - first + W - 1) / W); }
 };
 
-// Where a vector of the tile of a channel comes from and goes to, in floats from the beginning of the channel.
+// Where a vector of the tile of a channel comes from and goes to: entries, and floats, from the beginning of the channel.
 struct Position {
     int64_t source;  // or outside
     int64_t to;
@@ -67,12 +66,14 @@ constexpr int64_t outside = -1;  // of the map, where there are zeros
 // Packs the tiles of one block of channels after the other, for all groups of samples of a place: a position at a
 // time, whose samples are neighbours in memory. Done a little with each row of the result of the block before, so that
 // the multiply-adds hide the way from memory; the lines are asked for some positions ahead.
-class Packer {
-    const Work& work;
+template <class M> class Packer {
+    using Entry = typename M::Entry;
+
+    const Work<M>& work;
     Position* positions;  // of a channel
     int count = 0;
     int64_t first = 0, last = 0;  // samples
-    const float *channel = nullptr, *channel_ahead = nullptr;
+    const Entry *channel = nullptr, *channel_ahead = nullptr;
     int at = 0, ahead = 0;
     float* to = nullptr;
     int64_t all = 0, left = 0, shares = 1, credit = 0;  // positions of the block
@@ -90,15 +91,39 @@ class Packer {
             }
         }
     }
+    // A lone channel has no second one to pair with.
+    bool has(const Entry* channel, int i) const {
+        return i < 1 || channel < work.source.data + (work.source_channels - i) * work.source.channel;
+    }
     void fetch() {
         const int64_t source = positions[ahead].source;
         if (source != outside) {
-            const float *from = channel_ahead + source + first, *end = channel_ahead + source + last;
-            for (; from < end; from += fetched) __builtin_prefetch(from);
+            for (int i = 0; i < M::channels && has(channel_ahead, i); i++) {
+                const Entry* from = channel_ahead + i * work.source.channel + source + first;
+                const Entry* end = from + (last - first);
+                for (; from < end; from += fetched_bytes / sizeof(Entry)) __builtin_prefetch(from);
+            }
         }
         if (++ahead == count) {
             ahead = 0;
-            channel_ahead += work.source.channel;
+            channel_ahead += M::channels * work.source.channel;
+        }
+    }
+    static void copy_line(const float* from, const float*, int64_t samples, float* to, int64_t apart) {
+        for (; samples >= W; samples -= W, from += W, to += apart) store(to, loadu(from));
+        if (samples > 0) store(to, load_first(from, int(samples)));
+    }
+    static void copy_line(const bf16* from, const bf16* second, int64_t samples, float* to, int64_t apart) {
+        for (; samples >= W; samples -= W, from += W, second += W, to += apart) {
+            store(to, pair_up(load_bits(from), load_bits(second)));
+        }
+        if (samples > 0) {
+            store(to, pair_up(load_first_bits(from, int(samples)), load_first_bits(second, int(samples))));
+        }
+    }
+    static void copy_line(const bf16* from, std::nullptr_t, int64_t samples, float* to, int64_t apart) {
+        for (; samples > 0; samples -= W, from += W, to += apart) {
+            store(to, pair_up(load_first_bits(from, samples < W ? int(samples) : W), vh{}));
         }
     }
     void copy() {
@@ -108,13 +133,16 @@ class Packer {
         if (position.source == outside) {
             for (int64_t n = first; n < last; n += W, group += group_floats) store(group, vf{});
         } else {
-            const float *source = channel + position.source + first, *end = channel + position.source + last;
-            for (; source + W <= end; source += W, group += group_floats) store(group, loadu(source));
-            if (source < end) store(group, load_first(source, int(end - source)));
+            const Entry* source = channel + position.source + first;
+            if (M::channels == 1 || has(channel, 1)) {
+                copy_line(source, source + work.source.channel, last - first, group, group_floats);
+            } else if constexpr (M::channels == 2) {
+                copy_line(source, nullptr, last - first, group, group_floats);
+            }
         }
         if (++at == count) {
             at = 0;
-            channel += work.source.channel;
+            channel += M::channels * work.source.channel;
             to += work.tiles.channel_floats;
         }
     }
@@ -127,7 +155,7 @@ class Packer {
     }
 
   public:
-    Packer(const Work& work, float* memory) : work(work), positions(reinterpret_cast<Position*>(memory)) {}
+    Packer(const Work<M>& work, float* memory) : work(work), positions(reinterpret_cast<Position*>(memory)) {}
 
     // The blocks of a place follow each other.
     void begin(const Place& place, int block, float* tiles) {
@@ -153,31 +181,33 @@ class Packer {
 };
 
 // Where a class of results begins, and whether the tile lies inside of the map.
-struct Target {
-    float* data;
+template <class Entry> struct Target {
+    Entry* data;
     int h, w, lanes;
     bool whole;
 };
 
-Target target_of(const Work& work, const Place& place, int64_t sample, int lanes, int result_class) {
+template <class M>
+Target<typename M::Entry> target_of(const Work<M>& work, const Place& place, int64_t sample, int lanes, int result_class) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
     const int first_h = place.u_h * h.classes + result_class / w.classes;
     const int first_w = place.u_w * w.classes + result_class % w.classes;
     const bool whole = first_h + (h.tile - 1) * h.classes < h.result_size &&
                        first_w + (w.tile - 1) * w.classes < w.result_size && lanes == W;
-    float* data = work.result.data + first_h * work.result.row + first_w * work.result.column + sample;
+    typename M::Entry* data = work.result.data + first_h * work.result.row + first_w * work.result.column + sample;
     return {data, first_h, first_w, lanes, whole};
 }
 
 inline vf positive(vf x) { return x > vf{} ? x : (x != x ? x : vf{}); }  // a NaN stays
 
 // A tile that is cut off by the edge of the map, or has less than W samples.
-template <int H, int V>
-__attribute__((noinline)) void write_part(const Work& work, const Target& target, int channel, const float* sum) {
+template <class M, int H, int V>
+__attribute__((noinline)) void write_part(const Work<M>& work, const Target<typename M::Entry>& target, int channel,
+                                          const float* sum) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
-    float* data = target.data + channel * work.result.channel;
+    typename M::Entry* data = target.data + channel * work.result.channel;
     for (int i = 0; i < H; i++) {
         for (int j = 0; j < V; j++, sum += W) {
             const int at_h = target.h + i * h.classes, at_w = target.w + j * w.classes;
@@ -190,9 +220,8 @@ __attribute__((noinline)) void write_part(const Work& work, const Target& target
     }
 }
 
-template <bool past_caches, int H, int V>
-SWAT_INLINE void write_whole(float* data, int64_t row, int64_t column,
-                                                       const Registers<H, V>& sum) {
+template <bool past_caches, class Entry, int H, int V>
+SWAT_INLINE void write_whole(Entry* data, int64_t row, int64_t column, const Registers<H, V>& sum) {
 #pragma GCC unroll 8
     for (int i = 0; i < H; i++, data += row) {
 #pragma GCC unroll 16
@@ -201,10 +230,10 @@ SWAT_INLINE void write_whole(float* data, int64_t row, int64_t column,
 }
 
 // What follows the convolution, on a whole tile: the residual and the ReLU.
-template <int H, int V>
-SWAT_INLINE void finish(const Work& work, int64_t to, int64_t row, int64_t column, Registers<H, V>& sum) {
+template <class M, int H, int V>
+SWAT_INLINE void finish(const Work<M>& work, int64_t to, int64_t row, int64_t column, Registers<H, V>& sum) {
     if (work.residual) {
-        const float* from = work.residual + to;
+        const typename M::Entry* from = work.residual + to;
 #pragma GCC unroll 8
         for (int i = 0; i < H; i++, from += row) {
 #pragma GCC unroll 16
@@ -217,15 +246,16 @@ SWAT_INLINE void finish(const Work& work, int64_t to, int64_t row, int64_t colum
     }
 }
 
-template <int H, int V>
-SWAT_INLINE void write(const Work& work, const Target& target, int channel, float* spare, Registers<H, V>& sum) {
+template <class M, int H, int V>
+SWAT_INLINE void write(const Work<M>& work, const Target<typename M::Entry>& target, int channel, float* spare,
+                       Registers<H, V>& sum) {
     if (!target.whole) {
         sum.store_to(spare);
-        return write_part<H, V>(work, target, channel, spare);
+        return write_part<M, H, V>(work, target, channel, spare);
     }
     const int64_t row = work.tiles.h.classes * work.result.row;
     const int64_t column = work.tiles.w.classes * work.result.column;
-    float* data = target.data + channel * work.result.channel;
+    typename M::Entry* data = target.data + channel * work.result.channel;
     finish(work, data - work.result.data, row, column, sum);
     if (work.past_caches) {
         write_whole<true>(data, row, column, sum);
@@ -235,9 +265,9 @@ SWAT_INLINE void write(const Work& work, const Target& target, int channel, floa
 }
 
 // One block of channels, packed for one group of samples, to all rows of the result.
-template <class Loop>
-void add_block(const Work& work, const Place& place, int block, int group, const float* tile, float* partial,
-               Packer* next) {
+template <class Loop, class M = typename Loop::Multiply>
+void add_block(const Work<M>& work, const Place& place, int block, int group, const float* tile, float* partial,
+               Packer<M>* next) {
     constexpr int H = Loop::height, V = Loop::width;
     const Tiles& t = work.tiles;
     const bool first = block == 0, last = block + 1 == t.blocks;
@@ -265,18 +295,18 @@ void add_block(const Work& work, const Place& place, int block, int group, const
 }
 
 // What a thread works with: the packed tiles of this block and of the next, and the sums of all rows so far.
-struct ThreadWorkspace {
+template <class M> struct ThreadWorkspace {
     float *tiles, *next_tiles, *partial;
-    Packer packer;
+    Packer<M> packer;
 };
 
 // One place; its first block is packed already, and that of the following place, if there is one, will be.
-template <class Loop>
-void run_tile(const Work& work, const Place& place, const Place* following, ThreadWorkspace& workspace) {
+template <class Loop, class M = typename Loop::Multiply>
+void run_tile(const Work<M>& work, const Place& place, const Place* following, ThreadWorkspace<M>& workspace) {
     const Tiles& t = work.tiles;
     for (int block = 0; block < t.blocks; block++) {
         const bool last = block + 1 == t.blocks;
-        Packer* next = last && !following ? nullptr : &workspace.packer;
+        Packer<M>* next = last && !following ? nullptr : &workspace.packer;
         if (next) next->begin(last ? *following : place, last ? 0 : block + 1, workspace.next_tiles);
         for (int group = 0; group < place.groups(); group++) {
             add_block<Loop>(work, place, block, group, workspace.tiles + group * t.block_floats(),
@@ -287,35 +317,36 @@ void run_tile(const Work& work, const Place& place, const Place* following, Thre
     }
 }
 
-using TileRunner = void (*)(const Work&, const Place&, const Place*, ThreadWorkspace&);
+template <class M> using TileRunner = void (*)(const Work<M>&, const Place&, const Place*, ThreadWorkspace<M>&);
 
-template <int EH> TileRunner trimmed_runner(int edges_w) {
-    return edges_w == low    ? run_tile<Trimmed<EH, low>>
-           : edges_w == high ? run_tile<Trimmed<EH, high>>
-                             : run_tile<Trimmed<EH, low | high>>;
+template <class M, int EH> TileRunner<M> trimmed_runner(int edges_w) {
+    return edges_w == low    ? run_tile<Trimmed<M, EH, low>>
+           : edges_w == high ? run_tile<Trimmed<M, EH, high>>
+                             : run_tile<Trimmed<M, EH, low | high>>;
 }
 
-void run_trimmed(const Work& work, const Place& place, const Place* following, ThreadWorkspace& workspace) {
+template <class M>
+void run_trimmed(const Work<M>& work, const Place& place, const Place* following, ThreadWorkspace<M>& workspace) {
     const Axis &h = work.tiles.h, &w = work.tiles.w;
     const int edges_h = h.at_low(place.u_h) * low + h.at_high(place.u_h) * high;
     const int edges_w = w.at_low(place.u_w) * low + w.at_high(place.u_w) * high;
-    const TileRunner runner = edges_h == low    ? trimmed_runner<low>(edges_w)
-                              : edges_h == high ? trimmed_runner<high>(edges_w)
-                                                : trimmed_runner<low | high>(edges_w);
+    const TileRunner<M> runner = edges_h == low    ? trimmed_runner<M, low>(edges_w)
+                                 : edges_h == high ? trimmed_runner<M, high>(edges_w)
+                                                   : trimmed_runner<M, low | high>(edges_w);
     runner(work, place, following, workspace);
 }
 
-template <int H, int V> TileRunner untrimmed_runner(Lists lists) {
-    return lists == Lists::by_pattern ? run_tile<Patterned<H, V>> : run_tile<Plain<H, V>>;
+template <class M, int H, int V> TileRunner<M> untrimmed_runner(Lists lists) {
+    return lists == Lists::by_pattern ? run_tile<Patterned<M, H, V>> : run_tile<Plain<M, H, V>>;
 }
 
-template <int... I> TileRunner runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
-    if (t.flat) return run_tile<Plain<1, flat_tile>>;
-    if (t.tiny) return run_tile<Tiny>;
-    if (t.lists == Lists::by_tap) return run_trimmed;
-    TileRunner found = nullptr;
+template <class M, int... I> TileRunner<M> runner_of(const Tiles& t, std::integer_sequence<int, I...>) {
+    if (t.flat) return run_tile<Plain<M, 1, flat_tile>>;
+    if (t.tiny) return run_tile<Tiny<M>>;
+    if (t.lists == Lists::by_tap) return run_trimmed<M>;
+    TileRunner<M> found = nullptr;
     ((t.h.tile == conv_tile_sizes[I][0] && t.w.tile == conv_tile_sizes[I][1]
-          ? void(found = untrimmed_runner<conv_tile_sizes[I][0], conv_tile_sizes[I][1]>(t.lists))
+          ? void(found = untrimmed_runner<M, conv_tile_sizes[I][0], conv_tile_sizes[I][1]>(t.lists))
           : void()),
      ...);
     return found;
@@ -344,16 +375,17 @@ Place place_of(const Tiles& t, int64_t samples, int64_t together, int64_t i) {
     return {u_h, u_w, first, samples - first < together ? samples : first + together};
 }
 
-bool belongs_past_caches(const Result& result, int channels) {
+bool belongs_past_caches(const Tensor<bf16>&, int) { return false; }  // a vector is half a line
+bool belongs_past_caches(const Tensor<float>& result, int channels) {
     const bool aligned = result.channel % W == 0 && result.column % W == 0 &&
                          reinterpret_cast<uintptr_t>(result.data) % sizeof(vf) == 0;
     return aligned && result.channel * channels > streamed_floats;
 }
 
 // All places, in equal parts to the threads; which thread takes which changes no result.
-void run(Work work, int64_t samples, float* workspace, int threads) {
+template <class M> void run(Work<M> work, int64_t samples, float* workspace, int threads) {
     const Tiles& t = work.tiles;
-    const TileRunner run_one = runner_of(t, std::make_integer_sequence<int, std::size(conv_tile_sizes)>());
+    const TileRunner<M> run_one = runner_of<M>(t, std::make_integer_sequence<int, std::size(conv_tile_sizes)>());
     const int64_t groups = (samples + W - 1) / W, tiles = int64_t(t.h.tiles()) * t.w.tiles();
     int64_t together = groups_together(t);
     while (together > 1 && (groups + together - 1) / together * tiles < 2 * threads) together--;
@@ -365,7 +397,8 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
         if (first == last) continue;
         float* own = workspace + thread * workspace_floats(t);
         float *next_tiles = own + tiles_floats(t), *partial = next_tiles + tiles_floats(t);
-        ThreadWorkspace workspace{own, next_tiles, partial, {work, partial + groups_together(t) * t.sums_floats()}};
+        float* positions = partial + groups_together(t) * t.sums_floats();
+        ThreadWorkspace<M> workspace{own, next_tiles, partial, {work, positions}};
         Place place = place_of(t, samples, together * W, first);
         workspace.packer.begin(place, 0, workspace.tiles);
         workspace.packer.pack_remaining();
@@ -378,61 +411,88 @@ void run(Work work, int64_t samples, float* workspace, int threads) {
     }
 }
 
-// Where samples take part in the tile (flat, tiny): `positions` of `length` floats a channel, cut into whole vectors,
+// Operands of a product: `source` and `result` are [channels][h][w][n].
+template <class M> struct Operands {
+    using Entry = typename M::Entry;
+
+    SparseWeights weights;
+    const Entry* source;
+    int channels;  // of the source
+    Entry* result;
+    const float* bias = nullptr;
+    const Entry* residual = nullptr;
+    bool relu = false;
+};
+
+// Where samples take part in the tile (flat, tiny): `positions` of `length` entries a channel, cut into whole vectors,
 // then what is left of the last vector. A 1x1 convolution knows one position only.
-void run_flat(Tiles t, SparseWeights weights, const float* source, float* result, int positions, int64_t length,
-              const float* bias, const float* residual, bool relu, float* workspace, int threads) {
+template <class M>
+void run_flat(Tiles t, const Operands<M>& o, int positions, int64_t length, float* workspace, int threads) {
     t.h.source_size = t.h.result_size = t.h.steps = positions;
     t.h.source_pad = t.w.source_pad = 0;
     const auto run_part = [&](int64_t first, int vectors, int64_t samples) {
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
-        const Source from{source + first, positions * length, length, W};
-        const Result to{result + first, positions * length, length, W};
-        const float* added = residual ? residual + first : nullptr;
-        run({t, weights, from, to, bias, added, relu, false}, samples, workspace, threads);
+        const auto* added = o.residual ? o.residual + first : nullptr;
+        run<M>({t, o.weights, {o.source + first, positions * length, length, W}, o.channels,
+                {o.result + first, positions * length, length, W}, o.bias, added, o.relu, false},
+               samples, workspace, threads);
     };
     const int64_t whole = length / W * W;
     if (whole > 0) run_part(0, int(whole / W), W);
     if (whole < length) run_part(whole, 1, length - whole);
 }
 
-void run_product(const ConvShape& s, Product product, SparseWeights weights, const float* source, float* result,
-                 const float* bias, const float* residual, bool relu, float* workspace, int threads) {
-    const Tiles t = tiles_of(s, product);
+template <class M>
+void run_product(const ConvShape& s, Product product, const Operands<M>& o, float* workspace, int threads) {
+    const Tiles t = tiles_of(s, product, M::channels);
     const int64_t n = s.n;
     if (t.flat || t.tiny) {
         const int positions = t.flat ? 1 : t.h.tile;
-        const int64_t length = t.flat ? s.input_map() : n;
-        return run_flat(t, weights, source, result, positions, length, bias, residual, relu, workspace, threads);
+        return run_flat(t, o, positions, t.flat ? s.input_map() : n, workspace, threads);
     }
-    const Source from{source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n};
-    const Result to{result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n};
-    run({t, weights, from, to, bias, residual, relu, false}, n, workspace, threads);
+    run<M>({t, o.weights, {o.source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n}, o.channels,
+            {o.result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n}, o.bias, o.residual, o.relu, false},
+           n, workspace, threads);
 }
 
 }  // namespace
 
+int64_t workspace_of(const ConvShape& shape, Product product, int channels, int threads) {
+    return workspace_floats(tiles_of(shape, product, channels)) * threads;
+}
+
 int64_t conv_workspace(ConvShape shape, int threads) {
-    const int64_t forward = workspace_floats(tiles_of(shape, Product::forward));
-    const int64_t grad_input = workspace_floats(tiles_of(shape, Product::grad_input));
-    return (forward > grad_input ? forward : grad_input) * threads;
+    const int64_t forward = workspace_of(shape, Product::forward, 1, threads);
+    const int64_t grad_input = workspace_of(shape, Product::grad_input, 1, threads);
+    return forward > grad_input ? forward : grad_input;
 }
 
 void conv_forward(ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,
                   const float* bias, float* y, float* workspace, int threads) {
-    run_product(shape, Product::forward, {starts, values, offsets}, x, y, bias, nullptr, false, workspace, threads);
+    run_product<Singles>(shape, Product::forward, {{starts, values, offsets}, x, shape.c, y, bias}, workspace, threads);
 }
 
 void conv_forward_fused(ConvShape shape, const float* x, const int32_t* starts, const float* values,
                         const uint16_t* offsets, const float* bias, const float* residual, bool relu, float* y,
                         float* workspace, int threads) {
-    run_product(shape, Product::forward, {starts, values, offsets}, x, y, bias, residual, relu, workspace, threads);
+    run_product<Singles>(shape, Product::forward, {{starts, values, offsets}, x, shape.c, y, bias, residual, relu},
+                         workspace, threads);
 }
 
 void conv_grad_input(ConvShape shape, const float* grad_y, const int32_t* starts, const float* values,
                      const uint16_t* offsets, float* grad_x, float* workspace, int threads) {
-    run_product(shape, Product::grad_input, {starts, values, offsets}, grad_y, grad_x, nullptr, nullptr, false, workspace,
-                threads);
+    run_product<Singles>(shape, Product::grad_input, {{starts, values, offsets}, grad_y, shape.k, grad_x}, workspace,
+                         threads);
+}
+
+void conv_forward_pairs(const ConvShape& shape, const bf16* x, SparseWeights weights, const float* bias, bf16* y,
+                        float* workspace, int threads) {
+    run_product<Pairs>(shape, Product::forward, {weights, x, shape.c, y, bias}, workspace, threads);
+}
+
+void conv_grad_input_pairs(const ConvShape& shape, const bf16* grad_y, SparseWeights weights, bf16* grad_x,
+                           float* workspace, int threads) {
+    run_product<Pairs>(shape, Product::grad_input, {weights, grad_y, shape.k, grad_x}, workspace, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

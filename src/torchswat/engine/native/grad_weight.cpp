@@ -28,6 +28,7 @@
 // Operations: density * N*H*W*C*K*R*S multiply-adds. Loads an entry: R*S*F vectors, one value, one offset. Bytes:
 // dY once; values (4 each) and offsets (2 each, made here from the bits) once for every band and group; the
 // accumulators are loaded and stored once per (slab, channel), which is what short lists pay for.
+#include "bfloat16.h"
 #include "entries.h"
 #include "kernels.h"
 #include "slabs.h"
@@ -106,7 +107,7 @@ struct Work {
     int64_t channel, tap_row, tap_column;  // floats from one to the next in `sums`; taps run backwards
 };
 
-template <int R, int C, int F> void multiply(const Work& work) {
+template <class M, int R, int C, int F> void multiply(const Work& work) {
     constexpr int sets = R * C * F >= 8 ? 1 : R * C * F >= 4 ? 2 : 4;  // enough chains to hide the latency
     const char* packed = reinterpret_cast<const char*>(work.packed);
     const int64_t row = work.row * sizeof(float);
@@ -129,7 +130,7 @@ template <int R, int C, int F> void multiply(const Work& work) {
 
         const auto add = [&](int i, float value, uint64_t offset) {
             const char* window = packed + 8 * offset;
-            const vf x = splat(value);
+            const vf x = M::spread(value);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 if (r) window += row;
@@ -138,7 +139,8 @@ template <int R, int C, int F> void multiply(const Work& work) {
                 for (int s = 0; s < C; ++s)
 #pragma GCC unroll 8
                     for (int f = 0; f < F; ++f)
-                        sum[i][r][s][f] += x * load(reinterpret_cast<const float*>(window) + (s * F + f) * W);
+                        sum[i][r][s][f] = M::add(sum[i][r][s][f], x,
+                                                 load(reinterpret_cast<const float*>(window) + (s * F + f) * W));
             }
         };
         const List next = work.entries.lists[c + 1];  // its lines are asked for while this one is worked on
@@ -173,29 +175,30 @@ template <int R, int C, int F> void multiply(const Work& work) {
 
 using Multiply = void (*)(const Work&);
 
-template <int R, int C, int F> constexpr Multiply multiply_if() {
-    if constexpr (R * C * F <= most_accumulators) return &multiply<R, C, F>;
+template <class M, int R, int C, int F> constexpr Multiply multiply_if() {
+    if constexpr (R * C * F <= most_accumulators) return &multiply<M, R, C, F>;
     else return nullptr;
 }
 
-template <int F> Multiply choose_columns(int64_t rows, int64_t columns) {
+template <class M, int F> Multiply choose_columns(int64_t rows, int64_t columns) {
     static constexpr Multiply table[3][3] = {
-        {multiply_if<1, 1, F>(), multiply_if<1, 2, F>(), multiply_if<1, 3, F>()},
-        {multiply_if<2, 1, F>(), multiply_if<2, 2, F>(), multiply_if<2, 3, F>()},
-        {multiply_if<3, 1, F>(), multiply_if<3, 2, F>(), multiply_if<3, 3, F>()}};
+        {multiply_if<M, 1, 1, F>(), multiply_if<M, 1, 2, F>(), multiply_if<M, 1, 3, F>()},
+        {multiply_if<M, 2, 1, F>(), multiply_if<M, 2, 2, F>(), multiply_if<M, 2, 3, F>()},
+        {multiply_if<M, 3, 1, F>(), multiply_if<M, 3, 2, F>(), multiply_if<M, 3, 3, F>()}};
     return table[rows - 1][columns - 1];
 }
 
-Multiply choose_multiply(int vectors, int64_t rows, int64_t columns) {
+template <class M> Multiply choose_multiply(int vectors, int64_t rows, int64_t columns) {
     switch (vectors) {
-        case 1: return choose_columns<1>(rows, columns);
-        case 2: return choose_columns<2>(rows, columns);
-        case 4: return choose_columns<4>(rows, columns);
-        default: return choose_columns<8>(rows, columns);
+        case 1: return choose_columns<M, 1>(rows, columns);
+        case 2: return choose_columns<M, 2>(rows, columns);
+        case 4: return choose_columns<M, 4>(rows, columns);
+        default: return choose_columns<M, 8>(rows, columns);
     }
 }
 
 // All classes and taps of one slab, in windows of at most 3 x 3 taps.
+template <class M>
 void multiply_slab(const ConvShape& s, const Plan& p, const float* packed, const Entries& slab, int64_t begin,
                    int64_t end, float* sums) {
     for (int a = 0; a < p.rows.classes; ++a)
@@ -218,7 +221,7 @@ void multiply_slab(const ConvShape& s, const Plan& p, const float* packed, const
                                     s.r * s.s * p.cell,
                                     -s.stride_h * s.s * p.cell,
                                     -s.stride_w * p.cell};
-                    choose_multiply(p.vectors, height, width)(work);
+                    choose_multiply<M>(p.vectors, height, width)(work);
                 }
         }
 }
@@ -263,6 +266,7 @@ Share share_of(int thread, int over_filters, int over_channels, int64_t filter_b
             (c + 1) * channels / over_channels};
 }
 
+template <class M>
 void multiply_band(const ConvShape& s, const Plan& p, const float* packed, int64_t b, int64_t first,
                    const Share& share, const Entries& entries, float* sums) {
     const int64_t parts = ceil_div(smaller(p.block, s.n - b * p.block), p.samples);
@@ -271,10 +275,11 @@ void multiply_band(const ConvShape& s, const Plan& p, const float* packed, int64
             Entries slab = entries;
             slab.lists += p.slab(b, r, part) * p.classes * s.c;
             const int64_t at = part * p.samples * p.sample + p.packed_run(r, p.first_row(first));
-            multiply_slab(s, p, packed + at * p.cell, slab, share.begin, share.end, sums);
+            multiply_slab<M>(s, p, packed + at * p.cell, slab, share.begin, share.end, sums);
         }
 }
 
+template <class M>
 void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entries& entries, const float* grad,
                float* packed, float* sums, int64_t group, float* grad_weight) {
     const int64_t block_sums = (share.end - share.begin) * s.r * s.s * p.cell;
@@ -285,19 +290,16 @@ void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entr
             for (int64_t r = 0; r < p.runs; r += p.band)
                 for (int64_t k = first; k < last; ++k) {
                     pack(s, p, grad, b * p.block, r, k * p.cell, packed);
-                    multiply_band(s, p, packed, b, r, share, entries, sums + (k - first) * block_sums);
+                    multiply_band<M>(s, p, packed, b, r, share, entries, sums + (k - first) * block_sums);
                 }
         for (int64_t k = first; k < last; ++k)
             write_block(s, p, sums + (k - first) * block_sums, k * p.cell, share.begin, share.end, grad_weight);
     }
 }
 
-}  // namespace
-
-// values, bits, starts: compressed activations (activations.h); grad: [k][out_h][out_w][n];
-// grad_weight: [k][c][r][s].
-void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
-                 const float* grad, float* grad_weight, int threads) {
+template <class M>
+void run_all(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
+             const float* grad, float* grad_weight, int threads) {
     const int64_t channels = shape.c, kept = starts[channels];
     if (kept > UINT32_MAX) invalid("grad_weight: more than 4 billion kept activations");
     const Plan p(shape);
@@ -326,8 +328,27 @@ void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bi
     Buffer<float> packed(threads * packed_floats), sums(threads * group * block_sums);
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int t = 0; t < threads; ++t)
-        run_share(shape, p, share_of(t, over_filters, over_channels, filter_blocks, channels), entries, grad,
+        run_share<M>(shape, p, share_of(t, over_filters, over_channels, filter_blocks, channels), entries, grad,
                   packed.data + t * packed_floats, sums.data + t * group * block_sums, group, grad_weight);
+}
+
+}  // namespace
+
+// values, bits, starts: compressed activations (activations.h); grad: [k][out_h][out_w][n];
+// grad_weight: [k][c][r][s].
+void grad_weight(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
+                 const float* grad, float* grad_weight, int threads) {
+    run_all<Singles>(shape, values, bits, starts, grad, grad_weight, threads);
+}
+
+// The same where a value is a pair of bfloat16: of two neighbouring samples, whose number is even. To all but the
+// multiplication a pair is a float.
+void grad_weight_pairs(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
+                       const bf16* grad, float* grad_weight, int threads) {
+    if (shape.n % 2) invalid("grad_weight_pairs: the number of samples must be even.");
+    ConvShape pairs = shape;
+    pairs.n = shape.n / 2;
+    run_all<Pairs>(pairs, values, bits, starts, reinterpret_cast<const float*>(grad), grad_weight, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

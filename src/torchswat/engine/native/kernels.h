@@ -138,12 +138,21 @@ struct Search {
     X(Selected, select_operand,                                                                                  \
       (double* memory, const float* values, int64_t n, int64_t k, double sparsity, bool due, bool exact,         \
        bool sampled, bool frozen, int threads))                                                                  \
+    X(Selected, select_bf16,                                                                                     \
+      (double* memory, const bf16* values, int64_t n, int64_t k, double sparsity, bool due, bool frozen,         \
+       int threads))                                                                                             \
     X(Packed, sparse_forward,                                                                                    \
       (const ConvShape& shape, const float* x, const float* weights, const uint8_t* mask, float limit,           \
        const float* bias, float* y, int threads))                                                                \
     X(void, sparse_grad_input,                                                                                   \
       (const ConvShape& shape, const float* grad_y, const float* weights, const uint8_t* mask, float limit,      \
        float* grad_x, int threads))                                                                              \
+    X(Packed, sparse_forward_pairs,                                                                              \
+      (const ConvShape& shape, const bf16* x, const float* weights, const uint8_t* mask, float limit,            \
+       const float* bias, bf16* y, int threads))                                                                 \
+    X(void, sparse_grad_input_pairs,                                                                             \
+      (const ConvShape& shape, const bf16* grad_y, const float* weights, const uint8_t* mask, float limit,       \
+       bf16* grad_x, int threads))                                                                               \
     X(DensePass, dense_forward,                                                                                  \
       (const int64_t* state, int64_t* to, const Search& search, const float* weights, int64_t n, int64_t k,      \
        float* selected, const float* x, int64_t entries, int64_t kept, uint8_t* saved, int64_t room,             \
@@ -190,7 +199,16 @@ struct Search {
        int threads))                                                                                             \
     X(void, grad_weight,                                                                                         \
       (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
-       const float* grad, float* grad_weight, int threads))
+       const float* grad, float* grad_weight, int threads))                                                      \
+    X(Packed, compress_count_pairs,                                                                              \
+      (const bf16* x, const float* scale, const float* shift, float threshold, int64_t c, int64_t area,          \
+       int64_t n, int32_t* counts, int64_t* starts, int threads))                                                \
+    X(void, compress_fill_pairs,                                                                                 \
+      (const bf16* x, const float* scale, const float* shift, float threshold, int64_t c, int64_t area,          \
+       int64_t n, const int32_t* counts, const int64_t* starts, float* values, uint16_t* bits, int threads))     \
+    X(void, grad_weight_pairs,                                                                                   \
+      (const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,                 \
+       const bf16* grad, float* grad_weight, int threads))
 
 #define SWAT_KEPT(X)                                                                                             \
     X(int64_t, kept_parts, (int64_t n))                                                                          \

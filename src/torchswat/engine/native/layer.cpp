@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "mask.h"
 #include "record.h"
+#include "sparse_weights.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
@@ -17,14 +18,14 @@ namespace {
 constexpr float smallest = 1e-45f;     // as a threshold it keeps all but zeros
 constexpr int64_t sample_size = 16384;  // a density error of about 0.3 points at a fifth kept
 
-struct Lists {  // packed weights of one product
+struct PackedLists {  // packed weights of one product
     Buffer<int32_t> starts;
     Buffer<float> values;
     Buffer<uint16_t> offsets;
 
-    Lists(const ConvShape& s, int product)
-        : starts(size_t(weight_starts(s, product))), values(size_t(weight_capacity(s, product))),
-          offsets(size_t(weight_capacity(s, product))) {}
+    PackedLists(int64_t lists, int64_t capacity)
+        : starts(size_t(lists)), values(size_t(capacity)), offsets(size_t(capacity)) {}
+    SparseWeights weights() const { return {starts.data, values.data, offsets.data}; }
     PackedWeights all() { return {starts.data, values.data, offsets.data}; }
 };
 
@@ -56,7 +57,7 @@ Selected select_operand(double* memory, const float* values, int64_t n, int64_t 
 // Y = conv(x, the weights that are kept) + bias; what is kept is as of pack_weights. x and y are [c][h][w][n].
 Packed sparse_forward(const ConvShape& shape, const float* x, const float* weights, const uint8_t* mask, float limit,
                       const float* bias, float* y, int threads) {
-    Lists lists(shape, 0);
+    PackedLists lists(weight_starts(shape, 0), weight_capacity(shape, 0));
     const Packed packed = pack_weights(shape, weights, mask, limit, lists.all(), {}, nullptr, threads);
     Buffer<float> workspace{size_t(conv_workspace(shape, threads))};
     conv_forward(shape, x, lists.starts.data, lists.values.data, lists.offsets.data, bias, y, workspace.data, threads);
@@ -65,11 +66,29 @@ Packed sparse_forward(const ConvShape& shape, const float* x, const float* weigh
 
 void sparse_grad_input(const ConvShape& shape, const float* grad_y, const float* weights, const uint8_t* mask,
                        float limit, float* grad_x, int threads) {
-    Lists lists(shape, 1);
+    PackedLists lists(weight_starts(shape, 1), weight_capacity(shape, 1));
     pack_weights(shape, weights, mask, limit, {}, lists.all(), nullptr, threads);
     Buffer<float> workspace{size_t(conv_workspace(shape, threads))};
     conv_grad_input(shape, grad_y, lists.starts.data, lists.values.data, lists.offsets.data, grad_x, workspace.data,
                     threads);
+}
+
+// The same products in bfloat16: weights are selected in float32 and rounded, results are rounded sums of float32.
+Packed sparse_forward_pairs(const ConvShape& shape, const bf16* x, const float* weights, const uint8_t* mask,
+                            float limit, const float* bias, bf16* y, int threads) {
+    PackedLists lists(pair_starts(shape, Product::forward), pair_capacity(shape, Product::forward));
+    const Packed packed = pack_pairs(shape, weights, mask, limit, lists.all(), {}, threads);
+    Buffer<float> workspace{size_t(workspace_of(shape, Product::forward, 2, threads))};
+    conv_forward_pairs(shape, x, lists.weights(), bias, y, workspace.data, threads);
+    return packed;
+}
+
+void sparse_grad_input_pairs(const ConvShape& shape, const bf16* grad_y, const float* weights, const uint8_t* mask,
+                             float limit, bf16* grad_x, int threads) {
+    PackedLists lists(pair_starts(shape, Product::grad_input), pair_capacity(shape, Product::grad_input));
+    pack_pairs(shape, weights, mask, limit, {}, lists.all(), threads);
+    Buffer<float> workspace{size_t(workspace_of(shape, Product::grad_input, 2, threads))};
+    conv_grad_input_pairs(shape, grad_y, lists.weights(), grad_x, workspace.data, threads);
 }
 
 namespace {

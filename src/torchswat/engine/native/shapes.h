@@ -7,6 +7,10 @@
 
 namespace torchswat {
 
+struct bf16 {  // the upper half of a float32
+    uint16_t bits;
+};
+
 struct ConvShape {
     int n, c, h, w;        // samples, input channels, height and width of the input
     int k, r, s;           // filters, height and width of the kernel

@@ -66,6 +66,32 @@ struct Dense {
     const uint8_t* mask;
 };
 
+// Pairs of weights: n of one source channel with those of the next (null where there is none), rounded, with zeros
+// where a weight is dropped. Returns how many are not.
+int64_t copy_pairs(const float* first, const float* second, const uint8_t* mask, const uint8_t* second_mask, int64_t n,
+                   float threshold, float* to) {
+    const vf limit = splat(threshold);
+    const auto kept = [&](const float* weights, const uint8_t* marks, int64_t i, int lanes, int64_t& count) {
+        const vf x = load_first(weights + i, lanes);
+        unsigned bits = bits_of(~(reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) < limit));
+        if (marks) {
+            bits = 0;
+            for (int lane = 0; lane < lanes; lane++) bits |= unsigned(marks[i + lane] && weights[i + lane] != 0) << lane;
+        }
+        bits &= first_lanes(lanes);
+        count += __builtin_popcount(bits);
+        return keep(x, bits);
+    };
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += W) {
+        const int lanes = int(least(W, n - i));
+        const vf low = kept(first, mask, i, lanes, count);
+        const vf high = second ? kept(second, second_mask, i, lanes, count) : vf{};
+        store_first(to + i, pair_up(low, high), lanes);
+    }
+    return count;
+}
+
 // Copies n weights, or zeros where the mask drops them.
 void copy_kept(const float* weights, const uint8_t* mask, int64_t n, float* to) {
     if (mask) {
@@ -112,22 +138,35 @@ struct Kept {
     int until(int i) const { return before[i / W] + __builtin_popcount(words[i / W] & ((1u << i % W) - 1)); }
 };
 
-// Appends the weights of one result channel that are not smaller than the threshold (NaN among them), list after list;
-// returns how many. Up to W entries behind them may be written.
-template <bool in_memory_order>
+// Which lanes are listed: weights that are not smaller than the threshold, NaN among them; pairs that are not zero.
+template <class M> vi lanes_listed(vf x, vf threshold) {
+    if constexpr (M::channels == 2) return reinterpret_cast<vi>(x) != 0;
+    else return ~(reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) < threshold);
+}
+template <class M> unsigned listed_lanes(vf x, vf threshold) { return bits_of(lanes_listed<M>(x, threshold)); }
+
+template <class M> int is_listed(const float& weight, float threshold) {
+    int32_t bits;
+    std::memcpy(&bits, &weight, sizeof bits);
+    return M::channels == 2 ? bits != 0 : !(__builtin_fabsf(weight) < threshold);
+}
+
+// Appends the weights of one result channel that are listed, list after list; returns how many. Up to W entries behind
+// them may be written.
+template <class M, bool in_memory_order>
 int append_kept(const float* weights, const Order& order, float threshold, float* to_values, uint16_t* to_offsets,
                 Kept kept) {
     const int n = order.channels * order.taps;
     const int *places = order.places.data, *offsets = order.offsets.data;
     int count = 0;
 #if defined(__AVX512F__)
-    const __m512 limit = _mm512_set1_ps(threshold);
+    const vf limit = splat(threshold);
     const __mmask16 all = 0xffff;  // the forms without a mask warn in GCC 12
     const auto append = [&](int i, __mmask16 inside) __attribute__((always_inline)) {
         const __m512 weight = in_memory_order ? _mm512_maskz_loadu_ps(inside, weights + i)
                                               : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside,
                                                                          _mm512_loadu_si512(places + i), weights, 4);
-        const __mmask16 these = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), limit, _CMP_NLT_UQ);
+        const __mmask16 these = __mmask16(inside & listed_lanes<M>(reinterpret_cast<vf>(weight), limit));
         const __m512i their_offsets = _mm512_maskz_compress_epi32(these, _mm512_loadu_si512(offsets + i));
         _mm512_storeu_ps(to_values + count, _mm512_maskz_compress_ps(these, weight));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to_offsets + count),
@@ -140,14 +179,12 @@ int append_kept(const float* weights, const Order& order, float threshold, float
     for (; i + W <= n; i += W) append(i, all);
     append(i, __mmask16(first_lanes(n - i)));
 #elif defined(__AVX2__)
-    const __m256 limit = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
+    const vf limit = splat(threshold);
     const auto append = [&](int i, int lanes) __attribute__((always_inline)) {
         __m256 weight = _mm256_setzero_ps();
         if constexpr (in_memory_order) weight = reinterpret_cast<__m256>(load_first(weights + i, lanes));
         else weight = _mm256_i32gather_ps(weights, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places + i)), 4);
-        const __m256 size = _mm256_andnot_ps(sign, weight);
-        const unsigned these =
-            unsigned(_mm256_movemask_ps(_mm256_cmp_ps(size, limit, _CMP_NLT_UQ))) & first_lanes(lanes);
+        const unsigned these = listed_lanes<M>(reinterpret_cast<vf>(weight), limit) & first_lanes(lanes);
         storeu(to_values + count, packed_lanes(reinterpret_cast<vf>(weight), these));
         const __m256i order_of = lanes_of(compressed_lanes[these]);
         const __m256i theirs = _mm256_permutevar8x32_epi32(
@@ -169,7 +206,7 @@ int append_kept(const float* weights, const Order& order, float threshold, float
         }
         if (i == n) break;
         const float weight = weights[in_memory_order ? i : places[i]];
-        const int keep = !(__builtin_fabsf(weight) < threshold);
+        const int keep = is_listed<M>(weight, threshold);
         to_values[count] = weight;
         to_offsets[count] = uint16_t(offsets[i]);
         kept.words[i / W] |= uint16_t(keep << i % W);
@@ -181,6 +218,7 @@ int append_kept(const float* weights, const Order& order, float threshold, float
 
 // Finds which of each three weights are kept, W groups at a time, and lists the groups that keep any: their number
 // and their pattern. Counts groups by pattern; returns how many are listed.
+template <class M>
 int find_patterns(const float* weights, const Order& order, int groups, float threshold, int32_t* listed,
                   int32_t* their_patterns, int32_t (&members)[patterns]) {
     int count = 0;
@@ -193,8 +231,7 @@ int find_patterns(const float* weights, const Order& order, int groups, float th
             const __mmask16 inside = __mmask16(first_lanes(lanes));
             const __m512i places = _mm512_loadu_si512(order.group_places.data + first);
             const __m512 weight = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, places, from, 4);
-            const __mmask16 kept = _mm512_mask_cmp_ps_mask(inside, _mm512_abs_ps(weight), _mm512_set1_ps(threshold),
-                                                           _CMP_NLT_UQ);
+            const __mmask16 kept = __mmask16(inside & listed_lanes<M>(reinterpret_cast<vf>(weight), splat(threshold)));
             pattern |= reinterpret_cast<vi>(_mm512_maskz_set1_epi32(kept, 1 << i));
 #elif defined(__AVX2__)
             const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -203,14 +240,11 @@ int find_patterns(const float* weights, const Order& order, int groups, float th
                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(order.group_places.data + first));
             const __m256 weight = _mm256_mask_i32gather_ps(_mm256_setzero_ps(), from, places,
                                                            _mm256_castsi256_ps(inside), 4);
-            const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), weight);
-            const __m256 large = _mm256_cmp_ps(size, _mm256_set1_ps(threshold), _CMP_NLT_UQ);
-            const __m256i kept = _mm256_and_si256(_mm256_castps_si256(large), inside);
-            pattern |= reinterpret_cast<vi>(_mm256_and_si256(kept, _mm256_set1_epi32(1 << i)));
+            const vi large = lanes_listed<M>(reinterpret_cast<vf>(weight), splat(threshold));
+            pattern |= large & reinterpret_cast<vi>(inside) & (1 << i);
 #else
             for (int lane = 0; lane < lanes; lane++) {
-                const float weight = from[order.group_places.data[first + lane]];
-                pattern[lane] |= !(__builtin_fabsf(weight) < threshold) << i;
+                pattern[lane] |= is_listed<M>(from[order.group_places.data[first + lane]], threshold) << i;
             }
 #endif
         }
@@ -241,11 +275,12 @@ inline float* append_three(const float* weights, int direction, int pattern, flo
 }
 
 // Appends the kept weights of rows of a kernel, sorted by their pattern; returns how many.
+template <class M>
 int sort_by_pattern(const float* weights, const Order& order, float threshold, float* to_values,
                     uint16_t* to_offsets, int32_t* counts) {
     constexpr int most = cache_bytes / (trimmed_tile * trimmed_tile * int(sizeof(vf))) * 3 + W;
     int32_t listed[most], their_patterns[most], members[patterns] = {};
-    const int found = find_patterns(weights, order, order.channels * order.taps / 3, threshold, listed,
+    const int found = find_patterns<M>(weights, order, order.channels * order.taps / 3, threshold, listed,
                                     their_patterns, members);
     float* value[patterns];
     uint16_t* offset[patterns];
@@ -273,7 +308,7 @@ int64_t block_capacity(const ConvShape& s, const Tiles& t) {
 }
 
 // The lists of one product, and the tables by which they are made.
-struct Lister {
+template <class M> struct Lister {
     const ConvShape& shape;
     const Tiles tiles;
     const bool forward;
@@ -286,7 +321,7 @@ struct Lister {
     uint16_t* offsets;
 
     Lister(const ConvShape& s, Product product, Dense dense, float threshold, PackedWeights to)
-        : shape(s), tiles(tiles_of(s, product)), forward(product == Product::forward), dense(dense),
+        : shape(s), tiles(tiles_of(s, product, M::channels)), forward(product == Product::forward), dense(dense),
           threshold(threshold), taps(s.r * s.s), together(forward ? 1 : staged_together()),
           order(s, tiles, product, tiles.block, together * taps),
           last_order(s, tiles, product, tiles.channels - (tiles.blocks - 1) * tiles.block, together * taps),
@@ -301,6 +336,27 @@ struct Lister {
     int64_t result_stride() const { return int64_t(taps) * (forward ? shape.c : 1); }
     int64_t source_stride() const { return int64_t(taps) * (forward ? 1 : shape.c); }
     int64_t beginning(int block) const { return block * block_capacity(shape, tiles); }
+
+    int sources() const { return forward ? shape.c : shape.k; }
+
+    // Pairs of the weights from the sources of a block to `results` result channels, as [pair][result][tap].
+    int64_t stage_pairs(const Order& which, int block, int result, int results, float* staged) const {
+        int64_t kept = 0;
+        for (int i = 0; i < which.channels; i++) {
+            const int source = 2 * (block * tiles.block + i);
+            const int64_t from = source * source_stride() + result * result_stride(), next = from + source_stride();
+            const bool paired = source + 1 < sources();
+            const float* weights = dense.weights + from;
+            for (int n = results * taps; n < 2 * results * taps; n += 16) {
+                __builtin_prefetch(weights + n, 0, 2);  // of the next results
+                if (paired) __builtin_prefetch(dense.weights + next + n, 0, 2);
+            }
+            const uint8_t *mask = dense.mask ? dense.mask + from : nullptr, *next_mask = mask ? dense.mask + next : nullptr;
+            kept += copy_pairs(weights, paired ? dense.weights + next : nullptr, mask, next_mask, results * taps,
+                               threshold, staged + i * together * taps);
+        }
+        return kept;
+    }
 
     // The weights from the sources of a block to `results` result channels, as [source][result][tap].
     const float* stage(const Order& which, int block, int result, int results, float* staged) const {
@@ -322,16 +378,21 @@ struct Lister {
         return staged;
     }
 
-    // Appends `results` result channels of a block at `at`; returns where they end.
-    int64_t append(int block, int result, int results, int64_t at, float* staged, Kept kept) const {
+    // Appends `results` result channels of a block at `at`, which moves to where they end; returns how many weights are
+    // kept.
+    int64_t append(int block, int result, int results, int64_t& at, float* staged, Kept kept) const {
         const Order& which = block + 1 < tiles.blocks ? order : last_order;
-        const float* weights = stage(which, block, result, results, staged);
-        const auto append_row = which.in_memory_order ? append_kept<true> : append_kept<false>;
+        const float* weights = staged;
+        const int64_t before = at;
+        int64_t of_pairs = 0;
+        if constexpr (M::channels == 2) of_pairs = stage_pairs(which, block, result, results, staged);
+        else weights = stage(which, block, result, results, staged);
+        const auto append_row = which.in_memory_order ? append_kept<M, true> : append_kept<M, false>;
         int32_t* start = starts + block * block_starts(tiles) + int64_t(result) * tiles.classes() * tiles.starts();
         for (int i = 0; i < results; i++, weights += taps) {
             if (tiles.lists == Lists::by_pattern) {
                 *start++ = int32_t(at);
-                at += sort_by_pattern(weights, which, threshold, values + at, offsets + at, start);
+                at += sort_by_pattern<M>(weights, which, threshold, values + at, offsets + at, start);
                 start += patterns - 1;
                 continue;
             }
@@ -343,14 +404,14 @@ struct Lister {
             at += count;
             if (tiles.lists == Lists::by_tap) *start++ = int32_t(at);
         }
-        return at;
+        return M::channels == 2 ? of_pairs : at - before;
     }
 };
 
 // One thread's part: the weights of input channels [first, last), for either product or both.
-struct Part {
+template <class M> struct Part {
     const ConvShape& shape;
-    const Lister *forward, *grad_input;
+    const Lister<M> *forward, *grad_input;
     uint16_t* bits;
     int first, last, number;
     Buffer<float> staged;
@@ -358,7 +419,7 @@ struct Part {
     Buffer<int> before;
     Buffer<int64_t> at;  // of forward's blocks
 
-    Part(const ConvShape& s, const Lister* forward, const Lister* grad_input, uint16_t* bits, int first, int last,
+    Part(const ConvShape& s, const Lister<M>* forward, const Lister<M>* grad_input, uint16_t* bits, int first, int last,
          int number)
         : shape(s), forward(forward), grad_input(grad_input), bits(bits), first(first), last(last), number(number),
           staged(scratch()), words(scratch() / W + 1), before(scratch() / W + 1),
@@ -372,7 +433,7 @@ struct Part {
 
     // The filters of one block of grad_input at a time: it finds them in the cache, where forward left them.
     int64_t run(bool& nan) {
-        const int64_t block_size = grad_input ? grad_input->tiles.block : shape.k;
+        const int64_t block_size = grad_input ? M::channels * grad_input->tiles.block : shape.k;
         int64_t kept = 0;
         if (forward) for (int b = 0; b < forward->tiles.blocks; b++) at[b] = forward->beginning(b);
         for (int k = 0, block = 0; k < shape.k; k += block_size, block++) {
@@ -392,11 +453,9 @@ struct Part {
                         bits + filter * ((size + word - 1) / word));
         }
         int64_t kept = 0;
-        for (int b = first / forward->tiles.block; b * forward->tiles.block < last; b++) {
-            const int64_t end = forward->append(b, filter, 1, at[b], staged.data, {words.data, before.data});
-            kept += end - at[b];
-            at[b] = end;
-        }
+        const int block = M::channels * forward->tiles.block;
+        for (int b = first / block; b * block < last; b++)
+            kept += forward->append(b, filter, 1, at[b], staged.data, {words.data, before.data});
         return kept;
     }
 
@@ -404,22 +463,45 @@ struct Part {
         int64_t to = grad_input->beginning(block) + first * grad_input->slots() + number * W;
         for (int c = first; c < last; c += grad_input->together) {
             const int results = int(least(grad_input->together, last - c));
-            to = grad_input->append(block, c, results, to, staged.data, {words.data, before.data});
+            grad_input->append(block, c, results, to, staged.data, {words.data, before.data});
         }
     }
 };
 
-}  // namespace
-
-int64_t weight_starts(ConvShape shape, int product) {
-    const Tiles t = tiles_of(shape, Product(product));
+int64_t starts_of(const Tiles& t) {
     if (t.block_floats() / W > 1 << 16) invalid("A kernel of this size reaches further than 16-bit offsets do.");
     return t.blocks * block_starts(t);
 }
 
-int64_t weight_capacity(ConvShape shape, int product) {
-    const Tiles t = tiles_of(shape, Product(product));
-    return t.blocks * block_capacity(shape, t) + W;
+int64_t capacity_of(const ConvShape& shape, const Tiles& t) { return t.blocks * block_capacity(shape, t) + W; }
+
+template <class M>
+Packed pack(const ConvShape& shape, Dense dense, float threshold, PackedWeights forward, PackedWeights grad_input,
+            uint16_t* bits, int threads) {
+    const float limit = dense.mask || !(threshold > least_magnitude) ? least_magnitude : threshold;
+    const Lister<M> of_forward(shape, Product::forward, dense, limit, forward);
+    const Lister<M> of_grad_input(shape, Product::grad_input, dense, limit, grad_input);
+    const int unit = forward.starts ? M::channels * of_forward.tiles.block : 1, units = (shape.c + unit - 1) / unit;
+    const int parts = int(least(least(threads, units), most_parts));
+    int64_t kept = 0;
+    bool nan = false;
+#pragma omp parallel for num_threads(threads) reduction(+ : kept) reduction(|| : nan)
+    for (int part = 0; part < parts; part++) {
+        const int first = part * units / parts * unit, last = int(least((part + 1) * units / parts * unit, shape.c));
+        Part<M> mine(shape, forward.starts ? &of_forward : nullptr, grad_input.starts ? &of_grad_input : nullptr, bits,
+                     first, last, part);
+        kept += mine.run(nan);
+    }
+    return {kept, nan};
+}
+
+}  // namespace
+
+int64_t weight_starts(ConvShape shape, int product) { return starts_of(tiles_of(shape, Product(product))); }
+int64_t weight_capacity(ConvShape shape, int product) { return capacity_of(shape, tiles_of(shape, Product(product))); }
+int64_t pair_starts(const ConvShape& shape, Product product) { return starts_of(tiles_of(shape, product, 2)); }
+int64_t pair_capacity(const ConvShape& shape, Product product) {
+    return capacity_of(shape, tiles_of(shape, product, 2));
 }
 
 // Either product may be left out (no `starts`). With `bits`, which goes with forward and without a mask, what is kept
@@ -427,21 +509,13 @@ int64_t weight_capacity(ConvShape shape, int product) {
 Packed pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, float threshold,
                     PackedWeights forward, PackedWeights grad_input, uint16_t* bits, int threads) {
     if (bits && (mask || !forward.starts)) invalid("pack_weights: bits go with forward and without a mask.");
-    const float limit = mask || !(threshold > least_magnitude) ? least_magnitude : threshold;
-    const Lister of_forward(shape, Product::forward, {weights, mask}, limit, forward);
-    const Lister of_grad_input(shape, Product::grad_input, {weights, mask}, limit, grad_input);
-    const int unit = forward.starts ? of_forward.tiles.block : 1, units = (shape.c + unit - 1) / unit;
-    const int parts = int(least(least(threads, units), most_parts));
-    int64_t kept = 0;
-    bool nan = false;
-#pragma omp parallel for num_threads(threads) reduction(+ : kept) reduction(|| : nan)
-    for (int part = 0; part < parts; part++) {
-        const int first = part * units / parts * unit, last = int(least((part + 1) * units / parts * unit, shape.c));
-        Part mine(shape, forward.starts ? &of_forward : nullptr, grad_input.starts ? &of_grad_input : nullptr, bits,
-                  first, last, part);
-        kept += mine.run(nan);
-    }
-    return {kept, nan};
+    return pack<Singles>(shape, {weights, mask}, threshold, forward, grad_input, bits, threads);
+}
+
+// The same as pairs of bfloat16.
+Packed pack_pairs(const ConvShape& shape, const float* weights, const uint8_t* mask, float threshold,
+                  PackedWeights forward, PackedWeights grad_input, int threads) {
+    return pack<Pairs>(shape, {weights, mask}, threshold, forward, grad_input, nullptr, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

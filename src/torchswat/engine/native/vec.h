@@ -15,6 +15,8 @@
 #error "compile kernel files with -DSWAT_ISA=plain, avx2 or avx512"
 #endif
 
+#define SWAT_INLINE inline __attribute__((always_inline))
+
 namespace torchswat::SWAT_ISA {
 
 #if defined(__AVX512F__)
