@@ -37,7 +37,7 @@ from torchswat.engine.arguments import (
 )
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.function import Call, SparseFunction, run
-from torchswat.engine.loader import native_for
+from torchswat.engine.loader import has_memory, native_for, native_for_bfloat16
 from torchswat.engine.ops import not_traceable
 from torchswat.engine.packed import Shape
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
@@ -180,12 +180,16 @@ class SparseLayer(nn.Module):
         sparsity = sparse.sparsity
         if callable(sparsity):
             sparsity = sparse.sparsity_now(self._this_iteration())
-        native = native_for(x, weight, bias) if x.numel() and weight.numel() else None
+        narrow = x.dtype is torch.bfloat16 and weight.dtype is torch.float32
+        native = None
+        if x.numel() and weight.numel():
+            native = native_for_bfloat16(x, weight, bias) if narrow else native_for(x, weight, bias)
         training = sparse.training_mode(self.training)
         in_chwn = x.dim() == 4 and layout.is_chwn(x)
         circumstances = plan.PLAN.circumstances()
         key = (
             *(x.shape, entries, sparsity, native is None, in_chwn, training, wants_weight, recompute is None),
+            narrow,
             circumstances,
         )
         a = sparse._arguments.get(key)
@@ -247,6 +251,7 @@ class SparseLayer(nn.Module):
         whole = "activation" in sparse.selectors and sparse.selectors["activation"].in_operation
         exact = bool(sparse.search & EXACT) and not sparse.search & SAMPLED and self._period == 1 and whole
         exact = exact and entries == x.numel()  # what was padded may be kept too
+        exact = exact and x.dtype is not torch.bfloat16  # of which many are equal
         return Arguments(
             sparsity,
             kept_count(weight.numel(), sparsity),
@@ -271,10 +276,11 @@ class SparseLayer(nn.Module):
             return None
         if groups > 1:
             return 0
+        narrow = x.dtype is torch.bfloat16
         if x.dim() == 4:
-            shape = Shape(x.shape, weight.shape, stride, padding)  # type: ignore[arg-type]
+            shape = Shape(x.shape, weight.shape, stride, padding, narrow)  # type: ignore[arg-type]
         else:
-            shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding)  # type: ignore[arg-type]
+            shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding, narrow)  # type: ignore[arg-type]
         return plan.products_of(plan.choose(shape, sparsity))
 
     def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
@@ -474,10 +480,13 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         padding = self._product_padding()
         if not fits or padding is None or self.groups != 1 or self.dilation != (1, 1) or not input.numel():
             return False
-        if not self.sparse.packable or native_for(input, self.weight) is None:
+        weight, narrow = self.weight, input.dtype is torch.bfloat16
+        native = native_for_bfloat16(input, weight) if narrow else native_for(input, weight)
+        if not self.sparse.packable or native is None:
             return False
         sparsity = self.sparse.sparsity_now(self._this_iteration())
-        shape = Shape(tuple(input.shape), tuple(self.weight.shape), self.stride, padding)  # type: ignore[arg-type]
+        sizes = tuple(input.shape), tuple(weight.shape)
+        shape = Shape(*sizes, self.stride, padding, narrow)  # type: ignore[arg-type]
         return sparsity > 0 and plan.products_of(plan.choose(shape, sparsity)) != 0
 
     def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
@@ -554,10 +563,23 @@ def _in_autocast(
     if not _in_autocast_of(x) or x.dtype == torch.float64:
         return layer._pass(x, geometry, entries, mask, recompute)
     device = x.device.type
-    # autocast does not reach into the operation: it selects by the values before they are rounded
     dtype = torch.get_autocast_dtype(device)
+    if dtype is torch.bfloat16 and _multiplies_bfloat16(layer, x, geometry):
+        with torch.autocast(device, enabled=False):
+            return layer._pass(x.to(dtype), geometry, entries, mask, recompute)
+    # autocast does not reach into the operation: it selects by the values before they are rounded
     with torch.autocast(device, enabled=False):
         return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
+
+
+def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
+    """Return whether the compiled kernels run a pass in bfloat16: plain tensors, in pairs of samples."""
+    _, _, dilation, groups = geometry
+    if groups != 1 or dilation != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
+        return False
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return native_for(cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)) is not None
 
 
 def _in_autocast_of(x: Tensor) -> bool:

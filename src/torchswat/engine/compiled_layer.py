@@ -1,4 +1,7 @@
-"""A sparse layer's forward and backward pass by the compiled kernels: float32 on the CPU.
+"""A sparse layer's forward and backward pass by the compiled kernels, on the CPU.
+
+Activations and gradients are float32, or bfloat16 in both directions; weights and their gradients are float32. In
+bfloat16, weights are selected as they are and then rounded, sums are float32, and outputs are rounded.
 
 A convolution works in the CHWN layout (`Arguments.chwn`) or, where none of its products runs sparse, in torch's
 own. A fully connected layer is a 1x1 convolution on maps of one position, whose rows are turned for a sparse
@@ -41,8 +44,8 @@ from torchswat.engine.state import (
 )
 from torchswat.engine.topk import SMALLEST
 
-CHWN_SAVED, NOT_SAVED = 8, 16
-"""Bits of the record beside those of the products: how the activation is saved."""
+CHWN_SAVED, NOT_SAVED, NARROW = 8, 16, 32
+"""Bits of the record beside those of the products: how the activation is saved, and whether it is bfloat16."""
 
 Pair = tuple[int, int]
 _convolution = torch.ops.aten.convolution.default
@@ -161,6 +164,14 @@ class Pass:
         a, number = self.a, self.number
         weight = operand == WEIGHT
         due = a.period == 1 or number < a.warmup or number % a.period == 0
+        if tensor.dtype is torch.bfloat16:
+            found = self.native.select_bf16(
+                self.at + 8 * operand, tensor.data_ptr(), tensor.numel(), self.kept[1], self.sparsity,
+                due, not self.remembers, self.threads,
+            )  # fmt: skip
+            if found.not_a_number:
+                raise self.not_a_number("input", tensor)
+            return Chosen(found.limit)
         found = self.native.select_operand(
             self.at + 8 * operand, tensor.data_ptr(), tensor.numel(), self.kept[0 if weight else 1], self.sparsity,
             due, bool(a.search & EXACT), bool(a.search & SAMPLED), not self.remembers, self.threads,
@@ -181,6 +192,10 @@ class Pass:
             if tensor.isnan().any():
                 raise self.not_a_number(what, tensor)
             return chosen._replace(count=int(chosen.mask.count_nonzero()))
+        if tensor.dtype is torch.bfloat16:
+            if tensor.isnan().any():
+                raise self.not_a_number(what, tensor)
+            return chosen._replace(count=int((tensor.abs() >= chosen.limit).count_nonzero()))
         found = self.native.count_kept(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
         if found.not_a_number:
             raise self.not_a_number(what, tensor)
@@ -235,6 +250,7 @@ def forward(
     """
     plain = weight_mask is None and activation_mask is None and schedule is None
     plain = plain and not a.products and not a.chwn and (a.room >= 0 or not a.save) and not a.recompute
+    plain = plain and x.dtype is torch.float32
     if plain and x.is_contiguous() and weight.is_contiguous() and not is_depthwise(x.shape, weight, a):
         return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
     weight = weight.contiguous()
@@ -243,7 +259,7 @@ def forward(
     this = Pass(native, sizes, state, schedule, a, moment, inplace)
     products = a.products
     if products < 0:
-        shape = Shape(sizes.input, sizes.weight, a.stride, a.padding)
+        shape = Shape(sizes.input, sizes.weight, a.stride, a.padding)  # of float32: bfloat16 is not traced
         products = plan.products_of(plan.choose(shape, this.sparsity))
         if x.dim() == 2:  # of a matrix the format that is saved is fixed when it is traced
             products &= ~GRAD_WEIGHT_SPARSE
@@ -281,6 +297,8 @@ def forward(
         if of_weight is not None and a.slots & FORWARD_WEIGHT:
             used = masked(native, weight, of_weight)
         y = forward_dense(native, sizes, x, source, used, bias, a)
+    if x.dtype is torch.bfloat16:
+        products |= NARROW
     return y, kept, this.end(of_weight, of_activation, products), this.record
 
 
@@ -292,7 +310,8 @@ def forward_sparse(
     mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
     bias = None if bias is None else bias.contiguous()
     at = weight.data_ptr(), mask, chosen.limit, 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    packed = native.sparse_forward(sizes.shape, source.data_ptr(), *at, torch.get_num_threads())
+    multiply = native.sparse_forward_pairs if source.dtype is torch.bfloat16 else native.sparse_forward
+    packed = multiply(sizes.shape, source.data_ptr(), *at, torch.get_num_threads())
     return _rows(native, y, sizes) if linear else y, packed
 
 
@@ -300,6 +319,7 @@ def forward_dense(
     native, sizes: Sizes, x: Tensor, source: Tensor, used: Tensor, bias: Tensor | None, a: Any
 ) -> Tensor:
     """Return the output by the weight `used`; `source` is `x` as the product wants it."""
+    used, bias = used.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if x.dim() == 2:
         return torch.nn.functional.linear(x, used, bias)
     if is_depthwise(x.shape, used, a):
@@ -372,10 +392,7 @@ def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tenso
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
     """Return maps of one position, CHWN, as the rows of a matrix (N, K)."""
-    n, k = maps.shape[:2]
-    rows = torch.empty(n, k, dtype=maps.dtype, device=maps.device)
-    native.chwn_to_nchw(maps.data_ptr(), rows.data_ptr(), n, k, 1, 1, torch.get_num_threads())
-    return rows
+    return layout.copy_to_nchw(maps, native).view(maps.shape[:2])
 
 
 # ---- backward ----------------------------------------------------------------------------------------------
@@ -395,6 +412,11 @@ class Return(NamedTuple):
     input_size: tuple[int, ...]
     input_layout: int
     a: Any
+
+    @property
+    def narrow(self) -> bool:
+        """Whether activations and gradients are bfloat16."""
+        return self.maps.dtype is torch.bfloat16
 
     @property
     def linear(self) -> bool:
@@ -418,7 +440,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias that are `wanted`."""
     products = facts.products
-    if not products and weight_mask is None and gradient.dim() == 2 and weight.is_contiguous():
+    rows = not products and weight_mask is None and gradient.dim() == 2
+    if rows and weight.is_contiguous():
         return _dense_backward(native, gradient, x, weight, kept, facts, input_size, a, wanted)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
@@ -440,7 +463,7 @@ def backward(
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
         grad_weight = grad_weight_of(this, x, kept, facts.activation_limit, recompute)
     if wanted[2]:
-        grad_bias = gradient.sum(0) if this.linear else _sums(native, maps)
+        grad_bias = gradient.sum(0, dtype=weight.dtype) if this.linear else _sums(native, maps)
     if wanted[0]:
         grad_input = grad_input_of(this, chosen)
     return grad_input, grad_weight, grad_bias
@@ -486,19 +509,23 @@ def _in_torch(
     if wanted[1] and a.slots & GRAD_WEIGHT_ACTIVATION:
         x = saved.restore_flat(this.native, kept, like)
     used = weight if chosen is None else masked(this.native, weight, chosen)
+    used = used.to(this.gradient.dtype)
     geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
     grad_input, grad_weight, grad_bias = _convolution_backward(
         this.gradient, like if x is None else x, used, weight.shape[:1], *geometry, wanted
     )
     if wanted[0] and layout.layout_of(grad_input) != this.input_layout:
         grad_input = layout.empty_in(this.input_layout, this.input_size, this.gradient).copy_(grad_input)
-    return grad_input, grad_weight.contiguous() if wanted[1] else None, grad_bias
+    if wanted[1]:
+        grad_weight = grad_weight.to(weight.dtype).contiguous()
+    return grad_input, grad_weight, grad_bias.to(weight.dtype) if wanted[2] else None
 
 
 def _sums(native, maps: Tensor) -> Tensor:
     n, k, p, q = maps.shape
-    sums = torch.empty(k, dtype=maps.dtype, device=maps.device)
-    native.channel_sums(maps.data_ptr(), k, n * p * q, sums.data_ptr(), torch.get_num_threads())
+    sums = torch.empty(k, dtype=torch.float32, device="cpu")
+    add_up = native.channel_sums_bf16 if maps.dtype is torch.bfloat16 else native.channel_sums
+    add_up(maps.data_ptr(), k, n * p * q, sums.data_ptr(), torch.get_num_threads())
     return sums
 
 
@@ -509,11 +536,13 @@ def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
         result = layout.empty_chwn(this.sizes.input, this.maps)
         mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
         at = weight.data_ptr(), mask, chosen.limit, result.data_ptr(), torch.get_num_threads()
-        native.sparse_grad_input(this.sizes.shape, this.maps.data_ptr(), *at)
+        multiply = native.sparse_grad_input_pairs if this.narrow else native.sparse_grad_input
+        multiply(this.sizes.shape, this.maps.data_ptr(), *at)
         if this.linear:
             return _rows(native, result, this.sizes)
         return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
+    used = used.to(this.maps.dtype)
     if this.linear:
         return torch.mm(this.gradient, used)
     if a.groups > 1:
@@ -542,9 +571,9 @@ def grad_weight_of(
         products |= CHWN_SAVED
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-        addresses = saved.chwn_addresses(kept, this.sizes.input)
+        addresses = saved.chwn_addresses(kept, this.sizes.input, this.narrow)
         at = *addresses, this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        native.grad_weight(this.sizes.shape, *at)
+        (native.grad_weight_pairs if this.narrow else native.grad_weight)(this.sizes.shape, *at)
         return result
     if selected and products & CHWN_SAVED:
         x = saved.expand(native, kept, this.sizes.input, this.maps)
@@ -553,10 +582,11 @@ def grad_weight_of(
         x = saved.restore_flat(native, kept, like)
     assert x is not None
     if this.linear:
-        return torch.mm(this.gradient.t(), x)
+        return torch.mm(this.gradient.t(), x).to(weight.dtype)
     if a.groups > 1:
         x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
         native.depthwise_grad_weight(this.sizes.shape, *at)
         return result
-    return chwn.grad_weight(this.maps, layout.as_chwn(x, native), weight, a.stride, a.padding)
+    like = weight.new_empty(weight.shape, dtype=x.dtype)
+    return chwn.grad_weight(this.maps, layout.as_chwn(x, native), like, a.stride, a.padding).to(weight.dtype)

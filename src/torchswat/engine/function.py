@@ -70,7 +70,7 @@ class SparseFunction(torch.autograd.Function):
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
         wanted, facts, a = ctx.needs_input_grad[:3], ctx.facts, ctx.a
         where: Any = (recompute or None, ctx.size, ctx.layout, a, wanted)
-        if facts is not None and _is_of_kernels(gradient, weight, kept):
+        if facts is not None and _is_of_kernels(gradient, weight, kept, facts):
             grads = compiled_layer.backward(ctx.native, gradient, x, weight, kept, facts, weight_mask, *where)
             return *grads, None
         if record is None:
@@ -90,11 +90,12 @@ class SparseFunction(torch.autograd.Function):
         return *grads, None
 
 
-def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor) -> bool:
+def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor, facts: compiled_layer.Facts) -> bool:
     """Return whether the compiled kernels may read these, which hooks on saved tensors may have made anew."""
+    dtype = torch.bfloat16 if facts.products & compiled_layer.NARROW else torch.float32
     return (
         not torch._C._len_torch_dispatch_stack()
-        and gradient.dtype is torch.float32
+        and gradient.dtype is dtype
         and has_memory(gradient)
         and has_memory(weight)
         and kept.is_cpu

@@ -79,7 +79,7 @@ def as_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W). Not differentiable; `native` may be given where it is known."""
     result = empty_chwn(x.shape, x)
-    native = native or native_for(x)
+    native = (native or native_for(x)) if x.dtype is torch.float32 else None
     if native is None:
         return result.copy_(x)
     h, w = x.shape[2:]
@@ -97,7 +97,7 @@ def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a contiguous copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_in(NCHW, x.shape, x)
-    native = native or native_for(x)
+    native = (native or native_for(x)) if x.dtype is torch.float32 else None
     if native is None or not is_chwn(x):
         return result.copy_(x)
     native.chwn_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
@@ -107,7 +107,7 @@ def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a channels-last copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_channels_last(x.shape, x)
-    native = native or native_for(x)
+    native = (native or native_for(x)) if x.dtype is torch.float32 else None
     if native is None or not is_chwn(x):
         return result.copy_(x)
     native.chwn_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())

@@ -102,6 +102,13 @@ def native_for(*tensors: Tensor | None) -> ModuleType | None:
     return native()
 
 
+def native_for_bfloat16(x: Tensor, *parameters: Tensor | None) -> ModuleType | None:
+    """Return the compiled module where it can work on a bfloat16 `x` and these parameters, which are float32."""
+    if x.dtype != torch.bfloat16 or not has_memory(x):
+        return None
+    return native_for(*parameters)
+
+
 _PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer
 
 

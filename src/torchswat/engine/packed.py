@@ -36,12 +36,14 @@ class Shape:
     weight: tuple[int, int, int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    narrow: bool = False
+    """Whether activations and gradients are bfloat16 instead of float32."""
 
     def __str__(self) -> str:
         n, c, h, w = self.input
         k, _, r, s = self.weight
         stride, padding = ("{}{}".format(*pair) for pair in (self.stride, self.padding))
-        return f"{n}x{c}x{h}x{w}-{k}x{r}x{s}-s{stride}-p{padding}"
+        return f"{n}x{c}x{h}x{w}-{k}x{r}x{s}-s{stride}-p{padding}{'-bf16' * self.narrow}"
 
     @property
     def is_pointwise(self) -> bool:

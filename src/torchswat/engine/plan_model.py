@@ -97,14 +97,19 @@ def estimate(shape: Shape, sparsity: float, threads: int | None = None) -> Timin
     True
     """
     threads = torch.get_num_threads() if threads is None else threads
-    costs = costs_here()
+    costs = costs_here(shape.narrow)
     return Timing(*(estimate_pair(costs, shape, product, sparsity, threads) for product in PRODUCTS))
 
 
-def costs_here() -> Mapping[tuple[str, str, str], tuple[float, ...]]:
-    """Return the costs of the instruction set in use; where there are none of it, those of the nearest."""
+def costs_here(narrow: bool = False) -> Mapping[tuple[str, str, str], tuple[float, ...]]:
+    """Return the costs of the instruction set in use; where there are none of it, those of the nearest.
+
+    Those of bfloat16 are of processors with its dot products; elsewhere those of float32 stand for them.
+    """
     module = native()
     isa = module.isa() if module is not None else "plain"
+    if narrow and isa in COSTS:
+        return COSTS[isa]
     return COSTS.get(isa.removesuffix("bf16")) or COSTS.get("avx2") or COSTS["avx512"]
 
 

@@ -4,6 +4,8 @@ Two formats. The CHWN one is what the compiled weight gradient reads where it li
 
     starts  int64 (C + 1)  |  bits  uint16 (C, ceil(H W / 16), N)  |  values float32
 
+Of bfloat16, a value is the pair of two neighbouring samples, kept where one of them is, and N counts pairs.
+
 The flat one keeps the order of the tensor's memory and takes any dtype and device:
 
     bits  (ceil(n / 64) words of 64)  |  values
@@ -32,6 +34,12 @@ def _chwn_parts(size: Sequence[int]) -> tuple[int, int]:
     return 8 * (c + 1), (2 * c * ((h * w + UNIT - 1) // UNIT) * n + 7) // 8 * 8
 
 
+def _paired(size: Sequence[int], narrow: bool) -> tuple[int, ...]:
+    """Return the size as the CHWN format counts: of bfloat16, two samples make one value."""
+    n, c, h, w = size
+    return n // 2 if narrow else n, c, h, w
+
+
 def chwn_bytes(size: Sequence[int], room: int) -> int:
     """Return the bytes of the CHWN format with room for that many values."""
     return sum(_chwn_parts(size)) + 4 * room
@@ -52,7 +60,7 @@ def check_room(count: int, room: int) -> None:
         raise InvalidValue(f"{count} values of the activation are kept, and there is room for {room}.")
 
 
-# ---- CHWN: compiled kernels, float32 on the CPU ------------------------------------------------------------
+# ---- CHWN: compiled kernels, float32 or pairs of bfloat16 on the CPU -----------------------------------------
 
 
 def compress(
@@ -69,29 +77,37 @@ def compress(
     `room` (negative) the buffer is as large as it must be.
     """
     n, c, h, w = x.shape
+    narrow = x.dtype is torch.bfloat16
     threads = torch.get_num_threads()
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
-    which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+    if narrow:
+        x = x if mask is None else torch.where(mask, x, 0)
+        which = x.data_ptr(), scale, shift, limit, c, h * w, n
+        count, fill = native.compress_count_pairs, native.compress_fill_pairs
+    else:
+        which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+        count, fill = native.compress_count, native.compress_fill
     counts = torch.empty(c * n, dtype=torch.int32, device="cpu")
-    starts, bits = _chwn_parts(x.shape)
+    starts, bits = _chwn_parts(_paired(x.shape, narrow))
     if room < 0:
         first = torch.empty(c + 1, dtype=torch.int64, device="cpu")
-        found = native.compress_count(*which, counts.data_ptr(), first.data_ptr(), threads)
-        saved = _buffer(starts + bits + 4 * found.count, x.device)
+        found = count(*which, counts.data_ptr(), first.data_ptr(), threads)
+        values = int(first[-1]) if narrow else found.count
+        saved = _buffer(starts + bits + 4 * values, x.device)
         saved[:starts].view(torch.int64).copy_(first)
         at = saved.data_ptr()
     else:
         saved = _buffer(starts + bits + 4 * room, x.device)
         at = saved.data_ptr()
-        found = native.compress_count(*which, counts.data_ptr(), at, threads)
+        found = count(*which, counts.data_ptr(), at, threads)
         check_room(found.count, room)
-    native.compress_fill(*which, counts.data_ptr(), at, at + starts + bits, at + starts, threads)
+    fill(*which, counts.data_ptr(), at, at + starts + bits, at + starts, threads)
     return saved, found.count, found.not_a_number
 
 
-def chwn_addresses(saved: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
+def chwn_addresses(saved: Tensor, size: Sequence[int], narrow: bool = False) -> tuple[int, int, int]:
     """Return where values, bits and starts of the CHWN format of an activation of `size` lie."""
-    starts, bits = _chwn_parts(size)
+    starts, bits = _chwn_parts(_paired(size, narrow))
     at = saved.data_ptr()
     return at + starts + bits, at + starts, at
 
@@ -99,9 +115,11 @@ def chwn_addresses(saved: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
 def expand(native, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
     """Return the CHWN tensor of `size` (N, C, H, W) again, with zeros where nothing was kept."""
     n, c, h, w = size
-    result = layout.empty_chwn(size, like, torch.float32)
-    addresses = chwn_addresses(saved, size)
-    native.expand(*addresses, c, h * w, n, result.data_ptr(), torch.get_num_threads())
+    narrow = like.dtype is torch.bfloat16
+    result = layout.empty_chwn(size, like)
+    addresses = chwn_addresses(saved, size, narrow)
+    samples = n // 2 if narrow else n
+    native.expand(*addresses, c, h * w, samples, result.data_ptr(), torch.get_num_threads())
     return result
 
 
@@ -147,18 +165,22 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
         return saved, values.numel()
     threads = torch.get_num_threads()
     which = flat.data_ptr(), 0 if marks is None else marks.data_ptr(), max(limit, SMALLEST), n
-    if room >= 0:
+    narrow = x.dtype is torch.bfloat16
+    if room >= 0 and not narrow:
         saved = _buffer(head + 4 * room, x.device)
         at = saved.data_ptr()
         count = native.keep_flat(*which, at, at + head, room, threads)
         check_room(count, room)
         return saved, count
     bits, starts = _buffer(head, x.device), _buffer(8 * (native.kept_parts(n) + 1), x.device)
-    count = native.mark_kept(*which, bits.data_ptr(), starts.data_ptr(), threads)
-    saved = _buffer(head + 4 * count, x.device)
+    mark, gather = native.mark_kept, native.gather_kept
+    if narrow:
+        mark, gather = native.mark_kept_bf16, native.gather_kept_bf16
+    count = mark(*which, bits.data_ptr(), starts.data_ptr(), threads)
+    saved = _buffer(head + x.element_size() * count, x.device)
     saved[:head] = bits
     at = saved.data_ptr()
-    native.gather_kept(flat.data_ptr(), at, starts.data_ptr(), n, at + head, threads)
+    gather(flat.data_ptr(), at, starts.data_ptr(), n, at + head, threads)
     return saved, count
 
 
@@ -176,7 +198,8 @@ def restore_flat(native, saved: Tensor, like: Tensor) -> Tensor:
         flat.zero_()[kept] = values.view(like.dtype)
     else:
         at = saved.data_ptr()
-        native.scatter_kept(at + head, at, n, flat.data_ptr(), torch.get_num_threads())
+        scatter = native.scatter_kept_bf16 if like.dtype is torch.bfloat16 else native.scatter_kept
+        scatter(at + head, at, n, flat.data_ptr(), torch.get_num_threads())
     return result
 
 

@@ -160,7 +160,8 @@ struct Search {
     X(void, dense_backward,                                                                                      \
       (const float* weights, int64_t n, float limit, int64_t ties, float* selected, const uint8_t* saved,        \
        int64_t entries, float* x, int threads))                                                                  \
-    X(void, channel_sums, (const float* x, int64_t channels, int64_t length, float* sums, int threads))
+    X(void, channel_sums, (const float* x, int64_t channels, int64_t length, float* sums, int threads))          \
+    X(void, channel_sums_bf16, (const bf16* x, int64_t channels, int64_t length, float* sums, int threads))
 
 #define SWAT_DEPTHWISE(X)                                                                                        \
     X(void, depthwise_forward,                                                                                   \
@@ -221,7 +222,13 @@ struct Search {
     X(int64_t, keep_flat,                                                                                        \
       (const float* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, float* values, int64_t room, \
        int threads))                                                                                             \
-    X(void, scatter_kept, (const float* values, const uint64_t* bits, int64_t n, float* x, int threads))
+    X(void, scatter_kept, (const float* values, const uint64_t* bits, int64_t n, float* x, int threads))         \
+    X(int64_t, mark_kept_bf16,                                                                                   \
+      (const bf16* x, const uint8_t* mask, float limit, int64_t n, uint64_t* bits, int64_t* starts,              \
+       int threads))                                                                                             \
+    X(void, gather_kept_bf16,                                                                                    \
+      (const bf16* x, const uint64_t* bits, const int64_t* starts, int64_t n, bf16* values, int threads))        \
+    X(void, scatter_kept_bf16, (const bf16* values, const uint64_t* bits, int64_t n, bf16* x, int threads))
 
 #define SWAT_PEAK(X)                                                                                             \
     X(void, peak_registers, (int64_t rounds, float* sink, int threads))                                          \

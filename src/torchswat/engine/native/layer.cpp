@@ -164,13 +164,16 @@ void dense_backward(const float* weights, int64_t n, float limit, int64_t ties, 
 }
 
 // The sum of each of `channels` stretches of `length`: of a bias, the gradient.
-void channel_sums(const float* x, int64_t channels, int64_t length, float* sums, int threads) {
+namespace {
+
+template <class Entry>
+void sum_channels(const Entry* x, int64_t channels, int64_t length, float* sums, int threads) {
     constexpr int64_t piece = 2048;  // entries whose sum stays in float
 #pragma omp parallel for num_threads(threads) schedule(static) if (channels * length > 1 << 15)
     for (int64_t c = 0; c < channels; ++c) {
         double total = 0;
         for (int64_t begin = 0; begin < length; begin += piece) {
-            const float* from = x + c * length + begin;
+            const Entry* from = x + c * length + begin;
             const int64_t count = least(piece, length - begin);
             vf sum[4] = {};
             int64_t i = 0;
@@ -182,6 +185,15 @@ void channel_sums(const float* x, int64_t channels, int64_t length, float* sums,
         }
         sums[c] = float(total);
     }
+}
+
+}  // namespace
+
+void channel_sums(const float* x, int64_t channels, int64_t length, float* sums, int threads) {
+    sum_channels(x, channels, length, sums, threads);
+}
+void channel_sums_bf16(const bf16* x, int64_t channels, int64_t length, float* sums, int threads) {
+    sum_channels(x, channels, length, sums, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA
