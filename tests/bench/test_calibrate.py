@@ -20,7 +20,7 @@ from torchswat.engine.plan_model import PRODUCTS, WAYS, estimate, kind_of
 from torchswat.engine.timings import Timing, multiply_adds
 
 RACED = {
-    "avx512": Path(__file__).parent / "races.jsonl",  # AMD EPYC of family 25; one thread, and two
+    "avx512": Path(__file__).parent / "races.jsonl",  # AMD Zen 5; one thread
     "avx2": Path(__file__).parent / "races-avx2.jsonl",  # AMD EPYC of family 25, model 1; one thread
 }
 """Some of the races that the stored costs were fitted to."""
@@ -116,7 +116,7 @@ def test_costs_are_written_as_a_module(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--samples", RACED["avx512"], "--output", output)
     written: dict = {}
     exec(output.read_text(), written)
-    isa = info()["isa"] or "plain"
+    isa = (info()["isa"] or "plain").removesuffix("bf16")
     others = COSTS.keys() - {isa}
     assert {name: written["COSTS"][name] for name in others} == {name: COSTS[name] for name in others}
     assert set(written["COSTS"][isa]) == set(COSTS["avx512"]) and "agreed" in capsys.readouterr().out

@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from torchswat.engine.loader import native
 from torchswat.engine.packed import Shape
 from torchswat.engine.plan import machine
 from torchswat.engine.plan_costs import COSTS, FITTED
-from torchswat.engine.plan_model import MARGIN, PRODUCTS, WAYS, Sizes, amounts, kind_of
+from torchswat.engine.plan_model import MARGIN, PRODUCTS, WAYS, Sizes, amounts, densities, kind_of
 from torchswat.engine.race import race
 from torchswat.engine.timings import Timing, multiply_adds
 from torchswat.files import write_atomically
@@ -73,7 +73,8 @@ class Sample:
     def of_line(cls, line: str) -> Sample:
         """Return the sample that `line` holds."""
         row = json.loads(line)
-        shape = Shape(**{key: tuple(value) for key, value in row["shape"].items()})
+        narrow = row["shape"].pop("narrow", False)
+        shape = Shape(**{key: tuple(value) for key, value in row["shape"].items()}, narrow=narrow)
         timing = Timing(**{key: tuple(value) for key, value in row["timing"].items()})
         return cls(shape, row["sparsity"], row["threads"], timing)
 
@@ -106,13 +107,16 @@ def _any_shape(draw: random.Random) -> Shape:
     )
 
 
-def samples(seconds: float, seed: int = 0) -> Iterator[Sample]:
-    """Yield raced random shapes for `seconds`, on one thread."""
+def samples(seconds: float, seed: int = 0, narrow: bool = False) -> Iterator[Sample]:
+    """Yield raced random shapes for `seconds`, on one thread; `narrow` ones are of bfloat16."""
     draw, end, threads = random.Random(seed), time.monotonic() + seconds, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         while time.monotonic() < end:
             shape, sparsity = random_shape(draw), draw.choice(_SPARSITIES)
+            if narrow:  # of an even number of samples
+                n, *rest = shape.input
+                shape = replace(shape, input=(n + n % 2, *rest), narrow=True)
             yield Sample(shape, sparsity, 1, race(shape, sparsity, 4, time.thread_time))
     finally:
         torch.set_num_threads(threads)
@@ -136,7 +140,14 @@ def fit(measured: Iterable[Sample]) -> Costs:
 
 def _fit_one(kind: str, product: str, way: str, rows: Sequence[Sample]) -> tuple[float, ...]:
     times = np.array([getattr(row.timing, product)[WAYS.index(way)] for row in rows])
-    counted = np.array([amounts(kind, Sizes.of(row.shape), product, way, 1 - row.sparsity) for row in rows])
+    counted = np.array(
+        [
+            amounts(
+                kind, Sizes.of(row.shape), product, way, densities(row.shape, row.sparsity)[WAYS.index(way)]
+            )
+            for row in rows
+        ]
+    )
     counted[:, 1:] /= np.array([row.threads for row in rows])[:, None]
     done = (times > 0) & (times < 1e6)
     relative, weight = counted[done] / times[done, None], np.ones(done.sum())
@@ -237,13 +248,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=900, help="How long to measure (default: 900).")
     parser.add_argument("--seed", type=int, default=0, help="Of the random shapes.")
+    parser.add_argument("--bfloat16", action="store_true", help="Fit the costs of bfloat16.")
     parser.add_argument("--samples", type=Path, help="A file that samples are read from and added to.")
     parser.add_argument("--output", type=Path, help="Where the costs are written (default: nowhere).")
     asked = parser.parse_args()
     rows = []
     if asked.samples and asked.samples.exists():
         rows = [Sample.of_line(line) for line in asked.samples.read_text().splitlines()]
-    for sample in samples(asked.seconds, asked.seed):
+    for sample in samples(asked.seconds, asked.seed, asked.bfloat16):
         rows.append(sample)
         if asked.samples:
             with asked.samples.open("a") as file:
@@ -263,7 +275,7 @@ def main() -> None:
         )
     if asked.output:
         module = native()
-        isa = module.isa().removesuffix("bf16") if module is not None else "plain"
+        isa = (module.isa() if module is not None else "plain").removesuffix("bf16") + "bf16" * asked.bfloat16
         fitted = FITTED | {isa: f"{len(rows):,} shapes on {machine()}"}
         write_atomically(asked.output, module_text(COSTS | {isa: fit(rows)}, fitted).encode())
 

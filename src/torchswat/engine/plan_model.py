@@ -32,7 +32,7 @@ MARGIN = 0.95
 _LANES = 16  # samples (or filters) in a vector
 _TILES = ((4, 4), (4, 7), (3, 7), (3, 8), (4, 6), (2, 7), (2, 8))  # as in native/conv_tiles.h
 _FLAT_TILE = 8  # vectors of a tile of a 1x1 kernel
-_TILE_FLOATS = 9 * 1024  # of a block of channels
+_TILE_FLOATS = 11 * 1024  # of a block of channels
 _SLAB_FLOATS = 10 * 1024  # of the output gradient that one list of the weight gradient runs over
 _REACH = 2**16  # floats
 _CACHE_FLOATS = 2**20  # of a map that is still in a cache when it is read
@@ -108,7 +108,7 @@ def costs_here(narrow: bool = False) -> Mapping[tuple[str, str, str], tuple[floa
     """
     module = native()
     isa = module.isa() if module is not None else "plain"
-    if narrow and isa in COSTS:
+    if narrow and "bf16" in isa and isa in COSTS:
         return COSTS[isa]
     return COSTS.get(isa.removesuffix("bf16")) or COSTS.get("avx2") or COSTS["avx512"]
 
@@ -123,10 +123,23 @@ def estimate_pair(
     """Return the expected milliseconds of one product by `costs`, sparse and dense."""
     kind, sizes = kind_of(shape), Sizes.of(shape)
     sparse, dense = (
-        _cost(costs[kind, product, way], amounts(kind, sizes, product, way, 1 - sparsity), threads)
-        for way in WAYS
+        _cost(costs[kind, product, way], amounts(kind, sizes, product, way, density), threads)
+        for way, density in zip(WAYS, densities(shape, sparsity), strict=True)
     )
     return sparse, dense
+
+
+def densities(shape: Shape, sparsity: float) -> tuple[float, float]:
+    """Return the share of multiply-adds that sparse products do, and of entries that the dense ones mask.
+
+    Of bfloat16, pairs are multiplied together where either entry is kept.
+
+    Examples
+    --------
+    >>> densities(Shape((16, 8, 6, 6), (8, 8, 3, 3), (1, 1), (1, 1), narrow=True), 0.5)
+    (0.375, 0.5)
+    """
+    return (1 - sparsity**2) / 2 if shape.narrow else 1 - sparsity, 1 - sparsity
 
 
 def _cost(costs: tuple[float, ...], amounts: tuple[float, ...], threads: int) -> float:

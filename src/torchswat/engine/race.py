@@ -1,5 +1,7 @@
 """Time the products of one shape, sparse and dense, on random operands.
 
+Operands are float32, or bfloat16 but for the weight (`Shape.narrow`).
+
 Both ways are timed with all that belongs to them: packing, compressing, changes of layout. A map comes and
 goes in the engine's CHWN layout. A matrix (one position, a 1x1 kernel) comes and goes as rows, so that its
 sparse products include the transposes and its dense ones do not.
@@ -94,6 +96,8 @@ def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
             _random(draw, *size, n).permute(3, 0, 1, 2) for size in ((c, *shape.input[2:]), (k, p, q))
         )
         weight = _random(draw, *shape.weight)
+    if shape.narrow:
+        x, gradient = (tensor.to(torch.bfloat16) for tensor in (x, gradient))
     size, order = x.shape, layout.NCHW if matrix else layout.CHWN
 
     def in_chwn(tensor: Tensor) -> Tensor:

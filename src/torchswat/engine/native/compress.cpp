@@ -246,7 +246,8 @@ bool count_samples(const float* x, Entries entries, const uint8_t* mask, int64_t
         for (int64_t i = 0; i < n; i += W) {
             const int lanes = int(least(W, n - i));
             __builtin_prefetch(x + i + ahead);
-            const vf y = entries(load_first(x + i, lanes));
+            vf y = entries(load_first(x + i, lanes));
+            if (lanes < W) y = keep(y, first_lanes(lanes));  // a shift makes something of lanes that are not there
             const vi before = reinterpret_cast<vi>(load_first(reinterpret_cast<float*>(counts + i), lanes));
             const vi count = before - entries.kept(y);
             store_first(reinterpret_cast<float*>(counts + i), reinterpret_cast<vf>(count), lanes);

@@ -46,8 +46,7 @@ void cut(Axis& axis, int tile) {
 
 void choose_blocks(Tiles& t) {
     t.channel_floats = t.h.phases * t.h.extent * t.w.phases * t.w.extent * W;
-    const int cache = t.lists == Lists::by_tap ? cache_bytes_by_tap : cache_bytes;
-    const int most = cache / (t.channel_floats * int(sizeof(float)));
+    const int most = cache_bytes / (t.channel_floats * int(sizeof(float)));
     t.blocks = ceil_div(t.channels, most < 1 ? 1 : most);
     t.block = ceil_div(t.channels, t.blocks);
     t.blocks = ceil_div(t.channels, t.block);
