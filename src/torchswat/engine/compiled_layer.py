@@ -319,10 +319,12 @@ def forward_dense(
     native, sizes: Sizes, x: Tensor, source: Tensor, used: Tensor, bias: Tensor | None, a: Any
 ) -> Tensor:
     """Return the output by the weight `used`; `source` is `x` as the product wants it."""
-    used, bias = used.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    depthwise = is_depthwise(x.shape, used, a)
+    if not depthwise:
+        used, bias = used.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if x.dim() == 2:
         return torch.nn.functional.linear(x, used, bias)
-    if is_depthwise(x.shape, used, a):
+    if depthwise:
         y = _depthwise(native, sizes, source, used.contiguous(), bias)
         order = layout.layout_of(x)
         return (
@@ -385,9 +387,17 @@ def _dense_forward(
 def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = layout.empty_chwn(sizes.output, source)
     bias = None if bias is None else bias.contiguous()
+    multiply = native.depthwise_forward
+    if source.dtype is torch.bfloat16:
+        multiply, weight = native.depthwise_forward_bf16, _rounded(weight)
     at = source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    native.depthwise_forward(sizes.shape, *at, torch.get_num_threads())
+    multiply(sizes.shape, *at, torch.get_num_threads())
     return y
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """Return a weight rounded to bfloat16, as float32."""
+    return weight.to(torch.bfloat16).to(weight.dtype)
 
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
@@ -542,14 +552,17 @@ def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
             return _rows(native, result, this.sizes)
         return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
-    used = used.to(this.maps.dtype)
     if this.linear:
-        return torch.mm(this.gradient, used)
+        return torch.mm(this.gradient, used.to(this.gradient.dtype))
     if a.groups > 1:
         result = layout.empty_chwn(this.sizes.input, this.maps)
+        multiply, used = native.depthwise_grad_input, used.contiguous()
+        if this.narrow:
+            multiply, used = native.depthwise_grad_input_bf16, _rounded(used)
         at = this.maps.data_ptr(), used.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        native.depthwise_grad_input(this.sizes.shape, *at)
+        multiply(this.sizes.shape, *at)
     else:
+        used = used.to(this.maps.dtype)
         result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
     return layout.copy_from_chwn(result, this.input_layout, native)
 
@@ -586,7 +599,8 @@ def grad_weight_of(
     if a.groups > 1:
         x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        native.depthwise_grad_weight(this.sizes.shape, *at)
+        multiply = native.depthwise_grad_weight_bf16 if this.narrow else native.depthwise_grad_weight
+        multiply(this.sizes.shape, *at)
         return result
     like = weight.new_empty(weight.shape, dtype=x.dtype)
     return chwn.grad_weight(this.maps, layout.as_chwn(x, native), like, a.stride, a.padding).to(weight.dtype)

@@ -9,6 +9,7 @@
 //     grad_weight           2 R S operations an entry, 5/4 loads each
 //
 // A thread has whole channels; sums run in a fixed order, so nothing depends on the number of threads.
+#include "bfloat16.h"
 #include "buffer.h"
 #include "kernels.h"
 #include "mask.h"
@@ -34,20 +35,20 @@ int list_taps(const ConvShape& shape, const float* weights, Tap* taps) {
     return count;
 }
 
-struct Term {  // of a result: a weight, and where the position that it multiplies begins
+template <class Entry> struct Term {  // of a result: a weight, and where the position that it multiplies begins
     float weight;
-    const float* from;
+    const Entry* from;
 };
 
 // to[0..n) = start + the sum of the terms.
-void add_terms(const Term* terms, int count, float start, int64_t n, float* to) {
+template <class Entry> void add_terms(const Term<Entry>* terms, int count, float start, int64_t n, Entry* to) {
     int64_t i = 0;
     for (; i + together * W <= n; i += together * W) {
         vf sums[together];
         for (vf& sum : sums) sum = splat(start);
         for (int t = 0; t < count; ++t) {
             const vf weight = splat(terms[t].weight);
-            const float* from = terms[t].from + i;
+            const Entry* from = terms[t].from + i;
 #pragma GCC unroll 4
             for (int v = 0; v < together; ++v) sums[v] += weight * loadu(from + v * W);
         }
@@ -61,20 +62,18 @@ void add_terms(const Term* terms, int count, float start, int64_t n, float* to) 
     }
 }
 
-}  // namespace
-
-void depthwise_forward(const ConvShape& shape, const float* x, const float* weights, const float* bias, float* y,
-                       int threads) {
+template <class Entry>
+void forward(const ConvShape& shape, const Entry* x, const float* weights, const float* bias, Entry* y, int threads) {
     const int area = shape.r * shape.s;
 #pragma omp parallel num_threads(threads) if (shape.output_map() * shape.c > 1 << 13)
     {
         Buffer<Tap> taps{size_t(area)};
-        Buffer<Term> terms{size_t(area)};
+        Buffer<Term<Entry>> terms{size_t(area)};
 #pragma omp for schedule(static)
         for (int c = 0; c < shape.c; ++c) {
             const int kept = list_taps(shape, weights + c * area, taps.data);
-            const float* source = x + c * shape.input_map();
-            float* to = y + c * shape.output_map();
+            const Entry* source = x + c * shape.input_map();
+            Entry* to = y + c * shape.output_map();
             for (int p = 0; p < shape.out_h; ++p)
                 for (int q = 0; q < shape.out_w; ++q, to += shape.n) {
                     int count = 0;
@@ -90,18 +89,18 @@ void depthwise_forward(const ConvShape& shape, const float* x, const float* weig
     }
 }
 
-void depthwise_grad_input(const ConvShape& shape, const float* grad_y, const float* weights, float* grad_x,
-                          int threads) {
+template <class Entry>
+void grad_input(const ConvShape& shape, const Entry* grad_y, const float* weights, Entry* grad_x, int threads) {
     const int area = shape.r * shape.s;
 #pragma omp parallel num_threads(threads) if (shape.input_map() * shape.c > 1 << 13)
     {
         Buffer<Tap> taps{size_t(area)};
-        Buffer<Term> terms{size_t(area)};
+        Buffer<Term<Entry>> terms{size_t(area)};
 #pragma omp for schedule(static)
         for (int c = 0; c < shape.c; ++c) {
             const int kept = list_taps(shape, weights + c * area, taps.data);
-            const float* source = grad_y + c * shape.output_map();
-            float* to = grad_x + c * shape.input_map();
+            const Entry* source = grad_y + c * shape.output_map();
+            Entry* to = grad_x + c * shape.input_map();
             for (int h = 0; h < shape.h; ++h)
                 for (int w = 0; w < shape.w; ++w, to += shape.n) {
                     int count = 0;
@@ -118,8 +117,8 @@ void depthwise_grad_input(const ConvShape& shape, const float* grad_y, const flo
     }
 }
 
-void depthwise_grad_weight(const ConvShape& shape, const float* x, const float* grad_y, float* grad_weight,
-                           int threads) {
+template <class Entry>
+void gradient_of_weight(const ConvShape& shape, const Entry* x, const Entry* grad_y, float* grad_weight, int threads) {
     const int area = shape.r * shape.s;
 #pragma omp parallel num_threads(threads) if (shape.output_map() * shape.c > 1 << 13)
     {
@@ -127,8 +126,8 @@ void depthwise_grad_weight(const ConvShape& shape, const float* x, const float* 
 #pragma omp for schedule(static)
         for (int c = 0; c < shape.c; ++c) {
             std::memset(static_cast<void*>(sums.data), 0, sizeof(vf) * size_t(area));
-            const float* source = x + c * shape.input_map();
-            const float* gradient = grad_y + c * shape.output_map();
+            const Entry* source = x + c * shape.input_map();
+            const Entry* gradient = grad_y + c * shape.output_map();
             for (int p = 0; p < shape.out_h; ++p)
                 for (int q = 0; q < shape.out_w; ++q, gradient += shape.n) {
                     const int top = p * shape.stride_h - shape.pad_h, left = q * shape.stride_w - shape.pad_w;
@@ -144,9 +143,9 @@ void depthwise_grad_weight(const ConvShape& shape, const float* x, const float* 
                         }
                         const bool whole = lanes[together - 1] == W;
                         for (int r = r0; r < r1; ++r) {
-                            const float* row = source + (int64_t(top + r) * shape.w + left) * shape.n + i;
+                            const Entry* row = source + (int64_t(top + r) * shape.w + left) * shape.n + i;
                             for (int s = s0; s < s1; ++s) {
-                                const float* from = row + int64_t(s) * shape.n;
+                                const Entry* from = row + int64_t(s) * shape.n;
                                 vf sum = sums[r * shape.s + s];
                                 if (whole) {
 #pragma GCC unroll 4
@@ -167,6 +166,35 @@ void depthwise_grad_weight(const ConvShape& shape, const float* x, const float* 
             }
         }
     }
+}
+
+}  // namespace
+
+void depthwise_forward(const ConvShape& shape, const float* x, const float* weights, const float* bias, float* y,
+                       int threads) {
+    forward(shape, x, weights, bias, y, threads);
+}
+void depthwise_grad_input(const ConvShape& shape, const float* grad_y, const float* weights, float* grad_x,
+                          int threads) {
+    grad_input(shape, grad_y, weights, grad_x, threads);
+}
+void depthwise_grad_weight(const ConvShape& shape, const float* x, const float* grad_y, float* grad_weight,
+                           int threads) {
+    gradient_of_weight(shape, x, grad_y, grad_weight, threads);
+}
+
+// The same of bfloat16 maps; weights and sums are float32.
+void depthwise_forward_bf16(const ConvShape& shape, const bf16* x, const float* weights, const float* bias, bf16* y,
+                            int threads) {
+    forward(shape, x, weights, bias, y, threads);
+}
+void depthwise_grad_input_bf16(const ConvShape& shape, const bf16* grad_y, const float* weights, bf16* grad_x,
+                               int threads) {
+    grad_input(shape, grad_y, weights, grad_x, threads);
+}
+void depthwise_grad_weight_bf16(const ConvShape& shape, const bf16* x, const bf16* grad_y, float* grad_weight,
+                                int threads) {
+    gradient_of_weight(shape, x, grad_y, grad_weight, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -169,7 +169,13 @@ struct Search {
     X(void, depthwise_grad_input,                                                                                \
       (const ConvShape& shape, const float* grad_y, const float* weights, float* grad_x, int threads))           \
     X(void, depthwise_grad_weight,                                                                               \
-      (const ConvShape& shape, const float* x, const float* grad_y, float* grad_weight, int threads))
+      (const ConvShape& shape, const float* x, const float* grad_y, float* grad_weight, int threads))             \
+    X(void, depthwise_forward_bf16,                                                                              \
+      (const ConvShape& shape, const bf16* x, const float* weights, const float* bias, bf16* y, int threads))    \
+    X(void, depthwise_grad_input_bf16,                                                                           \
+      (const ConvShape& shape, const bf16* grad_y, const float* weights, bf16* grad_x, int threads))             \
+    X(void, depthwise_grad_weight_bf16,                                                                          \
+      (const ConvShape& shape, const bf16* x, const bf16* grad_y, float* grad_weight, int threads))
 
 #define SWAT_INFERENCE(X)                                                                                        \
     X(void, conv_forward_fused,                                                                                  \
