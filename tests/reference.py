@@ -67,6 +67,28 @@ def top_k(values, sparsity: float, scope: str = "nchw") -> np.ndarray:
     return mask.reshape(values.shape)
 
 
+def top_blocks(values, sparsity: float, block: tuple[int, int], groups: int = 1) -> np.ndarray:
+    """Return the mask of the blocks (filters, channels) of a weight whose magnitudes have the largest sums.
+
+    Blocks lie within a group and at one kernel position; as many as `kept_count` says, among equals the first.
+    """
+    values = np.abs(array(values))
+    weight = values.reshape(*values.shape[:2], -1)
+    filters = len(weight) // groups
+    blocks = [
+        (slice(row, min(row + block[0], (group + 1) * filters)), slice(column, column + block[1]), position)
+        for group in range(groups)
+        for row in range(group * filters, (group + 1) * filters, block[0])
+        for column in range(0, weight.shape[1], block[1])
+        for position in range(weight.shape[2])
+    ]
+    best_first = np.argsort([-weight[where].sum() for where in blocks], kind="stable")
+    mask = np.zeros(weight.shape, dtype=bool)
+    for i in best_first[: kept_count(len(blocks), sparsity)]:
+        mask[blocks[i]] = True
+    return mask.reshape(values.shape)
+
+
 # ---- the three products ------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from torchswat import cli
 
 OPTIONS = {
     "demo": "help json output",
-    "train": "algorithm analyse batch-size data data-root epochs help json lr method model output period"
+    "train": "algorithm analyse batch-size block data data-root epochs help json lr method model output period"
     " recipe resume scope seed set skip skip-broken sparsity",
     "evaluate": "data data-root help json pruned views",
     "export": "check data-root format help json output",
@@ -146,6 +146,8 @@ def test_without_one_of_the_extras(tmp_path):
         (["train", "--algorithm", "swatt"], "did you mean 'swat'?"),
         (["train", "--scope", "nhcw"], "did you mean 'nchw'?"),
         (["train", "--method", "sorted"], "did you mean 'sort'?"),
+        (["train", "--block", "2", "3"], "should be [filters, input channels], each 1, 2, 4 or 8, not [2, 3]"),
+        (["train", "--block", "2", "2", "--scope", "chw"], "allowed is scope 'nchw'"),
         (["train", "--recipe", "digits-dmo"], "did you mean 'digits-demo'?"),
         (["train", "--recipe", "none.yaml"], "no recipe file 'none.yaml'"),
         (["train", "--skip", "conv9"], "'conv9'"),
@@ -204,6 +206,7 @@ def test_what_the_user_got_wrong_is_code_2_and_one_message(arguments, message, r
         (["train", "--lr", "nan"], "'--lr'"),
         (["train", "--lr", "1e39"], "'--lr'"),
         (["train", "--period", "0"], "'--period'"),
+        (["train", "--block", "2", "9"], "'--block'"),
         (["train", "--epochs", "1.5"], "'--epochs'"),
         (["train", "--seed", "9" * 23], "'--seed'"),
         (["train", "--seed", "1" * 5000], "'--seed'"),

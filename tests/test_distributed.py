@@ -96,6 +96,21 @@ def check_random_masks(rank: int) -> None:
         assert same_on_both(model[3].weight.grad)
 
 
+def check_blocks(rank: int) -> None:
+    """Blocks are a function of the weights, so processes with data of their own keep the same ones."""
+    torch.manual_seed(rank)
+    model = torchswat.sparsify_(network(), sparsity=0.5, block=(2, 2), period=2)
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        parallel(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    for _, layer in torchswat.sparse_layers(model):
+        assert same_on_both(layer.selected_weights(0.5)) and same_on_both(layer.weight.detach())
+        assert same_on_both(torch.tensor(layer.sparse.selectors["weight"].threshold))
+
+
 def check_sharded(rank: int) -> None:
     """Under FSDP2 `prune_` sets the entries to zero that it sets in one process."""
     torch.manual_seed(0)
@@ -269,6 +284,7 @@ def check_what_fsdp_cannot(rank: int) -> None:
 DDP = [
     check_uneven_inputs,
     check_random_masks,
+    check_blocks,
     check_chw_is_one_process,
     check_nchw_is_not,
     check_accumulation,

@@ -63,11 +63,12 @@ def test_layers_alike_are_raced_once_and_others_apart(monkeypatch):
         (settings(), shape, 0.8),
         (seldom, shape, 0.8),
         (settings(), shape, 0.5),
+        (settings(block=(2, 2)), shape, 0.8),
     ]
     step_race.race_steps(layers)
-    assert len(raced) == 3
+    assert len(raced) == 4
     found = [step_race.measured(*layer) for layer in layers]
-    assert found == [(1.0, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 3.0)]
+    assert found == [(1.0, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]
     assert step_race.measured(settings(method="sample"), shape, 0.8) is None
 
 

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from torchswat import switched
 from torchswat.algorithms import Algorithm, algorithm
 from torchswat.batch_norm import check_norm_input
+from torchswat.blocks import SINGLE, BlockSelector, check_block
 from torchswat.engine.state import ITERATION, new_state
 from torchswat.errors import InvalidValue, UnknownName
 from torchswat.fuse import unfuse_
@@ -68,17 +69,26 @@ class Sparsity:
     norm_input : {"whole", "bfloat16", "int8"}, default "whole"
         How the BatchNorm2d layers save their input for backward: as it is, or narrower, at the price of a
         rounding that gradients see (`torchswat.BatchNormReLU2d` has the figures). Beyond the paper.
+    block : pair of int, default (1, 1)
+        Filters and input channels (of a Linear output and input features), 1, 2, 4 or 8 each, whose weights at
+        the same kernel position are kept or left out together: of all blocks the
+        ``n - floor(sparsity * n)`` with the largest sums of magnitudes, ties to the lowest index. The last
+        blocks of a layer, or of a group of a convolution, are smaller where its size does not divide.
+        Activations are selected one by one, and `method` is of them alone. Beyond the paper.
 
     Raises
     ------
     InvalidValue, UnknownName
-        For anything outside the above, or a narrow `norm_input` under an algorithm that selects gradients,
-        outputs or the forward pass's activations, whose batch norms stay torch's own.
+        For anything outside the above; a narrow `norm_input` under an algorithm that selects gradients,
+        outputs or the forward pass's activations, whose batch norms stay torch's own; a `block` with another
+        scope than ``nchw``, or under an algorithm whose weights are dense or drawn at random.
 
     References
     ----------
     SWAT: Raihan and Aamodt 2020, arXiv:2001.01969v1; scopes: section 2.2, Figure 3; `period`: section 3.2,
-    Figure 6b; `method`: section 3.2, "Efficient Top-K Implementation".
+    Figure 6b; `method`: section 3.2, "Efficient Top-K Implementation". Weights in blocks: Gray et al. 2017,
+    *GPU Kernels for Block-Sparse Weights*; Narang et al. 2017, *Block-Sparse Recurrent Neural Networks*,
+    arXiv:1711.02782.
 
     Examples
     --------
@@ -95,9 +105,11 @@ class Sparsity:
     warmup: int = 0
     skip: tuple[str, ...] = ()
     norm_input: str = "whole"
+    block: tuple[int, int] = SINGLE
 
     def __post_init__(self) -> None:
         row = algorithm(self.algorithm)
+        object.__setattr__(self, "block", check_block(self.block))
         check_norm_input(self.norm_input)
         if self.norm_input != "whole" and not row.is_packable:
             raise InvalidValue(
@@ -108,6 +120,7 @@ class Sparsity:
             raise UnknownName.of("scope", self.scope, SCOPES)
         if self.method not in METHODS:
             raise UnknownName.of("method", self.method, METHODS)
+        self._check_block_fits(row)
         for name, least in (("period", 1), ("warmup", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -123,6 +136,21 @@ class Sparsity:
         for pattern, value in self.by_pattern().items():
             if not callable(value):
                 check_sparsity(value, "sparsity" if pattern == "*" else f"the sparsity of {pattern!r}")
+
+    def _check_block_fits(self, row: Algorithm) -> None:
+        if self.block == SINGLE or row.is_dense:
+            return
+        if self.scope != "nchw":
+            raise InvalidValue(
+                f"block is {self.block} with scope {self.scope!r}; allowed is scope 'nchw', for blocks are counted over "
+                "the whole weight. Leave out scope, or block."
+            )
+        how = row.selection_of("weight")
+        if how != "top-k":
+            what = "leaves weights dense" if how is None else "draws weights at random"
+            raise InvalidValue(
+                f"block is {self.block}, but the algorithm {row.name!r} {what}; allowed is (1, 1) there. Leave block out."
+            )
 
     def by_pattern(self) -> Mapping[str, float | Schedule]:
         """Return the sparsities by name pattern.
@@ -160,13 +188,17 @@ class Sparsity:
             (s for pattern, s in self.by_pattern().items() if fnmatch.fnmatchcase(name, pattern)), None
         )
 
-    def selector(self, random: bool) -> Selector:
+    def selector(self, random: bool, operand: str = "activation", groups: int = 1) -> Selector:
         """Return a fresh selector with these settings.
 
         Parameters
         ----------
         random : bool
             Whether it draws its masks instead of keeping the largest entries.
+        operand : {"weight", "activation", "gradient"}, default "activation"
+            What it selects from; weights alone are selected in blocks.
+        groups : int, default 1
+            Of the convolution whose weight it is.
 
         Returns
         -------
@@ -177,7 +209,10 @@ class Sparsity:
         >>> Sparsity(period=10).selector(random=False).period
         10
         """
-        return Selector(self.scope, self.method, self.exact, self.period, self.warmup, random)
+        common = self.scope, self.method, self.exact, self.period, self.warmup, random
+        if operand == "weight" and self.block != SINGLE:
+            return BlockSelector(*common, block=self.block, groups=groups)
+        return Selector(*common, operand=operand)
 
 
 def sparsify_(
@@ -192,6 +227,7 @@ def sparsify_(
     exact: bool = True,
     warmup: int = 0,
     norm_input: str = "whole",
+    block: tuple[int, int] = SINGLE,
     save_state: bool = False,
 ) -> Model:
     """Make the Conv2d and Linear layers of `model` train sparsely, in place.
@@ -224,6 +260,9 @@ def sparsify_(
         Iterations at the start that search every time.
     norm_input : {"whole", "bfloat16", "int8"}, default "whole"
         How BatchNorm2d layers save their input for backward; see `Sparsity`.
+    block : pair of int, default (1, 1)
+        Filters and input channels whose weights are kept or left out together, by the sum of their magnitudes:
+        1, 2, 4 or 8 each, with scope ``nchw``; see `Sparsity`.
     save_state : bool, default False
         Whether what layers remember (iterations, thresholds) is in the state_dict, as one int64 tensor
         ``<layer>.sparse_state`` of shape (16,) each, and so in the checkpoints of any library. Without it the
@@ -257,7 +296,7 @@ def sparsify_(
     """
     if isinstance(algorithm, Sparsity):
         settings = algorithm
-        if (sparsity, scope, period, skip, method, exact, warmup, norm_input) != (
+        if (sparsity, scope, period, skip, method, exact, warmup, norm_input, block) != (
             0.8,
             "nchw",
             1,
@@ -266,12 +305,15 @@ def sparsify_(
             True,
             0,
             "whole",
+            SINGLE,
         ):
             raise InvalidValue(
                 "all the settings are in one Sparsity object; the other arguments must be left out."
             )
     else:
-        settings = Sparsity(algorithm, sparsity, scope, method, exact, period, warmup, skip, norm_input)
+        settings = Sparsity(
+            algorithm, sparsity, scope, method, exact, period, warmup, skip, norm_input, block
+        )
     chosen = _chosen_layers(model, settings)
     desparsify_(model)
     vars(model)[SETTINGS] = settings  # for `torchswat.summary`
@@ -285,7 +327,9 @@ def sparsify_(
         layer_sparsity = settings.of_layer(name)
         assert layer_sparsity is not None
         selectors = {
-            operand: settings.selector(random=row.selection_of(operand) == "random")
+            operand: settings.selector(
+                row.selection_of(operand) == "random", operand, getattr(layer, "groups", 1)
+            )
             for operand in ("weight", "activation", "gradient")
             if row.selects(operand)
         }

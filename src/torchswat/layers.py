@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchswat.algorithms import Algorithm
+from torchswat.blocks import SINGLE, BlockSelector
 from torchswat.engine import layout, plan
 from torchswat.engine import state as state_words
 from torchswat.engine.arguments import (
@@ -124,6 +125,12 @@ class LayerSparsity:
         self.state[state_words.ITERATION] = number
 
     @property
+    def block(self) -> tuple[int, int]:
+        """Filters and input channels that are selected together."""
+        selector = self.selectors.get("weight")
+        return selector.block if isinstance(selector, BlockSelector) else SINGLE
+
+    @property
     def output_density(self) -> float:
         """The share of outputs that the last pass of training kept (DSG)."""
         return state_words.density(self.state, "output")
@@ -205,7 +212,8 @@ class SparseLayer(nn.Module):
             sparse._arguments[key] = a
         weight_mask = None
         if sparse.masks:
-            if "weight" in sparse.masks and (a.slots & FORWARD_WEIGHT or grad):
+            # in training always: without a mask the operation remembers a threshold of single entries
+            if "weight" in sparse.masks and (a.slots & FORWARD_WEIGHT or grad or training):
                 weight_mask = self._mask("weight", weight, sparsity)
             if "activation" in sparse.masks and wants_weight and activation_mask is None:
                 activation_mask = self._mask("activation", x, sparsity)
@@ -319,9 +327,9 @@ class SparseLayer(nn.Module):
         exact = sparse.search == EXACT and self._period == 1 and constant
         if sparse.masks:
             raise InvalidValue(
-                f"layer {sparse.name!r} selects by scope, method or random masks that torch.compile cannot follow; "
-                "allowed is scope 'nchw' with method 'histogram' or 'sample'. Call torch.compiler.disable on the "
-                "model, or train it in eager mode."
+                f"layer {sparse.name!r} selects by block, scope, method or random masks that torch.compile cannot "
+                "follow; allowed is block (1, 1) and scope 'nchw' with method 'histogram' or 'sample'. Call "
+                "torch.compiler.disable on the model, or train it in eager mode."
             )
         on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
         fits = groups == 1 and dilation == (1, 1) and on_cpu
@@ -361,6 +369,8 @@ class SparseLayer(nn.Module):
             threshold = state_words.threshold(sparse.state, "weight")
             if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
                 return weight.abs() >= threshold
+            selector = replace(selector, state=state_words.new_state(), rows=None)
+        elif not selector.random and sparsity != sparse.sparsity_now(last):  # its thresholds are of another one
             selector = replace(selector, state=state_words.new_state(), rows=None)
         return selector(weight, sparsity, last, name, remember=False)
 

@@ -36,7 +36,7 @@ def measured(sparse: LayerSparsity, shape: Shape, sparsity: float) -> tuple[floa
 
 def _key(sparse: LayerSparsity, shape: Shape, sparsity: float) -> tuple:
     one = next(iter(sparse.selectors.values()))
-    settings = one.scope, one.method, one.exact, one.period
+    settings = one.scope, one.method, one.exact, one.period, sparse.block
     return (plan.path(), plan.key_of(shape, sparsity), sparse.algorithm.name, *settings)
 
 
@@ -61,7 +61,8 @@ def race_step(sparse: LayerSparsity, shape: Shape, sparsity: float) -> tuple[flo
         samples //= 2
         smaller = replace(smaller, input=(samples, *shape.input[1:]))
     one = next(iter(sparse.selectors.values()))
-    settings = Sparsity(sparse.algorithm, sparsity, one.scope, one.method, one.exact, one.period)
+    how = one.scope, one.method, one.exact, one.period
+    settings = Sparsity(sparse.algorithm, sparsity, *how, block=sparse.block)
     with random_states_restored(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(0)
         ours, *theirs = _steps(smaller, settings)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torchswat.blocks import SINGLE
 from torchswat.convert import SETTINGS, Sparsity, covered_layers, reasons
 from torchswat.engine import loader
 from torchswat.engine import state as state_words
@@ -43,7 +44,7 @@ class LayerSummary:
         ``switched`` are batch norms, ReLUs and pools that keep the engine's CHWN layout, ``fused`` are those
         that run as one with others (`torchswat.fuse_`).
     why : str
-        Why a dense layer is dense; what a fused one is fused into.
+        Why a dense layer is dense; what a fused one is fused into; the blocks of a sparse one.
     kernels : str
         What runs a layer that is not dense: ``compiled (avx512)``, or torch and why.
     asked : float or None
@@ -290,9 +291,10 @@ def _sparse_summary(
     ran = _iteration(layer) > 0
     density = {operand: s.density for operand, s in sparse.selectors.items()} if ran else {}
     in_force = state_words.get(layer.sparse_state, state_words.SPARSITY) if ran else None
-    why = "" if fused is None else f"part of a fused chain {fused}"
+    whys = [] if sparse.block == SINGLE else ["weights in blocks of {} x {}".format(*sparse.block)]
+    whys += [] if fused is None else [f"part of a fused chain {fused}"]
     return LayerSummary(
-        *(name, type(layer).__name__, SPARSE, why, _kernels(layer), float(asked), in_force),
+        *(name, type(layer).__name__, SPARSE, "; ".join(whys), _kernels(layer), float(asked), in_force),
         *(density.get("weight"), density.get("activation"), _nonzero(layer), expected),
     )
 

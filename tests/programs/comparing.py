@@ -116,12 +116,18 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, cl
     return loss.detach()
 
 
-def check_network(build: Callable[[], nn.Module], batch: tuple[int, ...], setting: Setting) -> None:
+def check_network(
+    build: Callable[[], nn.Module],
+    batch: tuple[int, ...],
+    setting: Setting,
+    block: tuple[int, int] | None = None,
+) -> None:
     """Complain unless outputs, gradients, losses of ten steps and buffers are those of the emulation."""
     torch.manual_seed(0)
     model = build().to(setting.dtype).train()
     x, classes = torch.randn(batch, dtype=setting.dtype), torch.randint(10, batch[:1])
-    sparse, emulated = sparse_copy(model, setting), emulate_(copy.deepcopy(model), SPARSITY)
+    options = {} if block is None else {"block": block}
+    sparse, emulated = sparse_copy(model, setting, **options), emulate_(copy.deepcopy(model), SPARSITY, block)
     actual, expected = one_pass(sparse, x, classes), one_pass(emulated, x, classes)
     assert actual.keys() == expected.keys()
     # a bias before a batch norm has no gradient but rounding

@@ -17,18 +17,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Product = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Select = Callable[[Tensor, float], Tensor]
 
 
 def largest(values: Tensor, sparsity: float) -> Tensor:
     """Return `values` with all but the largest set to zero."""
-    entries = values.numel()
+    return torch.where(_largest(values.detach().abs(), sparsity), values.detach(), 0)
+
+
+def largest_blocks(weight: Tensor, sparsity: float, block: tuple[int, int], groups: int) -> Tensor:
+    """Return `weight` with all blocks (filters, channels) but those of the largest sums set to zero."""
+    weight = weight.detach()
+    parts = [part.split(block[1], dim=1) for group in weight.chunk(groups) for part in group.split(block[0])]
+    sums = torch.stack([torch.stack([tile.abs().sum((0, 1)) for tile in row]) for row in parts])
+    kept = [
+        torch.cat([flag.expand_as(tile) for flag, tile in zip(flags, row, strict=True)], 1)
+        for flags, row in zip(_largest(sums, sparsity), parts, strict=True)
+    ]
+    return torch.where(torch.cat(kept), weight, 0)
+
+
+def _largest(magnitudes: Tensor, sparsity: float) -> Tensor:
+    """Return the mask of the largest."""
+    entries, shape = magnitudes.numel(), magnitudes.shape
     count = max(1, entries - int(Fraction(str(sparsity)) * entries))
-    magnitudes = values.detach().abs().flatten()
+    magnitudes = magnitudes.flatten()
     threshold = torch.topk(magnitudes, count).values[-1]
     kept = magnitudes > threshold
     equal = (magnitudes == threshold).nonzero().flatten()
     kept[equal[: count - int(kept.sum())]] = True
-    return torch.where(kept.view(values.shape), values.detach(), 0)
+    return kept.view(shape)
 
 
 class SwatProducts(torch.autograd.Function):
@@ -36,10 +54,10 @@ class SwatProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, product: Product, sparsity: float, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any, product: Product, sparsity: float, select: Select, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         ctx.product, ctx.has_bias = product, bias is not None
-        selected = largest(weight, sparsity)
+        selected = select(weight, sparsity)
         ctx.save_for_backward(largest(x, sparsity), selected)
         return product(x, selected, bias)
 
@@ -54,7 +72,7 @@ class SwatProducts(torch.autograd.Function):
         if ctx.has_bias:
             channels_last = gradient.movedim(1, -1) if ctx.product.__name__ == "convolve" else gradient
             of_bias = channels_last.reshape(-1, channels_last.shape[-1]).sum(0)
-        return None, None, of_input, of_weight, of_bias
+        return None, None, None, of_input, of_weight, of_bias
 
 
 def _convolution(layer: nn.Conv2d) -> Product:
@@ -68,12 +86,15 @@ def _convolution(layer: nn.Conv2d) -> Product:
     return convolve
 
 
-def _emulated(layer: nn.Module, product: Product, sparsity: float, x: Tensor) -> Tensor:
-    return SwatProducts.apply(product, sparsity, x, layer.weight, layer.bias)  # type: ignore[return-value]
+def _emulated(layer: nn.Module, product: Product, sparsity: float, select: Select, x: Tensor) -> Tensor:
+    return SwatProducts.apply(product, sparsity, select, x, layer.weight, layer.bias)  # type: ignore[return-value]
 
 
-def emulate_(model: nn.Module, sparsity: float) -> nn.Module:
-    """Let every layer of exactly the class Conv2d or Linear compute as SWAT does, in place."""
+def emulate_(model: nn.Module, sparsity: float, block: tuple[int, int] | None = None) -> nn.Module:
+    """Let every layer of exactly the class Conv2d or Linear compute as SWAT does, in place.
+
+    Weights are selected one by one, or in blocks.
+    """
     for module in model.modules():
         if type(module) is nn.Conv2d:
             product = _convolution(module)
@@ -81,5 +102,9 @@ def emulate_(model: nn.Module, sparsity: float) -> nn.Module:
             product = F.linear
         else:
             continue
-        module.forward = functools.partial(_emulated, module, product, sparsity)  # type: ignore[method-assign]
+        select = largest
+        if block is not None:
+            groups = getattr(module, "groups", 1)
+            select = functools.partial(largest_blocks, block=block, groups=groups)
+        module.forward = functools.partial(_emulated, module, product, sparsity, select)  # type: ignore[method-assign]
     return model

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from torchswat.errors import InvalidData, MissingData
 from torchswat.report.discover import discover
@@ -19,6 +20,20 @@ def test_everything_is_found(everything):
     assert (dense.algorithm, dense.sparsity, swat.algorithm, swat.sparsity) == ("dense", "", "swat", "80 %")
     assert dense.place == swat.place == "resnet-digits x8, digits"
     assert len(swat.epochs) == 2 and swat.sights and not dense.sights
+
+
+def test_runs_say_how_they_selected(trained, tmp_path):
+    source = next(trained.glob("*swat*"))
+    for i, changes in enumerate([{}, {"scope": "chw"}, {"block": [2, 2]}, {"block": None}]):
+        shutil.copytree(source, tmp_path / str(i))
+        path = tmp_path / str(i) / "recipe.yaml"
+        recipe = yaml.safe_load(path.read_text())
+        recipe["sparse"] |= changes
+        if recipe["sparse"]["block"] is None:  # of a version that had none
+            del recipe["sparse"]["block"]
+        path.write_text(yaml.safe_dump(recipe))
+    found = [run.algorithm for _, run in sorted(discover([tmp_path]).runs.items())]
+    assert found == ["swat", "swat (chw)", "swat (blocks 2 x 2)", "swat"]
 
 
 def test_an_unfinished_run_counts_as_far_as_it_went(trained, tmp_path):

@@ -48,9 +48,11 @@ def reached(run: Path, step: int):
     return lambda: any(int(path.stem[5:]) >= step for path in list_checkpoints(run / "checkpoints"))
 
 
-@pytest.mark.parametrize("algorithm", ["dense", "swat", "random"])
-def test_killed_in_the_middle_of_an_epoch(algorithm, tiny, start, tmp_path):
-    recipe = tiny(sparse={"algorithm": algorithm}, optimizer={"epochs": 4})
+@pytest.mark.parametrize(
+    "sparse", [{"algorithm": "dense"}, {}, {"algorithm": "random"}, {"block": (2, 2)}], ids=str
+)
+def test_killed_in_the_middle_of_an_epoch(sparse, tiny, start, tmp_path):
+    recipe = tiny(sparse=sparse, optimizer={"epochs": 4})
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start("train", "--recipe", write_recipe(recipe, tmp_path), "--output", killed)
     wait_for(process, reached(killed, step=8))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 
 import pytest
+import reference
 import torch
 from torch import nn
 
 import torchswat
-from torchswat.analysis import angle
+from torchswat.analysis import angle, angle_between
 from torchswat.convert import sparse_layers
 from torchswat.training.loop import resume, train
 from torchswat.training.run_folder import RunFolder
@@ -40,6 +41,19 @@ def test_it_sees_what_was_selected():
         float(model[0].weight.detach().abs().flatten().sort().values[162])
     )
     assert (weight.angle, sights["0", "activation"].angle) == pytest.approx(expected)
+
+
+def test_of_weights_in_blocks_it_sees_the_sum_and_the_angle_of_whole_blocks():
+    model, images = small(block=(2, 2)), torch.randn(4, 3, 6, 6)
+    weight = model[0].weight.detach().clone()
+    watch = Watch(model)
+    with watch.looking():
+        model(images).sum().backward()
+    (sight,) = (s for s in watch.sights(1) if (s.layer, s.operand) == ("0", "weight"))
+    mask = torch.from_numpy(reference.top_blocks(weight, 0.75, (2, 2)))
+    assert sight.density == mask.double().mean()
+    assert sight.threshold is not None and sight.threshold > float(weight.abs().max())
+    assert sight.angle == pytest.approx(float(angle_between(weight.flatten(), (weight * mask).flatten())), rel=1e-6)
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error():

@@ -240,7 +240,7 @@ def seconds_of_an_epoch(folder: Path) -> Callable[[Recipe], float | None]:
 
     def seconds(recipe: Recipe) -> float | None:
         path = path_of(recipe, folder)
-        if recipe.sparse.scope != "nchw" or not path.exists():
+        if recipe.sparse.scope != "nchw" or recipe.sparse.block != (1, 1) or not path.exists():
             return None
         passed = over_epochs(recipe, json.loads(path.read_text()))
         return passed[-1][0] / len(passed) if passed else None

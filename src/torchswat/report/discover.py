@@ -56,11 +56,14 @@ class Run:
 
     @property
     def algorithm(self) -> str:
-        """Algorithm, with the scope where it is not the whole tensor."""
+        """Algorithm, with the scope where it is not the whole tensor, and the block where it is not one weight."""
         sparse = self.recipe["sparse"]
         if sparse["algorithm"] == "dense" or sparse["sparsity"] == 0:
             return "dense"
-        return sparse["algorithm"] + ("" if sparse["scope"] == "nchw" else f" ({sparse['scope']})")
+        block = sparse.get("block", [1, 1])  # runs of earlier versions have none
+        how = [] if sparse["scope"] == "nchw" else [sparse["scope"]]
+        how += [] if list(block) == [1, 1] else ["blocks {} x {}".format(*block)]
+        return sparse["algorithm"] + (f" ({', '.join(how)})" if how else "")
 
     @property
     def sparsity(self) -> str:

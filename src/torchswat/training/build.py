@@ -131,6 +131,7 @@ def sparsify_as(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> nn.Mo
         warmup=section.warmup,
         skip=section.skip,
         norm_input=section.norm_input,
+        block=section.block,
     )
     if any(True for _ in sparse_layers(model)):
         fuse_(model)

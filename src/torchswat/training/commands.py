@@ -140,6 +140,16 @@ def train(
             rich_help_panel=SPARSE,
         ),
     ] = None,
+    block: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            min=1,
+            max=8,
+            metavar="FILTERS CHANNELS",
+            help="Select weights in blocks of so many filters and input channels: 1, 2, 4 or 8 each.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = None,
     skip: Skip = None,
     epochs: Annotated[
         int | None,
@@ -213,6 +223,7 @@ def train(
         "sparse.scope": scope,
         "sparse.method": method,
         "sparse.period": period,
+        "sparse.block": block,
         "sparse.skip": skip or None,
         "optimizer.epochs": epochs,
         "data.batch_size": batch_size,

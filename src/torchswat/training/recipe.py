@@ -110,6 +110,7 @@ class SparseSection(_Section):
     dense_from: Count | None = None  # after so many epochs nothing is set to zero any more
     skip: tuple[str, ...] = ()
     norm_input: Name = "whole"  # how batch norm saves its input for backward: whole, bfloat16, int8
+    block: tuple[int, int] = (1, 1)  # filters and input channels whose weights are selected together
 
     @field_validator("sparsity", mode="before")
     @classmethod
@@ -122,6 +123,14 @@ class SparseSection(_Section):
                 raise ValueError("should be a number, or a mapping from layer name patterns to numbers")
             if not 0 <= number < 1:
                 raise ValueError("should be at least 0 (nothing is set to zero) and less than 1")
+        return value
+
+    @field_validator("block", mode="before")
+    @classmethod
+    def _pair_of_sides(cls, value: Any) -> Any:
+        pair = value if isinstance(value, list | tuple) else ()
+        if len(pair) != 2 or not all(type(side) is int and side in (1, 2, 4, 8) for side in pair):
+            raise ValueError("should be [filters, input channels], each 1, 2, 4 or 8")
         return value
 
     @field_validator("skip", mode="before")

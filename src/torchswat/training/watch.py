@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from torchswat.analysis import angle
+from torchswat.analysis import angle, masked_angle
+from torchswat.blocks import BlockSelector
 from torchswat.convert import sparse_layers
+from torchswat.engine.state import new_state
 from torchswat.layers import SparseLayer
 from torchswat.selection import Selector
 
@@ -113,6 +115,14 @@ class Watch:
             for operand, tensor in (("weight", cast(Tensor, layer.weight)), ("activation", inputs[0])):
                 selector = sparse.selectors.get(operand)
                 if selector is not None and not selector.random:
-                    self._angles[name, operand] = float(angle(tensor, sparsity, selector.scope))
+                    self._angles[name, operand] = _angle(tensor, sparsity, selector)
 
         return look
+
+
+def _angle(tensor: Tensor, sparsity: float, selector: Selector) -> float:
+    """Return the angle by which an exact selection now turns an operand."""
+    if not isinstance(selector, BlockSelector):
+        return float(angle(tensor, sparsity, selector.scope))
+    mask = replace(selector, state=new_state())(tensor, sparsity, 0, remember=False)
+    return float(masked_angle(tensor.flatten(), mask.flatten()))

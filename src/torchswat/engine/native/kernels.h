@@ -46,6 +46,12 @@ struct DensePass {
     int not_a_number;
 };
 
+// How a weight [groups][filters][channels][area] is divided into blocks; they do not cross groups (blocks.cpp).
+struct Blocks {
+    int64_t groups, filters, channels, area;
+    int block_filters, block_channels;
+};
+
 // How the operands of a pass are selected, and when.
 struct Search {
     double sparsity;
@@ -75,7 +81,10 @@ struct Search {
        int threads))                                                                                             \
     X(void, magnitude_mask_lanes,                                                                                \
       (const float* values, int64_t groups, int64_t length, int64_t lanes, const float* thresholds,              \
-       const int64_t* equal, const int64_t* ties, uint8_t* mask, int threads))
+       const int64_t* equal, const int64_t* ties, uint8_t* mask, int threads))                                   \
+    X(Selected, select_blocks,                                                                                   \
+      (double* memory, const float* weights, const Blocks& blocks, int64_t k, double sparsity, bool due,         \
+       bool exact, bool frozen, uint8_t* mask, int threads))
 
 #define SWAT_LAYOUT(X)                                                                                           \
     X(void, nchw_to_chwn,                                                                                        \

@@ -96,6 +96,9 @@ NB_MODULE(_native, module) {
     nb::class_<Search>(module, "Search", "How the operands of a pass are selected, and when.")
         .def(nb::init<double, int, int, bool, bool, bool, bool, bool>());
 
+    nb::class_<Blocks>(module, "Blocks", "How a weight is divided into blocks.")
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int>());
+
     nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
         .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
              nb::arg("h"), nb::arg("w"), nb::arg("k"), nb::arg("r"), nb::arg("s"), nb::arg("stride_h"),
