@@ -60,7 +60,9 @@ def drifting(step: int, dtype: torch.dtype = torch.float32) -> Tensor:
 # ---- the option --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [2, "22", None, (2,), (2, 2, 2), (0, 2), (3, 2), (2, 16), (2.0, 2), (True, 2)])
+@pytest.mark.parametrize(
+    "block", [2, "22", None, (2,), (2, 2, 2), (0, 2), (3, 2), (2, 16), (2.0, 2), (True, 2)]
+)
 def test_a_block_that_is_none_is_refused(block):
     with pytest.raises(InvalidValue, match=r"allowed is a pair \(filters, input channels\) of 1, 2, 4 or 8"):
         Sparsity(block=block)
@@ -123,7 +125,9 @@ def test_it_keeps_the_blocks_of_the_definition(asked, dtype, block, sizes, group
     reference.check_mask(mask, reference.top_blocks(weight, sparsity, block, groups))
 
 
-@pytest.mark.parametrize("settings", [{}, {"period": 3}, {"period": 3, "warmup": 2}, {"exact": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"period": 3}, {"period": 3, "warmup": 2}, {"exact": False}], ids=str
+)
 def test_both_engines_remember_the_same_and_give_bitwise_the_same_masks(settings):
     one, other = (BlockSelector(block=(2, 2), **settings) for _ in range(2))
     for iteration in range(8):
@@ -168,7 +172,10 @@ def test_a_nan_is_an_error_that_names_the_weight(asked, iteration):
     selector, weight = BlockSelector(block=(2, 2), period=2), drifting(0)
     selector(weight, 0.7, 0)
     weight[9, 6, 2, 2] = math.nan
-    with engine(asked), pytest.raises(NotFinite, match="the weight of layer 'a' has NaN among its 630 entries"):
+    with (
+        engine(asked),
+        pytest.raises(NotFinite, match="the weight of layer 'a' has NaN among its 630 entries"),
+    ):
         selector(weight, 0.7, iteration, "the weight of layer 'a'")
 
 
@@ -240,7 +247,9 @@ def test_a_pruned_network_evaluates_as_the_sparse_one(asked, settings):
         torch.testing.assert_close(desparsify_(model)(x), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"block": (2, 2)}, {"block": (1, 1)}, {"block": (1, 1), "scope": "chw"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"block": (2, 2)}, {"block": (1, 1)}, {"block": (1, 1), "scope": "chw"}], ids=str
+)
 def test_prune_takes_another_sparsity_between_searches(settings):
     model = network(period=10, **settings)
     train(model, range(3))
@@ -295,7 +304,9 @@ def through_sparse_state(model: nn.Module) -> nn.Module:
     return fresh
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_sparse_state])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_sparse_state]
+)
 @pytest.mark.parametrize("asked", ENGINES)
 def test_a_training_goes_on_as_if_nothing_had_happened(way, asked):
     with engine(asked):
@@ -336,7 +347,9 @@ def test_a_pruned_network_is_saved_and_loaded(tmp_path):
 
 def test_torch_compile_is_told_what_to_do():
     compiled = torch.compile(network(), backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match=r"by block, scope, method or random masks that torch.compile cannot") as caught:
+    with pytest.raises(
+        Exception, match=r"by block, scope, method or random masks that torch.compile cannot"
+    ) as caught:
         compiled(torch.randn(2, 3, 6, 6))
     assert "Call torch.compiler.disable on the model" in str(caught.value)
     torch.compiler.reset()

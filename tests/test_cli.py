@@ -146,7 +146,10 @@ def test_without_one_of_the_extras(tmp_path):
         (["train", "--algorithm", "swatt"], "did you mean 'swat'?"),
         (["train", "--scope", "nhcw"], "did you mean 'nchw'?"),
         (["train", "--method", "sorted"], "did you mean 'sort'?"),
-        (["train", "--block", "2", "3"], "should be [filters, input channels], each 1, 2, 4 or 8, not [2, 3]"),
+        (
+            ["train", "--block", "2", "3"],
+            "should be [filters, input channels], each 1, 2, 4 or 8, not [2, 3]",
+        ),
         (["train", "--block", "2", "2", "--scope", "chw"], "allowed is scope 'nchw'"),
         (["train", "--recipe", "digits-dmo"], "did you mean 'digits-demo'?"),
         (["train", "--recipe", "none.yaml"], "no recipe file 'none.yaml'"),

@@ -142,14 +142,15 @@ class Sparsity:
             return
         if self.scope != "nchw":
             raise InvalidValue(
-                f"block is {self.block} with scope {self.scope!r}; allowed is scope 'nchw', for blocks are counted over "
-                "the whole weight. Leave out scope, or block."
+                f"block is {self.block} with scope {self.scope!r}; allowed is scope 'nchw', for blocks are counted "
+                "over the whole weight. Leave out scope, or block."
             )
         how = row.selection_of("weight")
         if how != "top-k":
             what = "leaves weights dense" if how is None else "draws weights at random"
             raise InvalidValue(
-                f"block is {self.block}, but the algorithm {row.name!r} {what}; allowed is (1, 1) there. Leave block out."
+                f"block is {self.block}, but the algorithm {row.name!r} {what}; allowed is (1, 1) there. "
+                "Leave block out."
             )
 
     def by_pattern(self) -> Mapping[str, float | Schedule]:

@@ -370,7 +370,9 @@ class SparseLayer(nn.Module):
             if not due and threshold is not None and sparsity == state_words.get(sparse.state, 3):
                 return weight.abs() >= threshold
             selector = replace(selector, state=state_words.new_state(), rows=None)
-        elif not selector.random and sparsity != sparse.sparsity_now(last):  # its thresholds are of another one
+        elif not selector.random and sparsity != sparse.sparsity_now(
+            last
+        ):  # its thresholds are of another one
             selector = replace(selector, state=state_words.new_state(), rows=None)
         return selector(weight, sparsity, last, name, remember=False)
 

@@ -24,7 +24,9 @@ def test_the_largest_sums_are_those_of_the_definition(block, shape, groups, matr
     assert tuple(sums.shape) == blocks.grid(shape) and sums.numel() == blocks.count(shape)
     reference.check_close(sums.sum(), weight.abs().sum())
     kept = torch.from_numpy(reference.top_k(sums, 0.6))
-    reference.check_mask(mask_of_blocks(kept, weight, blocks), reference.top_blocks(weight, 0.6, block, groups))
+    reference.check_mask(
+        mask_of_blocks(kept, weight, blocks), reference.top_blocks(weight, 0.6, block, groups)
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,13 @@ class SwatProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, product: Product, sparsity: float, select: Select, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any,
+        product: Product,
+        sparsity: float,
+        select: Select,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         ctx.product, ctx.has_bias = product, bias is not None
         selected = select(weight, sparsity)

@@ -14,7 +14,9 @@ from torch import nn
 SIDES = st.sampled_from([1, 2, 4, 8])
 
 
-@given(st.tuples(SIDES, SIDES), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(0, 9))
+@given(
+    st.tuples(SIDES, SIDES), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(0, 9)
+)
 def test_the_emulation_keeps_what_the_reference_of_the_tests_keeps(block, filters, channels, groups, seed):
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(groups * filters, channels, 2, 1, generator=draw).mul(3).round()

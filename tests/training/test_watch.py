@@ -53,7 +53,9 @@ def test_of_weights_in_blocks_it_sees_the_sum_and_the_angle_of_whole_blocks():
     mask = torch.from_numpy(reference.top_blocks(weight, 0.75, (2, 2)))
     assert sight.density == mask.double().mean()
     assert sight.threshold is not None and sight.threshold > float(weight.abs().max())
-    assert sight.angle == pytest.approx(float(angle_between(weight.flatten(), (weight * mask).flatten())), rel=1e-6)
+    assert sight.angle == pytest.approx(
+        float(angle_between(weight.flatten(), (weight * mask).flatten())), rel=1e-6
+    )
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error():
