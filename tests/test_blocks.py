@@ -268,13 +268,10 @@ def test_a_schedule_says_how_many_blocks_are_kept():
 @pytest.mark.parametrize("asked", ENGINES)
 def test_a_pass_without_gradients_leaves_the_threshold_of_sums(asked):
     """SAW's forward product is dense, so such a pass needs no mask; the state holds that of blocks all the same."""
-    model = network(algorithm="saw", period=10)
-    with engine(asked):
-        train(model, range(1))
-        before = model[0].sparse.selectors["weight"].threshold
-        with torch.no_grad():
-            model(torch.randn(2, 3, 6, 6))
-    assert model[0].sparse.selectors["weight"].threshold == before
+    model = network(algorithm="saw")
+    with engine(asked), torch.no_grad():
+        model(torch.randn(2, 3, 6, 6))
+    assert model[0].sparse.selectors["weight"].threshold > model[0].weight.abs().max()
 
 
 def test_a_nan_names_the_layer():
