@@ -66,6 +66,19 @@ struct Dense {
     const uint8_t* mask;
 };
 
+// Bits of the first lanes that are marked.
+unsigned marked_lanes(const uint8_t* marks, int lanes) {
+#if defined(__SSE2__)
+    __m128i bytes = _mm_setzero_si128();
+    std::memcpy(&bytes, marks, size_t(lanes < W ? lanes : W));
+    return ~unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()))) & first_lanes(lanes);
+#else
+    unsigned bits = 0;
+    for (int lane = 0; lane < lanes; lane++) bits |= unsigned(marks[lane] != 0) << lane;
+    return bits;
+#endif
+}
+
 // Pairs of weights: n of one source channel with those of the next (null where there is none), rounded, with zeros
 // where a weight is dropped. Returns how many are not.
 int64_t copy_pairs(const float* first, const float* second, const uint8_t* mask, const uint8_t* second_mask, int64_t n,
@@ -74,10 +87,7 @@ int64_t copy_pairs(const float* first, const float* second, const uint8_t* mask,
     const auto kept = [&](const float* weights, const uint8_t* marks, int64_t i, int lanes, int64_t& count) {
         const vf x = load_first(weights + i, lanes);
         unsigned bits = bits_of(~(reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) < limit));
-        if (marks) {
-            bits = 0;
-            for (int lane = 0; lane < lanes; lane++) bits |= unsigned(marks[i + lane] && weights[i + lane] != 0) << lane;
-        }
+        if (marks) bits = bits_of(x != vf{}) & marked_lanes(marks + i, lanes);
         bits &= first_lanes(lanes);
         count += __builtin_popcount(bits);
         return keep(x, bits);
