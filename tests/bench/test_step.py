@@ -51,6 +51,11 @@ def test_a_period_is_one_search_and_the_rest_not():
 
 def test_searches_by_name():
     assert Search.parse("sample") == Search("sample", 1)
+    narrow = Search.parse("histogram:2+bfloat16+1x4")
+    assert narrow == Search("histogram", 2, True, (1, 4)) and str(narrow) == "histogram:2+bfloat16+1x4"
+    for unreadable in ("sample+bfloat", "sample+3", "sample+3x3"):
+        with pytest.raises(InvalidValue):
+            Search.parse(unreadable)
     assert Search.parse("histogram:10") == Search("histogram", 10)
     with pytest.raises(InvalidValue, match="METHOD:PERIOD"):
         Search.parse("sample:often")

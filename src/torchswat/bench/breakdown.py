@@ -14,10 +14,11 @@ from torchswat.engine.loader import native
 _CALLS = {
     "products": ("sparse_forward", "sparse_grad_input", "grad_weight"),
     "saving": ("compress_count", "compress_fill", "expand", "mark_kept", "gather_kept", "scatter_kept"),
-    "selection": ("select_operand", "count_kept", "magnitude_mask"),
+    "selection": ("select_", "count_kept", "magnitude_mask"),
     "layout": ("nchw_to_chwn", "channels_last_to_chwn", "chwn_to_nchw", "chwn_to_channels_last"),
 }
-"""Functions of the compiled module, which the profiler does not see; packing is part of the products."""
+"""Beginnings of names of the compiled module's functions, which the profiler does not see; packing is part of the
+products."""
 _REPEATS = 3
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -71,7 +72,12 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 def _plain_calls_recorded() -> Iterator[None]:
     """Let the profiler see the functions of the compiled module."""
     module = native()
-    calls = {} if module is None else {name: kind for kind, names in _CALLS.items() for name in names}
+    calls = {
+        name: kind
+        for name in (() if module is None else dir(module))
+        for kind, beginnings in _CALLS.items()
+        if name.startswith(beginnings)
+    }
     before = {name: getattr(module, name) for name in calls}
     for name, kind in calls.items():
         setattr(module, name, _recorded(before[name], f"torchswat::{kind}"))

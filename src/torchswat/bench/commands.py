@@ -116,8 +116,9 @@ def step(
         list[str] | None,
         typer.Option(
             metavar="METHOD:PERIOD",
-            help="How thresholds are found, and every how many iterations. Repeat it for several "
-            "(default: sample:1 and histogram:10).",
+            help="How thresholds are found, and every how many iterations; behind it +bfloat16 for autocast and "
+            "a block such as +2x2. Repeat it for several (default: histogram:1 and histogram:10, and the first "
+            "+bfloat16 and +bfloat16+2x2).",
         ),
     ] = None,
     repeats: Repeats = None,

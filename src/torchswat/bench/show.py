@@ -127,7 +127,7 @@ def _steps(rows: list[Row]) -> Table:
     table = _table(
         "Training steps, all costs in",
         ("network", "algorithm", "layout or selection"),
-        ("S", "step ms", "images/s", "speed-up", "target", "limit"),
+        ("S", "step ms", "images/s", "speed-up", "over bfloat16", "target", "limit"),
     )
     for row in rows:
         table.add_row(
@@ -138,10 +138,14 @@ def _steps(rows: list[Row]) -> Table:
             _ms(row["step_ms"], row["spread"]),
             f"{row['images_per_second']:.0f}",
             f"{row['speed_up']:.2f}x",
+            _times(row.get("speed_up_over_bfloat16")),
             _times(row.get("target")),
             _times(row.get("limit")),
         )
-    table.caption = "selection: METHOD:PERIOD, its mean over a period; speed-up: over the faster dense layout"
+    table.caption = (
+        "selection: METHOD:PERIOD, its mean over a period; speed-up: over the faster dense layout in float32, and over "
+        "dense bfloat16"
+    )
     table.caption_justify = "left"
     return table
 

@@ -44,15 +44,16 @@ class Network:
 NETWORKS: dict[str, Network] = {
     network.name: network
     for network in (
-        Network("resnet18", "cifar", 128, {0.5: 1.35, 0.7: 1.9, 0.8: 2.5, 0.9: 3.5}),
-        Network("vgg16", "cifar", 128, {0.5: 1.4, 0.7: 2.1, 0.8: 2.8, 0.9: 4.0}),
-        Network("resnet50", "imagenet", 16, dict.fromkeys(SPARSITIES, 1.0)),
-        Network("densenet121", "cifar", 64, dict.fromkeys(SPARSITIES, 1.0)),
-        Network("wrn28-10", "cifar", 128, dict.fromkeys(SPARSITIES, 1.0)),
+        Network("resnet18", "cifar", 128, {0.5: 1.35, 0.7: 1.9, 0.8: 2.4, 0.9: 3.3}),
+        Network("vgg16", "cifar", 128, {0.5: 1.5, 0.7: 2.2, 0.8: 2.8, 0.9: 4.0}),
+        Network("resnet50", "imagenet", 16, {0.8: 1.9}),
+        Network("densenet121", "cifar", 64, {0.8: 1.9}),
+        Network("wrn28-10", "cifar", 128, {0.8: 2.6}),
         Network("resnet20", "cifar", 16, dict.fromkeys(SPARSITIES, 1.0)),
     )
 }
 STANDARD = ("resnet18", "vgg16")
+NARROW = "bfloat16 autocast"
 
 AVX2_TARGETS = {0.8: 1.8}
 """The same of the standard networks where both sides are held to AVX2."""
@@ -60,35 +61,65 @@ AVX2_TARGETS = {0.8: 1.8}
 
 @dataclass(frozen=True)
 class Search:
-    """How thresholds are found: by which method, and every how many iterations.
+    """How a network is made sparse: how thresholds are found, every how many iterations, in which precision.
 
     Examples
     --------
     >>> Search.parse("histogram:10")
-    Search(method='histogram', period=10)
+    Search(method='histogram', period=10, bfloat16=False, block=(1, 1))
+    >>> str(Search.parse("histogram+bfloat16+2x2"))
+    'histogram:1+bfloat16+2x2'
     """
 
     method: str
     period: int
+    bfloat16: bool = False
+    """Under bfloat16 autocast."""
+    block: tuple[int, int] = (1, 1)
+    """Filters x input channels that are selected together."""
 
     @classmethod
     def parse(cls, text: str) -> Search:
-        """Read ``METHOD`` or ``METHOD:PERIOD``."""
-        method, _, period = text.partition(":")
+        """Read ``METHOD[:PERIOD][+bfloat16][+FILTERSxCHANNELS]``."""
+        first, *options = text.split("+")
+        method, _, period = first.partition(":")
+        narrow, block = False, (1, 1)
+        for option in options:
+            sides = option.split("x")
+            if option == "bfloat16":
+                narrow = True
+            elif len(sides) == 2 and all(side.isdecimal() for side in sides):
+                block = int(sides[0]), int(sides[1])
+            else:
+                raise cls._unreadable(text)
         if period and not period.isdecimal():
-            raise InvalidValue(f"selection {text!r}: write METHOD:PERIOD, such as histogram:10.")
-        settings = Sparsity(method=method, period=int(period or 1))  # which checks them
-        return cls(settings.method, settings.period)
+            raise cls._unreadable(text)
+        settings = Sparsity(method=method, period=int(period or 1), block=block)  # which checks them
+        return cls(settings.method, settings.period, narrow, settings.block)
+
+    @staticmethod
+    def _unreadable(text: str) -> InvalidValue:
+        return InvalidValue(
+            f"selection {text!r}: write METHOD:PERIOD, such as histogram:10, and behind it +bfloat16 or a block "
+            "such as +2x2."
+        )
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.period}"
+        block = "" if self.block == (1, 1) else "+{}x{}".format(*self.block)
+        return f"{self.method}:{self.period}{'+bfloat16' * self.bfloat16}{block}"
 
     def iterations(self) -> dict[int, float]:
         """Return the iterations to time, with their share of a period: one searches, one need not."""
         return {0: 1.0} if self.period == 1 else {0: 1 / self.period, 1: 1 - 1 / self.period}
 
 
-SEARCHES = (Search("sample", 1), Search("histogram", 10))
+SEARCHES = tuple(
+    map(
+        Search.parse,
+        ("histogram:1", "histogram:10", "histogram:1+bfloat16", "histogram:1+bfloat16+2x2"),
+    )
+)
+"""Exact in every iteration, exact in every tenth, and the first in bfloat16, with blocks of 2x2 beside it."""
 
 
 def bench_step(
@@ -176,7 +207,8 @@ class _Step:
 
 
 def _sparse(model: nn.Module, sparsity: float, search: Search) -> nn.Module:
-    sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, method=search.method, period=search.period)
+    options: dict[str, Any] = {"method": search.method, "period": search.period, "block": search.block}
+    sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, **options)
     fuse_(sparse)
     return sparse
 
@@ -194,6 +226,7 @@ def _compare(
             _sparse(model, sparsity, search),
             pictures,
             classes,
+            search.bfloat16,
         )
         for sparsity in sparsities
         for search in searches
@@ -207,9 +240,10 @@ def _compare(
     best = faster({name: samples[name] for name in ("nchw", "channels_last")})
     dense_ms = median(samples[best])
     size = {"network": network.name, "form": network.form, "batch_size": network.batch_size}
+    narrow_ms = median(samples[NARROW]) if NARROW in samples else None
     rows = [
         {**size, "algorithm": "dense", "how": name, "sparsity": None}
-        | _figures(samples[name], dense_ms, network.batch_size)
+        | _figures(samples[name], dense_ms, narrow_ms, network.batch_size)
         for name in dense
     ]
     for (sparsity, search), step in sparse.items():
@@ -219,9 +253,9 @@ def _compare(
                 parts[kind] = parts.get(kind, 0.0) + share * ms
         rows.append(
             {**size, "algorithm": "swat", "how": str(search), "sparsity": sparsity}
-            | _figures(times, dense_ms, network.batch_size)
+            | _figures(times, dense_ms, narrow_ms, network.batch_size)
             | {
-                "target": _target(network, sparsity),
+                "target": _target(network, sparsity, search),
                 "limit": 1 / (1 - sparsity),
                 "finding_share": parts["selection"] / sum(parts.values()),
                 "compressing_share": parts["saving"] / sum(parts.values()),
@@ -235,8 +269,10 @@ def _compare(
     return rows
 
 
-def _target(network: Network, sparsity: float) -> float | None:
+def _target(network: Network, sparsity: float, search: Search) -> float | None:
     """Return the speed-up that the engine was built for, on the instruction set that runs."""
+    if search.bfloat16:
+        return None
     if info()["isa"] == "avx2" and network.name in STANDARD:
         return AVX2_TARGETS.get(sparsity)
     return network.targets.get(sparsity) if str(info()["isa"]).startswith("avx512") else None
@@ -253,7 +289,7 @@ def _dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[st
         "channels_last": _Step(*channels_last()),
     }
     if bfloat16_absent() is None:
-        steps["bfloat16 autocast"] = _Step(*channels_last(), autocast=True)
+        steps[NARROW] = _Step(*channels_last(), autocast=True)
     return steps
 
 
@@ -271,11 +307,12 @@ def _over_period(samples: dict[str, list[float]], sparsity: float, search: Searc
     return [sum(parts) for parts in zip(*weighted, strict=True)]
 
 
-def _figures(times: list[float], dense_ms: float, batch_size: int) -> Row:
+def _figures(times: list[float], dense_ms: float, narrow_ms: float | None, batch_size: int) -> Row:
     return {
         "step_ms": median(times),
         "spread": spread(times),
         "images_per_second": 1000 * batch_size / median(times),
         "speed_up": dense_ms / median(times),
+        "speed_up_over_bfloat16": narrow_ms and narrow_ms / median(times),
         "samples": {"step": times},
     }
