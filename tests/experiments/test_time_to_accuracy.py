@@ -27,7 +27,8 @@ def timed(folder: Path, bfloat16: float | None = None, **ms: float) -> None:
     named = {f"{name} float32": value for name, value in steps.items()}
     named["dense end of swat 0.8 float32"] = 1000.0
     if bfloat16:
-        named["dense bfloat16"] = bfloat16
+        named["dense bfloat16"] = named["dense end of swat 0.8 bfloat16"] = bfloat16
+        named |= {"swat 0.8 bfloat16": 0.6 * bfloat16, "swat 0.8 2x2 bfloat16": 0.5 * bfloat16}
     facts = {
         "circumstances": {"repeats": 7, "processor": "a processor", "threads": 2, "engine": {"isa": "avx2"}},
         "batch_size": 2000,
@@ -55,8 +56,12 @@ def made(
             )
             trained.append(Trained(training, folder / training.folder_name(CPU), end, end, curve))
     outcome = FIGURE.make(Work(CPU, trained, folder))
-    assert len(outcome.rows) == len(trained) and len(outcome.figure.axes) == 2
-    return outcome, {finding.claim.partition(".")[2]: finding.holds for finding in outcome.findings}
+    assert len(outcome.rows) == len(trained) and len(outcome.figure.axes) in (2, 3)
+    holds = {finding.claim.partition(".")[2]: finding.holds for finding in outcome.findings}
+    if not any("precision=bfloat16" in one.training.settings for one in trained):
+        narrow = [holds.pop(claim) for claim in ("bfloat16", "bfloat16-start", "rounding", "blocks")]
+        assert narrow == [None] * 4
+    return outcome, holds
 
 
 def test_dense_schedules_end_around_those_of_the_contenders(tmp_path):
@@ -67,7 +72,29 @@ def test_dense_schedules_end_around_those_of_the_contenders(tmp_path):
     assert [epochs_of(t) for t in short] == [4, 5, 6]
     assert not any("bfloat16" in setting for t in needed for setting in t.settings)
     timed(tmp_path, bfloat16=600.0)
-    assert sum("precision=bfloat16" in t.settings for t in FIGURE.needs(CPU, tmp_path)) == 3
+    narrow = [t for t in FIGURE.needs(CPU, tmp_path) if "precision=bfloat16" in t.settings and t.seed == 0]
+    whole = [t for t in narrow if epochs_of(t) == 8]
+    assert [t.algorithm for t in whole] == ["dense", "swat", "swat", "swat"]
+    assert [epochs_of(t) for t in narrow if t.algorithm == "dense"] == [8, 4, 5, 6]  # 4.8 and 5.6
+    assert [t for t in whole if "sparse.block=[2, 2]" in t.settings] == whole[-1:]
+
+
+def test_bfloat16_is_judged_against_dense_bfloat16(tmp_path):
+    timed(tmp_path, bfloat16=600.0)
+
+    def found(training: Training, gain: float) -> float:
+        if training.algorithm == "dense":
+            return dense_of(training)
+        blocks = "sparse.block=[2, 2]" in training.settings
+        return (90.4 + gain + 0.1 * training.seed) - 0.9 * blocks  # dense bfloat16 reaches 90.4 in 4.8 epochs
+
+    outcome, holds = made(tmp_path, lambda t: found(t, 0.6))
+    assert holds["bfloat16"] is True and holds["bfloat16-start"] is False
+    assert holds["rounding"] is True and holds["blocks"] is True
+    assert "of dense bfloat16 in the same seconds" in outcome.findings[2].observed
+    assert made(tmp_path, lambda t: found(t, 0.4))[1]["bfloat16"] is False
+    off = lambda t: found(t, 0.6) - 0.4 * ("precision=bfloat16" in t.settings)  # noqa: E731
+    assert made(tmp_path, off)[1]["rounding"] is False
 
 
 def test_where_sparse_steps_are_no_faster_there_is_no_shorter_schedule(tmp_path):

@@ -45,7 +45,9 @@ def name_of(recipe: Recipe, dense: bool = False) -> str:
     sparse = recipe.sparse
     if sparse.algorithm == "dense":
         return f"dense {recipe.precision}"
-    return ("dense end of " if dense else "") + f"{sparse.algorithm} {sparse.sparsity:g} {recipe.precision}"
+    block = "" if sparse.block == (1, 1) else " {}x{}".format(*sparse.block)
+    name = f"{sparse.algorithm} {sparse.sparsity:g}{block} {recipe.precision}"
+    return f"dense end of {name}" if dense else name
 
 
 def path_of(recipe: Recipe, folder: Path) -> Path:

@@ -6,6 +6,7 @@ seconds (its whole schedule in fewer epochs), and dense bfloat16 where the proce
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchswat.experiments.accuracies import dense, grid, judge_pairs, pick, sai
 from torchswat.experiments.claims import Finding, claims
 from torchswat.experiments.outcome import Experiment, Outcome, Row, Timing, Trained, Work
 from torchswat.experiments.scales import Scale, Training
-from torchswat.experiments.step_times import over_epochs, read_step_times, step_times
+from torchswat.experiments.step_times import name_of, over_epochs, read_step_times, step_times
 
 NETWORK, DATA, SPARSITY = "resnet18", "cifar10", 0.8
 LEVELS = (85, 90, 92)
@@ -29,6 +30,7 @@ _SPARSE_SHARE = 0.75  # of the epochs, of a sparse start with a dense end
 _ROUNDS = {"smoke": 2}  # timed; elsewhere _MANY
 _MANY = 7
 _BFLOAT16 = ("precision=bfloat16",)
+_BLOCKS = ("sparse.block=[2, 2]",)
 
 
 # ---- what is trained ---------------------------------------------------------------------------------------
@@ -53,30 +55,39 @@ def _shortened(scale: Scale, epochs: int) -> tuple[str, ...]:
 
 def _trainings(scale: Scale, times: Row | None = None) -> list[Training]:
     """All kinds, the most telling first; the short dense ones and bfloat16 where steps were timed."""
-    trainings = dense(scale, NETWORK, DATA) + grid(scale, NETWORK, DATA, ["swat"], [SPARSITY])
-    trainings += grid(scale, NETWORK, DATA, ["swat"], [SPARSITY], settings=_start(scale))
-    if times:
-        for epochs in _short_schedules(scale, times):
-            trainings += dense(scale, NETWORK, DATA, _shortened(scale, epochs))
-    trainings += grid(scale, NETWORK, DATA, ["swat"], [0.9, 0.7, 0.5]) + grid(
-        scale, NETWORK, DATA, ["saw"], [0.8]
-    )
-    if times and "dense bfloat16" in times["steps"]:
-        trainings += dense(scale, NETWORK, DATA, _BFLOAT16)
+    trainings = _contest(scale, times)
+    if times and name_of(dense(scale, NETWORK, DATA, _BFLOAT16)[0].recipe(scale)) in times["steps"]:
+        trainings += _contest(scale, times, _BFLOAT16)
+        trainings += grid(scale, NETWORK, DATA, ["swat"], [SPARSITY], settings=_BFLOAT16 + _BLOCKS)
+    trainings += grid(scale, NETWORK, DATA, ["swat"], [0.9, 0.7, 0.5])
+    return trainings + grid(scale, NETWORK, DATA, ["saw"], [0.8])
+
+
+def _contest(scale: Scale, times: Row | None, precision: tuple[str, ...] = ()) -> list[Training]:
+    """Dense and sparse trainings of one precision."""
+    trainings = dense(scale, NETWORK, DATA, precision)
+    for settings in _contenders(scale, precision):
+        trainings += grid(scale, NETWORK, DATA, ["swat"], [SPARSITY], settings=settings)
+    for epochs in _short_schedules(scale, times, precision) if times else ():
+        trainings += dense(scale, NETWORK, DATA, _shortened(scale, epochs) + precision)
     return trainings
 
 
-def _short_schedules(scale: Scale, times: Row) -> list[int]:
+def _contenders(scale: Scale, precision: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The settings of SWAT and of a sparse start with a dense end."""
+    return precision, _start(scale) + precision
+
+
+def _short_schedules(scale: Scale, times: Row, precision: tuple[str, ...]) -> list[int]:
     """Epochs of dense training that end just before and just after the two sparse contenders do."""
     whole, found = _epochs(scale), set()
-    base = over_epochs(dense(scale, NETWORK, DATA)[0].recipe(scale), times)
-    assert base is not None
-    for settings in ((), _start(scale)):
+    base = over_epochs(dense(scale, NETWORK, DATA, precision)[0].recipe(scale), times)
+    for settings in _contenders(scale, precision):
         (one, *_) = grid(scale, NETWORK, DATA, ["swat"], [SPARSITY], settings=settings)
         passed = over_epochs(one.recipe(scale), times)
-        assert passed is not None
-        epochs = passed[-1][0] / base[0][0]
-        found |= {math.floor(epochs), math.ceil(epochs)}
+        if base and passed:
+            epochs = passed[-1][0] / base[0][0]
+            found |= {math.floor(epochs), math.ceil(epochs)}
     return sorted(epochs for epochs in found if 1 <= epochs < whole)
 
 
@@ -85,7 +96,8 @@ def _read(scale: Scale, folder: Path) -> Row | None:
 
 
 def _timed(scale: Scale) -> list[Training]:
-    return _trainings(scale) + dense(scale, NETWORK, DATA, _BFLOAT16)
+    blocks = grid(scale, NETWORK, DATA, ["swat"], [SPARSITY], settings=_BFLOAT16 + _BLOCKS)
+    return _trainings(scale) + _contest(scale, None, _BFLOAT16) + blocks
 
 
 def _measure(scale: Scale, folder: Path) -> Row:
@@ -112,42 +124,54 @@ def _label(training: Training) -> str:
             words += f", {value} epochs"
         elif key == "sparse.dense_from":
             words += f", dense after {value} epochs"
+        elif key == "sparse.block":
+            words += ", blocks of {}x{}".format(*json.loads(value))
         elif key == "precision":
-            words = words.replace("float32", value)
+            words = words.replace("float32", value) if training.algorithm == "dense" else f"{words}, {value}"
     return words
 
 
-def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[float]]) -> None:
+def _is_narrow(label: str) -> bool:
+    return "bfloat16" in label
+
+
+def _draw(
+    panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[float]], narrow: bool
+) -> None:
     """Draw the mean accuracy after each epoch over what has passed until then; a band from least to most.
 
-    Of dense training in fewer epochs only the ends are drawn, with that of its own schedule: what it reaches when
+    All of one precision; those of bfloat16 with dense float32 beside them. Of dense training in fewer epochs only the ends are drawn, with that of its own schedule: what it reaches when
     it is given so much.
     """
     ends: list[tuple[float, float]] = []
-    colours = iter(COLOURS)
+    colours, opponent = iter(COLOURS), _NARROW if narrow else _DENSE
     for label, at in passed.items():
+        if _is_narrow(label) != narrow and label != _DENSE:
+            continue
         curves = np.array([each.curve for each in kinds[label] if len(each.curve) == len(at)])
         if not len(curves):
             continue
         means = curves.mean(0)
-        if label.startswith(_DENSE):
+        if label.startswith(opponent):
             ends.append((at[-1], means[-1]))
-        if label.startswith(f"{_DENSE},"):
+        if label.startswith(f"{opponent},"):
             continue
-        colour, line = (INK, "--") if label == _DENSE else (next(colours), "-")
+        colour, line = (INK, "--") if label == opponent else (next(colours), "-")
+        if label == _DENSE != opponent:
+            colour, line = "0.6", "--"
         panel.plot(at, means, line, color=colour, linewidth=1.4, label=label)
         panel.plot(at[-1], means[-1], "o", color=colour, markersize=4)
         if len(curves) > 1:
             panel.fill_between(at, curves.min(0), curves.max(0), color=colour, alpha=0.12, linewidth=0)
     if len(ends) > 1:
-        label = f"{_DENSE}, shorter schedules"
+        label = f"{opponent}, shorter schedules"
         panel.plot(*zip(*sorted(ends), strict=True), color=COLOURS[7], marker="s", markersize=4, label=label)
     best = max((each.accuracy for mine in kinds.values() for each in mine), default=100.0)
     panel.set(ylabel="test accuracy (%)", ylim=((1 - _SHOWN) * best, 1.02 * best), xlim=(0, None))
     legend(panel, fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2)  # below all lines
 
 
-_DENSE = "dense float32"
+_DENSE, _NARROW = "dense float32", "dense bfloat16"
 _SHOWN = 0.16  # of the highest accuracy: the first epochs tell nothing
 
 
@@ -230,12 +254,18 @@ Clock = Callable[[Trained], "list[tuple[float, float]] | None"]
 
 
 def _against_dense(
-    trained: Sequence[Trained], clock: Clock, settings: tuple[str, ...]
+    trained: Sequence[Trained], clock: Clock, settings: tuple[str, ...], claim: str
 ) -> tuple[bool | None, str]:
-    """Judge SWAT, or the sparse start of these settings, against dense training of equal seconds, seed by seed."""
-    least = claims()["time-to-accuracy.swat"].values["points"]
+    """Judge SWAT, or the sparse start of these settings, against dense training of equal seconds, seed by seed.
+
+    Both are of one precision.
+    """
+    least = claims()[claim].values["points"]
+    narrow = _BFLOAT16[0] in settings
     opponents = [
-        each for each in pick(trained, algorithm="dense") if _BFLOAT16[0] not in each.training.settings
+        each
+        for each in pick(trained, algorithm="dense")
+        if (_BFLOAT16[0] in each.training.settings) == narrow
     ]
     differences, ends = [], []
     for one in pick(trained, algorithm="swat", sparsity=SPARSITY, settings=settings):
@@ -253,7 +283,30 @@ def _against_dense(
     if not ends:
         return None, ""
     mine, theirs = (fmean(side) for side in zip(*ends, strict=True))
-    return holds, f"{mine:.2f} % against {theirs:.2f} % of dense float32 in the same seconds: {found}"
+    opponent = _NARROW if narrow else _DENSE
+    return holds, f"{mine:.2f} % against {theirs:.2f} % of {opponent} in the same seconds: {found}"
+
+
+def _beside_float32(
+    trained: Sequence[Trained], settings: tuple[str, ...], claim: str
+) -> tuple[bool | None, str]:
+    """Judge whether SWAT with these settings ends within some points of SWAT in float32, seed by seed."""
+    most = claims()[claim].values["points"]
+    plain = {
+        each.training.seed: each.accuracy
+        for each in pick(trained, algorithm="swat", sparsity=SPARSITY, settings=())
+    }
+    differences = [
+        each.accuracy - plain[each.training.seed]
+        for each in pick(trained, algorithm="swat", sparsity=SPARSITY, settings=settings)
+        if each.training.seed in plain
+    ]
+    if not differences:
+        return None, ""
+    mean = fmean(differences)
+    spread = f" ± {stdev(differences):.2f}" if len(differences) > 1 else ""
+    seeds = f"{len(differences)} seed" + "s" * (len(differences) > 1)
+    return abs(mean) <= most if len(differences) > 1 else None, f"{mean:+.2f}{spread} points, {seeds}"
 
 
 def _sooner(trained: Sequence[Trained], clock: Clock, level: int) -> tuple[bool | None, str]:
@@ -287,13 +340,16 @@ def time_to_accuracy(work: Work) -> Outcome:
     rows = [_row(one, clock(one)) for one in work.trained]
     kinds = _kinds(work.trained)
     passed = {label: its for label, mine in kinds.items() if (its := clock(mine[0]))}
-    figure, axes = panels(2, width=4.6, height=4.6)
-    for panel, (place, unit, label) in zip(
-        axes,
-        ((0, 60, "minutes of training"), (1, 1e12, "operations counted (10¹² multiply-accumulates)")),
-        strict=True,
-    ):
-        _draw(panel, kinds, {label: [at[place] / unit for at in its] for label, its in passed.items()})
+    sides: list[tuple[int, float, str, bool]] = [
+        (0, 60, "minutes of training", False),
+        (1, 1e12, "operations counted (10¹² multiply-accumulates)", False),
+    ]
+    if any(map(_is_narrow, passed)):
+        sides.insert(1, (0, 60, "minutes of training, in bfloat16", True))
+    figure, axes = panels(len(sides), width=4.6, height=4.6)
+    for panel, (place, unit, label, narrow) in zip(axes, sides, strict=True):
+        over = {label: [at[place] / unit for at in its] for label, its in passed.items()}
+        _draw(panel, kinds, over, narrow)
         panel.set_xlabel(label)
     situation = times["circumstances"]
     caption(
@@ -303,14 +359,19 @@ def time_to_accuracy(work: Work) -> Outcome:
         "and augmenting a batch, without evaluation. A dense step is in its faster layout. Mean of the seeds, band "
         f"from least to most; {said(work)}",
     )
-    swat = _against_dense(work.trained, clock, ())
-    start = _against_dense(work.trained, clock, _start(scale))
-    sooner = _sooner(work.trained, clock, LEVELS[1])
-    findings = [
-        Finding("time-to-accuracy.swat", *swat),
-        Finding("time-to-accuracy.start", *start),
-        Finding("time-to-accuracy.90", *sooner),
-    ]
+    findings = []
+    for claim, settings in (
+        ("swat", ()),
+        ("start", _start(scale)),
+        ("bfloat16", _BFLOAT16),
+        ("bfloat16-start", _start(scale) + _BFLOAT16),
+    ):
+        claim = f"time-to-accuracy.{claim}"
+        findings.append(Finding(claim, *_against_dense(work.trained, clock, settings, claim)))
+    for claim, settings in (("rounding", _BFLOAT16), ("blocks", _BFLOAT16 + _BLOCKS)):
+        claim = f"time-to-accuracy.{claim}"
+        findings.append(Finding(claim, *_beside_float32(work.trained, settings, claim)))
+    findings.append(Finding("time-to-accuracy.90", *_sooner(work.trained, clock, LEVELS[1])))
     return Outcome(rows, findings, figure, _remarks(times), _table(rows, len(scale.seeds)))
 
 
