@@ -185,6 +185,8 @@ def test_the_kth_largest_is_exact_with_and_without_a_hint(
     assert found.limit == max(expected, 2.0**-133)
     if expected > 0:
         assert found.count == int((x.abs() >= expected).count_nonzero())
+    counted = native.count_kept_bf16(x.data_ptr(), n, found.limit, threads)
+    assert counted.greater == int((x.abs() >= found.limit).count_nonzero()) and not counted.not_a_number
     again = native.select_bf16(memory.data_ptr(), x.data_ptr(), n, k, 0.5, False, False, threads)
     assert again.limit == found.limit and again.count == -1
 

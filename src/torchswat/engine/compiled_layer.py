@@ -171,7 +171,7 @@ class Pass:
             )  # fmt: skip
             if found.not_a_number:
                 raise self.not_a_number("input", tensor)
-            return Chosen(found.limit)
+            return Chosen(found.limit, -1, found.count)
         found = self.native.select_operand(
             self.at + 8 * operand, tensor.data_ptr(), tensor.numel(), self.kept[0 if weight else 1], self.sparsity,
             due, bool(a.search & EXACT), bool(a.search & SAMPLED), not self.remembers, self.threads,
@@ -192,11 +192,8 @@ class Pass:
             if tensor.isnan().any():
                 raise self.not_a_number(what, tensor)
             return chosen._replace(count=int(chosen.mask.count_nonzero()))
-        if tensor.dtype is torch.bfloat16:
-            if tensor.isnan().any():
-                raise self.not_a_number(what, tensor)
-            return chosen._replace(count=int((tensor.abs() >= chosen.limit).count_nonzero()))
-        found = self.native.count_kept(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
+        count = self.native.count_kept_bf16 if tensor.dtype is torch.bfloat16 else self.native.count_kept
+        found = count(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
         if found.not_a_number:
             raise self.not_a_number(what, tensor)
         return chosen._replace(count=found.greater + found.equal)

@@ -147,6 +147,7 @@ struct Search {
     X(Selected, select_operand,                                                                                  \
       (double* memory, const float* values, int64_t n, int64_t k, double sparsity, bool due, bool exact,         \
        bool sampled, bool frozen, int threads))                                                                  \
+    X(Threshold, count_kept_bf16, (const bf16* values, int64_t n, float limit, int threads))                     \
     X(Selected, select_bf16,                                                                                     \
       (double* memory, const bf16* values, int64_t n, int64_t k, double sparsity, bool due, bool frozen,         \
        int threads))                                                                                             \

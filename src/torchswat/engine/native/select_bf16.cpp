@@ -118,6 +118,14 @@ Found search_around(const uint16_t* values, int64_t n, int64_t k, int last, int 
 
 }  // namespace
 
+// How many entries are of at least the limit, which is positive; and whether a NaN was met.
+Threshold count_kept_bf16(const bf16* values, int64_t n, float limit, int threads) {
+    const int key = key_of(limit);
+    const auto* bits = reinterpret_cast<const uint16_t*>(values);
+    const Counts counts = count_around(bits, n, key < 1 ? 1 : key, n <= few ? 1 : threads);
+    return {limit, counts.at_least[0], 0, counts.largest > infinity};
+}
+
 // The selection of the k largest magnitudes as select_operand makes it; entries equal to the k-th are all kept, for many
 // are. The least limit is the smallest positive value: zeros are never kept.
 Selected select_bf16(double* memory, const bf16* values, int64_t n, int64_t k, double sparsity, bool due, bool frozen,
