@@ -721,7 +721,7 @@ def test_autocast():
     x = torch.randn(4, 3, 16, 16)
     with torch.autocast("cpu"):
         ours, theirs = model(x), twin(x)
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)  # fused, a chain is rounded once
 
 
 @pytest.mark.slow

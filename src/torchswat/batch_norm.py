@@ -33,7 +33,7 @@ def fuses(norm: nn.BatchNorm2d, input: Tensor) -> bool:
     if not norm.training or not norm.track_running_stats or not runs_eagerly(input):
         return False
     if (
-        torch.is_autocast_enabled(input.device.type)
+        (torch.is_autocast_enabled(input.device.type) and input.dtype is not torch.bfloat16)
         or norm.momentum is None
         or input.dim() != 4
         or not input.is_floating_point()

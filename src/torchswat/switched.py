@@ -16,7 +16,7 @@ from torchswat.batch_norm import fuses, normalised
 from torchswat.engine import kept, norm_ops, ops
 from torchswat.engine.batch_norm import runs_eagerly, takes
 from torchswat.engine.buffer import buffer
-from torchswat.engine.loader import native
+from torchswat.engine.loader import kernel_for, native
 from torchswat.engine.once import differentiable_once
 from torchswat.models.resnet import PaddingShortcut
 
@@ -49,7 +49,7 @@ class _MaxPool(torch.autograd.Function):
         p, q = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
         y = ops.empty_chwn(n, c, p, q, like=x)
         winner = buffer(y.numel(), dtype=torch.uint8)
-        native().max_pool_forward(  # type: ignore[union-attr]
+        kernel_for(native(), "max_pool_forward", x)(  # type: ignore[union-attr]
             *(x.data_ptr(), c, h, w, n, kernel, stride, padding),
             *(y.data_ptr(), winner.data_ptr(), torch.get_num_threads()),
         )
@@ -64,7 +64,7 @@ class _MaxPool(torch.autograd.Function):
         (n, c, h, w), kernel, stride, padding = ctx.sizes
         gradient = ops.as_chwn(gradient)
         grad_x = ops.empty_chwn(n, c, h, w, like=gradient)
-        native().max_pool_backward(  # type: ignore[union-attr]
+        kernel_for(native(), "max_pool_backward", gradient)(  # type: ignore[union-attr]
             *(gradient.data_ptr(), winner.data_ptr(), c, h, w, n, kernel, stride, padding),
             *(grad_x.data_ptr(), torch.get_num_threads()),
         )
@@ -79,7 +79,7 @@ class _AveragePool(torch.autograd.Function):
         n, c, h, w = x.shape
         ctx.sizes = x.shape, kernel
         y = ops.empty_chwn(n, c, h // kernel[0], w // kernel[1], like=x)
-        native().average_forward(  # type: ignore[union-attr]
+        kernel_for(native(), "average_forward", x)(  # type: ignore[union-attr]
             x.data_ptr(), c, h, w, n, *kernel, y.data_ptr(), torch.get_num_threads()
         )
         return y
@@ -90,7 +90,7 @@ class _AveragePool(torch.autograd.Function):
         (n, c, h, w), kernel = ctx.sizes
         gradient = ops.as_chwn(gradient)
         grad_x = ops.empty_chwn(n, c, h, w, like=gradient)
-        native().average_backward(  # type: ignore[union-attr]
+        kernel_for(native(), "average_backward", gradient)(  # type: ignore[union-attr]
             gradient.data_ptr(), c, h, w, n, *kernel, grad_x.data_ptr(), torch.get_num_threads()
         )
         return grad_x, None
@@ -190,7 +190,7 @@ class ChwnReLU(nn.ReLU):
     """A ReLU that saves one bit an entry for backward instead of its output, where that is no small one."""
 
     def forward(self, input: Tensor) -> Tensor:
-        half = input.dtype in (torch.bfloat16, torch.float16) and input.is_cpu
+        half = input.dtype is torch.float16 and input.is_cpu
         if half or input.numel() < _FEW_ENTRIES:
             return super().forward(input)
         in_torch = _differentiates(input) and not (self.inplace and input._is_view())

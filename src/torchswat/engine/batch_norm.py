@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchswat.engine import kept, ops
 from torchswat.engine.buffer import buffer
-from torchswat.engine.loader import native, native_for
+from torchswat.engine.loader import kernel_for, native, native_for, native_for_entries
 from torchswat.engine.once import differentiable_once
 
 NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
@@ -46,7 +46,7 @@ def takes(x: Tensor, *parameters: Tensor | None) -> bool:
     """Return whether the compiled kernels take `x`: CHWN in memory, of float32, eager."""
     if x.dim() != 4 or not runs_eagerly(x, *parameters) or len(x) < 2 or not ops.is_chwn(x):
         return False
-    return native_for(x, *parameters) is not None
+    return native_for_entries(x, *parameters) is not None
 
 
 def _are_plain(*channel: Tensor | None) -> bool:
@@ -82,7 +82,8 @@ def factors_for(x: Tensor, relu: bool, residual: Tensor | None, norm_input: str)
 
 def is_compiled(x: Tensor, residual: Tensor | None, *channel: Tensor | None) -> bool:
     """Return whether the compiled kernels normalise `x` with these parameters, (C,) each."""
-    return takes(x, residual) and _are_plain(*channel)
+    same = residual is None or residual.dtype == x.dtype
+    return same and takes(x) and (residual is None or runs_eagerly(residual)) and _are_plain(*channel)
 
 
 class BatchNorm(torch.autograd.Function):
@@ -154,11 +155,11 @@ def _forward_compiled(
         copy = (torch.empty_like(x, dtype=torch.bfloat16),)
     elif norm_input == "int8":
         copy = torch.empty_like(x, dtype=torch.uint8), buffer(channels), buffer(channels)
-    native().batch_norm_forward(  # type: ignore[union-attr]
+    kernel_for(native(), "batch_norm_forward", x)(  # type: ignore[union-attr]
         *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
         *(_address(residual), relu, y.data_ptr()),
         *(_address(t) for t in (positive, mean, inverse_deviation, scale, shift, running_mean, running_var)),
-        *(momentum, NORM_INPUTS[norm_input], *_addresses(copy), torch.get_num_threads()),
+        *(momentum, copy[0].element_size() if copy else x.element_size(), *_addresses(copy), torch.get_num_threads()),
     )
     return y, positive, mean, inverse_deviation, copy
 
@@ -188,7 +189,7 @@ def _backward_compiled(
     if ctx.needs_input_grad[1]:  # without a ReLU it is the gradient as it came
         grad_residual = gradient if positive is None else torch.empty_like(gradient)
     apart = grad_residual if positive is not None else None
-    native().batch_norm_backward(  # type: ignore[union-attr]
+    kernel_for(native(), "batch_norm_backward", gradient)(  # type: ignore[union-attr]
         *(gradient.data_ptr(), *rectifier, x.element_size(), *_addresses((x, *steps))),
         *(channels, length, *(_address(t) for t in (weight, mean, inverse_deviation, grad_x, apart))),
         *(grad_weight.data_ptr(), grad_bias.data_ptr(), torch.get_num_threads()),

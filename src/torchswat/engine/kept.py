@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchswat.engine.buffer import buffer
-from torchswat.engine.loader import native, native_for
+from torchswat.engine.loader import kernel_for, native, native_for_entries
 from torchswat.engine.saved import pack_bits, unpack_bits
 from torchswat.engine.topk import memory_order
 
@@ -38,14 +38,14 @@ def _compiled():
 
 def rectify(x: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
     """Return ``relu(x)``, which may be `x` itself, and the bits that say where it let `x` through."""
-    module, flat = native_for(x), memory_order(x)
+    module, flat = native_for_entries(x), memory_order(x)
     if module is None or flat is None:
         y = x.relu_() if inplace else x.relu()
         return y, pack_bits(_like(y, ~(y <= 0)))
     y = x if inplace else torch.empty_like(x)
     bits = buffer(-(-x.numel() // WORD), dtype=torch.int64)
     threads = torch.get_num_threads()
-    module.relu_forward(x.data_ptr(), x.numel(), y.data_ptr(), bits.data_ptr(), threads)
+    kernel_for(module, "relu_forward", x)(x.data_ptr(), x.numel(), y.data_ptr(), bits.data_ptr(), threads)
     return y, bits
 
 
@@ -62,7 +62,7 @@ def rectified_gradient(gradient: Tensor, bits: Tensor, strides: tuple[int, ...])
     result, n = torch.empty_strided(gradient.shape, strides, **like), gradient.numel()
     if bits.dtype == torch.int64:
         pointers = gradient.data_ptr(), bits.data_ptr(), n, result.data_ptr()
-        _compiled().relu_backward(*pointers, torch.get_num_threads())
+        kernel_for(_compiled(), "relu_backward", gradient)(*pointers, torch.get_num_threads())
     else:
         flat, to = memory_order(gradient), memory_order(result)
         assert flat is not None and to is not None

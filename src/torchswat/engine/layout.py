@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchswat.engine.loader import native_for
+from torchswat.engine.loader import kernel_for, native_for_entries
 
 NCHW, CHANNELS_LAST, CHWN = range(3)
 
@@ -79,16 +79,16 @@ def as_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W). Not differentiable; `native` may be given where it is known."""
     result = empty_chwn(x.shape, x)
-    native = (native or native_for(x)) if x.dtype is torch.float32 else None
+    native = native or native_for_entries(x)
     if native is None:
         return result.copy_(x)
     h, w = x.shape[2:]
     by_sample, by_channel, by_row, by_position = x.stride()
     to = result.data_ptr(), *x.shape, torch.get_num_threads()
     if (by_channel, by_row, by_position) == (h * w, w, 1):  # NCHW, or channels out of it
-        native.nchw_to_chwn(x.data_ptr(), by_sample, *to)
+        kernel_for(native, "nchw_to_chwn", x)(x.data_ptr(), by_sample, *to)
     elif (by_sample, by_channel, by_row) == (h * w * by_position, 1, w * by_position):
-        native.channels_last_to_chwn(x.data_ptr(), by_position, *to)
+        kernel_for(native, "channels_last_to_chwn", x)(x.data_ptr(), by_position, *to)
     else:
         result.copy_(x)
     return result
@@ -97,20 +97,20 @@ def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a contiguous copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_in(NCHW, x.shape, x)
-    native = (native or native_for(x)) if x.dtype is torch.float32 else None
+    native = native or native_for_entries(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
-    native.chwn_to_nchw(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    kernel_for(native, "chwn_to_nchw", x)(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 
 def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a channels-last copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_channels_last(x.shape, x)
-    native = (native or native_for(x)) if x.dtype is torch.float32 else None
+    native = native or native_for_entries(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
-    native.chwn_to_channels_last(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    kernel_for(native, "chwn_to_channels_last", x)(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
     return result
 
 

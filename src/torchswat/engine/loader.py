@@ -109,6 +109,16 @@ def native_for_bfloat16(x: Tensor, *parameters: Tensor | None) -> ModuleType | N
     return native_for(*parameters)
 
 
+def native_for_entries(x: Tensor, *parameters: Tensor | None) -> ModuleType | None:
+    """Return the compiled module where it can work on a float32 or bfloat16 `x` and these float32 parameters."""
+    return native_for_bfloat16(x, *parameters) or native_for(x, *parameters)
+
+
+def kernel_for(module: ModuleType | None, name: str, x: Tensor) -> Any:
+    """Return the kernel of this name for the entries of `x`."""
+    return getattr(module, f"{name}_bf16" if x.dtype is torch.bfloat16 else name)
+
+
 _PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer
 
 

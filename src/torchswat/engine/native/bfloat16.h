@@ -14,6 +14,8 @@
 namespace torchswat::SWAT_ISA {
 
 typedef uint16_t vh __attribute__((vector_size(2 * W)));
+typedef uint16_t vhs __attribute__((vector_size(4 * W), may_alias));                 // a whole register of them
+typedef uint16_t vhs_any __attribute__((vector_size(4 * W), aligned(2), may_alias));
 typedef uint32_t vpairs __attribute__((vector_size(4 * W), may_alias));  // in registers, or aligned
 
 // GCC 12 takes such a vector apart in memory where it converts it itself; the masked form does not warn there.
@@ -28,24 +30,29 @@ static inline vpairs widen_bits(vh x) {
 }
 static inline vf widen(vh x) { return reinterpret_cast<vf>(widen_bits(x) << 16); }
 
-// The bits of the rounded x, in the lower half of each lane.
-static inline vpairs rounded_bits(vf x) {
+// The bits of the rounded x, in the upper half of each lane; what is in the lower half has no meaning.
+static inline vpairs rounded_upper_bits(vf x) {
     const vpairs bits = reinterpret_cast<vpairs>(x);
-    const vpairs rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (x == x) ? rounded : vpairs{} + 0x7fc0;
+    const vpairs rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    return (x == x) ? rounded : vpairs{} + 0x7fc00000;
+}
+static inline vpairs rounded_bits(vf x) { return rounded_upper_bits(x) >> 16; }
+static inline vh lower_halves(vpairs x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vh>(_mm512_maskz_cvtepi32_epi16(__mmask16(-1), reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+    const __m256i bits = reinterpret_cast<__m256i>(x & 0xffff);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0b1000);
+    return reinterpret_cast<vh>(_mm256_castsi256_si128(packed));
+#else
+    return __builtin_convertvector(x, vh);
+#endif
 }
 static inline vh narrow(vf x) {
 #if defined(__AVX512BF16__)
     return reinterpret_cast<vh>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
-#elif defined(__AVX512F__)
-    const __m512i bits = reinterpret_cast<__m512i>(rounded_bits(x));
-    return reinterpret_cast<vh>(_mm512_maskz_cvtepi32_epi16(__mmask16(-1), bits));
-#elif defined(__AVX2__)
-    const __m256i bits = reinterpret_cast<__m256i>(rounded_bits(x));
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0b1000);
-    return reinterpret_cast<vh>(_mm256_castsi256_si128(packed));
 #else
-    return __builtin_convertvector(rounded_bits(x), vh);
+    return lower_halves(rounded_bits(x));
 #endif
 }
 static inline vf rounded(vf x) { return widen(narrow(x)); }
@@ -75,6 +82,15 @@ static inline void store_first(bf16* p, vf x, int lanes) {
 }
 // Half a line at a time is not worth a way past the caches.
 template <bool streaming> static inline void put(bf16* to, vf x) { storeu(to, x); }
+
+// A register as it is in memory: W floats, or 2W bf16.
+static inline vf raw_at(const float* p) { return loadu(p); }
+static inline vf raw_at(const bf16* p) { return reinterpret_cast<vf>(vhs(*reinterpret_cast<const vhs_any*>(p))); }
+template <bool streaming> static inline void put_raw(float* to, vf x) { put<streaming>(to, x); }
+template <bool streaming> static inline void put_raw(bf16* to, vf x) {
+    if constexpr (streaming) return put<true>(reinterpret_cast<float*>(to), x);
+    *reinterpret_cast<vhs_any*>(to) = reinterpret_cast<vhs>(x);
+}
 
 // ---- pairs ----------------------------------------------------------------------------------------------------------
 

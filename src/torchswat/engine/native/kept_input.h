@@ -1,31 +1,16 @@
 // Batch norm's input as the backward pass finds it: whole, or a narrower copy of its deviation from the mean.
 //
-//     float32    x itself                                                     4 bytes an entry
-//     bfloat16   x - mean, rounded to nearest even: off by 2^-9 of itself     2
+//     whole      x itself                                                     4 bytes an entry, or 2 of bfloat16
+//     bfloat16   x - mean, rounded to nearest even: off by 2^-9 of itself     2, where x is float32
 //     uint8      q of x - mean = low + step * q, low and step a channel:      1
 //                off by half a step, 1/510 of the channel's range
 //
 // The deviation and not x is rounded, so that a large mean costs nothing. All three take no more than a few operations
 // an entry beside the passes over memory that batch norm makes anyway.
 #pragma once
-#include "bfloat16.h"
-#include "mask.h"
+#include "twice.h"
 
 namespace torchswat::SWAT_ISA {
-
-typedef uint8_t vb __attribute__((vector_size(W)));
-
-// GCC 12 takes such a vector apart in memory where it converts it itself; the masked forms do not warn there.
-inline vi widen_entry(vb x) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<vi>(_mm512_maskz_cvtepu8_epi32(__mmask16(-1), reinterpret_cast<__m128i>(x)));
-#elif defined(__AVX2__)
-    return reinterpret_cast<vi>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(reinterpret_cast<int64_t>(x))));
-#else
-    return __builtin_convertvector(x, vi);
-#endif
-}
-inline vi widen_entry(vh x) { return reinterpret_cast<vi>(widen_bits(x)); }
 
 // The first `lanes` entries of a narrow vector; those beyond read as zero and are left alone in memory.
 template <class Vector, class Entry> inline vi load_narrow(const Entry* from, int lanes) {
@@ -39,54 +24,71 @@ template <class Vector, class Entry> inline void store_narrow(Entry* to, Vector 
     else std::memcpy(to, &x, sizeof(Entry) * lanes);
 }
 
-// ---- one channel, written -------------------------------------------------------------------------------------------
+// ---- one channel, written: 2W entries of x, or the last few of them ---------------------------------------------------
 
 struct Unwritten {
+    void put(int64_t, Two) const {}
     void put(int64_t, vf, int) const {}
 };
 
-struct ToBfloat16 {
+struct ToBfloat16 {  // of float32
     uint16_t* to;
     vf mean;
 
-    void put(int64_t i, vf x, int lanes) const {
-        store_narrow(to + i, narrow(x - mean), lanes);
+    void put(int64_t i, vf x, int lanes) const { store_narrow(to + i, narrow(x - mean), lanes); }
+    void put(int64_t i, Two x) const {
+        put(i, x.a, W);
+        put(i + W, x.b, W);
     }
 };
 
-struct ToBytes {
+template <class Entry> struct ToBytes {
     uint8_t* to;
     vf mean, per_step, zero;  // q = (x - mean) / step + zero, cut off
 
+    vi byte_of(vf x) const { return __builtin_convertvector((x - mean) * per_step + zero, vi); }
     void put(int64_t i, vf x, int lanes) const {
-        const vi q = __builtin_convertvector((x - mean) * per_step + zero, vi);
-        store_narrow(to + i, __builtin_convertvector(q, vb), lanes);
+        store_narrow(to + i, __builtin_convertvector(byte_of(x), vb), lanes);
+    }
+    void put(int64_t i, Two x) const {
+        put_bytes_twice(to + i, byte_of(x.a), byte_of(x.b), static_cast<const Entry*>(nullptr));
     }
 };
 
-// ---- one channel, read: deviations from the mean --------------------------------------------------------------------
+// ---- one channel, read: deviations from the mean of 2W entries, or of the last few ------------------------------------
 
-struct OfFloat32 {
-    const float* x;
+template <class Entry> struct Whole {
+    const Entry* x;
     vf mean;
 
     vf deviation(int64_t i, int lanes) const { return load_first(x + i, lanes) - mean; }
+    Two deviations(int64_t i) const {
+        return each(widened(twice_at(x + i)), [this](vf entry) { return entry - mean; });
+    }
 };
 
-struct OfBfloat16 {
+struct OfBfloat16 {  // of float32
     const uint16_t* x;
 
     vf deviation(int64_t i, int lanes) const {
         return reinterpret_cast<vf>(load_narrow<vh>(x + i, lanes) << 16);
     }
+    Two deviations(int64_t i) const { return {deviation(i, W), deviation(i + W, W)}; }
 };
 
-struct OfBytes {
+template <class Entry> struct OfBytes {
     const uint8_t* x;
     vf step, low;
 
-    vf deviation(int64_t i, int lanes) const {
-        return __builtin_convertvector(load_narrow<vb>(x + i, lanes), vf) * step + low;
+    vf value_of(vi byte) const { return __builtin_convertvector(byte, vf) * step + low; }
+    vf deviation(int64_t i, int lanes) const { return value_of(load_narrow<vb>(x + i, lanes)); }
+    Two deviations(int64_t i) const {
+        if constexpr (sizeof(Entry) == 2) {  // pairs
+            const vi bytes = load_narrow<vh>(reinterpret_cast<const uint16_t*>(x + i), W);
+            return {value_of(bytes & 0xff), value_of(bytes >> 8)};
+        } else {
+            return {deviation(i, W), deviation(i + W, W)};
+        }
     }
 };
 
@@ -107,23 +109,25 @@ inline Steps steps_of(Range range, float mean) {
     return {width / 255, low, 255 / width, 0.5f - low * (255 / width)};
 }
 
-inline Range range_of(const float* x, int64_t length) {
-    vf low = splat(x[0]), high = low;
+template <class Entry> Range range_of(const Entry* x, int64_t length) {
+    vf low = splat(load_first(x, 1)[0]), high = low;
+    Range range{low[0], low[0]};
+    const auto take = [&range](vf lowest, vf highest, int lanes) {
+        for (int lane = 0; lane < lanes; ++lane) {
+            range.low = lowest[lane] < range.low ? lowest[lane] : range.low;
+            range.high = highest[lane] > range.high ? highest[lane] : range.high;
+        }
+    };
     int64_t i = 0;
     for (; i + W <= length; i += W) {
         const vf value = loadu(x + i);
         low = value < low ? value : low;
         high = value > high ? value : high;
     }
-    Range range{x[0], x[0]};
-    for (int lane = 0; lane < W; ++lane) {
-        range.low = low[lane] < range.low ? low[lane] : range.low;
-        range.high = high[lane] > range.high ? high[lane] : range.high;
-    }
-    for (; i < length; ++i) {
-        range.low = x[i] < range.low ? x[i] : range.low;
-        range.high = x[i] > range.high ? x[i] : range.high;
-    }
+    take(low, high, W);
+    if (i == length) return range;
+    const vf rest = load_first(x + i, int(length - i));
+    take(rest, rest, int(length - i));
     return range;
 }
 

@@ -10,6 +10,7 @@
 
 namespace torchswat {
 
+
 // What a selection found. Entries are kept where |value| > threshold, and as many of those equal to it as are
 // missing to k. A NaN counts as larger than anything; `not_a_number` says that one was met.
 struct Threshold {
@@ -86,48 +87,54 @@ struct Search {
       (double* memory, const float* weights, const Blocks& blocks, int64_t k, double sparsity, bool due,         \
        bool exact, bool frozen, uint8_t* mask, int threads))
 
-#define SWAT_LAYOUT(X)                                                                                           \
-    X(void, nchw_to_chwn,                                                                                        \
-      (const float* nchw, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
-       int threads))                                                                                             \
-    X(void, chwn_to_nchw,                                                                                        \
-      (const float* chwn, float* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                 \
-    X(void, channels_last_to_chwn,                                                                               \
-      (const float* nhwc, int64_t stride, float* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
-       int threads))                                                                                             \
-    X(void, chwn_to_channels_last,                                                                               \
-      (const float* chwn, float* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
+// ---- what stands between the products, for entries of float or bf16; `_` is what the name gets for them ----------------
+// Each is a template of its entries, which its file instantiates by this list.
 
-#define SWAT_NORM(X)                                                                                             \
-    X(void, batch_norm_forward,                                                                                  \
-      (const float* x, int64_t channels, int64_t length, const float* weight, const float* bias, double epsilon, \
-       const float* residual, bool relu, float* y, uint64_t* positive, float* mean, float* inverse_deviation,    \
+#define SWAT_LAYOUT(X, entry, _)                                                                                 \
+    X(void, nchw_to_chwn##_,                                                                                     \
+      (const entry* nchw, int64_t stride, entry* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
+       int threads))                                                                                             \
+    X(void, chwn_to_nchw##_,                                                                                     \
+      (const entry* chwn, entry* nchw, int64_t n, int64_t c, int64_t h, int64_t w, int threads))                 \
+    X(void, channels_last_to_chwn##_,                                                                            \
+      (const entry* nhwc, int64_t stride, entry* chwn, int64_t n, int64_t c, int64_t h, int64_t w,               \
+       int threads))                                                                                             \
+    X(void, chwn_to_channels_last##_,                                                                            \
+      (const entry* chwn, entry* nhwc, int64_t n, int64_t c, int64_t h, int64_t w, int threads))
+
+#define SWAT_NORM(X, entry, _)                                                                                   \
+    X(void, batch_norm_forward##_,                                                                               \
+      (const entry* x, int64_t channels, int64_t length, const float* weight, const float* bias, double epsilon, \
+       const entry* residual, bool relu, entry* y, uint64_t* positive, float* mean, float* inverse_deviation,    \
        float* scale, float* shift, float* running_mean, float* running_variance, double momentum,                \
        int kept_bytes, void* kept, float* step, float* low, int threads))                                        \
-    X(void, batch_norm_backward,                                                                                 \
-      (const float* grad_y, const uint64_t* positive, const float* scale, const float* shift, int kept_bytes,    \
+    X(void, batch_norm_backward##_,                                                                              \
+      (const entry* grad_y, const uint64_t* positive, const float* scale, const float* shift, int kept_bytes,    \
        const void* kept, const float* step, const float* low, int64_t channels, int64_t length,                  \
-       const float* weight, const float* mean, const float* inverse_deviation, float* grad_x,                    \
-       float* grad_residual, float* grad_weight, float* grad_bias, int threads))                                 \
-    X(void, affine_forward,                                                                                      \
-      (const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,                 \
-       const float* residual, bool relu, float* y, uint64_t* positive, int threads))                             \
-    X(void, relu_forward, (const float* x, int64_t n, float* y, uint64_t* positive, int threads))                \
-    X(void, relu_backward, (const float* grad_y, const uint64_t* positive, int64_t n, float* grad_x, int threads))
+       const float* weight, const float* mean, const float* inverse_deviation, entry* grad_x,                    \
+       entry* grad_residual, float* grad_weight, float* grad_bias, int threads))                                 \
+    X(void, affine_forward##_,                                                                                   \
+      (const entry* x, int64_t channels, int64_t length, const float* scale, const float* shift,                 \
+       const entry* residual, bool relu, entry* y, uint64_t* positive, int threads))                             \
+    X(void, relu_forward##_, (const entry* x, int64_t n, entry* y, uint64_t* positive, int threads))             \
+    X(void, relu_backward##_,                                                                                    \
+      (const entry* grad_y, const uint64_t* positive, int64_t n, entry* grad_x, int threads))
 
-#define SWAT_POOL(X)                                                                                             \
-    X(void, max_pool_forward,                                                                                    \
-      (const float* x, int64_t channels, int h, int w, int64_t n, int kernel, int stride, int padding, float* y, \
+#define SWAT_POOL(X, entry, _)                                                                                   \
+    X(void, max_pool_forward##_,                                                                                 \
+      (const entry* x, int64_t channels, int h, int w, int64_t n, int kernel, int stride, int padding, entry* y, \
        uint8_t* winner, int threads))                                                                            \
-    X(void, max_pool_backward,                                                                                   \
-      (const float* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n, int kernel,        \
-       int stride, int padding, float* grad_x, int threads))                                                     \
-    X(void, average_forward,                                                                                     \
-      (const float* x, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w, float* y,          \
+    X(void, max_pool_backward##_,                                                                                \
+      (const entry* grad_y, const uint8_t* winner, int64_t channels, int h, int w, int64_t n, int kernel,        \
+       int stride, int padding, entry* grad_x, int threads))                                                     \
+    X(void, average_forward##_,                                                                                  \
+      (const entry* x, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w, entry* y,          \
        int threads))                                                                                             \
-    X(void, average_backward,                                                                                    \
-      (const float* grad_y, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w,               \
-       float* grad_x, int threads))
+    X(void, average_backward##_,                                                                                 \
+      (const entry* grad_y, int64_t channels, int h, int w, int64_t n, int kernel_h, int kernel_w,               \
+       entry* grad_x, int threads))
+
+#define SWAT_ENTRYWISE(X, entry, _) SWAT_LAYOUT(X, entry, _) SWAT_NORM(X, entry, _) SWAT_POOL(X, entry, _)
 
 #define SWAT_SPARSE_WEIGHTS(X)                                                                                   \
     X(int64_t, weight_starts, (ConvShape shape, int product))                                                    \
@@ -252,8 +259,7 @@ struct Search {
     X(int64_t, peak_operations, ())
 
 #define SWAT_KERNELS(X)                                                                                          \
-    SWAT_SELECTION(X) SWAT_LAYOUT(X) SWAT_NORM(X) SWAT_POOL(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X) SWAT_DEPTHWISE(X) \
-    SWAT_INFERENCE(X)                                                                                           \
+    SWAT_SELECTION(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X) SWAT_DEPTHWISE(X) SWAT_INFERENCE(X)                  \
     SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 
 namespace torchswat {
@@ -261,6 +267,8 @@ namespace torchswat {
 struct Kernels {
 #define SWAT_POINTER(result, name, arguments) result(*name) arguments;
     SWAT_KERNELS(SWAT_POINTER)
+    SWAT_ENTRYWISE(SWAT_POINTER, float, )
+    SWAT_ENTRYWISE(SWAT_POINTER, bf16, _bf16)
 #undef SWAT_POINTER
 };
 
@@ -269,6 +277,10 @@ namespace SWAT_ISA {
 #define SWAT_DECLARE(result, name, arguments) result name arguments;
 SWAT_KERNELS(SWAT_DECLARE)
 #undef SWAT_DECLARE
+#define SWAT_DECLARE_FOR(result, name, arguments) template <class Entry> result name arguments;
+SWAT_ENTRYWISE(SWAT_DECLARE_FOR, Entry, )
+#undef SWAT_DECLARE_FOR
+#define SWAT_INSTANTIATE(result, name, arguments) template result name arguments;
 }  // namespace SWAT_ISA
 #endif
 

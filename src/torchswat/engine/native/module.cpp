@@ -106,5 +106,7 @@ NB_MODULE(_native, module) {
 
 #define SWAT_BIND(result, name, arguments) bind(module, #name, #result " " #name #arguments, &Kernels::name);
     SWAT_KERNELS(SWAT_BIND)
+    SWAT_ENTRYWISE(SWAT_BIND, float, )
+    SWAT_ENTRYWISE(SWAT_BIND, bf16, _bf16)
 #undef SWAT_BIND
 }

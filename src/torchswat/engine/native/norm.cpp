@@ -15,38 +15,48 @@
 // The backward pass needs x, or a narrower copy of it that the forward pass writes beside y (kept_input.h). Where x is
 // whole and nothing is added to it, the bits are not needed: y's sign is computed again.
 //
-// Statistics: mean and squared deviations of pieces of 2048 entries in float (each is read twice from the first-level
-// cache), joined in double by Chan's formula: no cancellation however large the mean. One thread has a channel alone,
-// so nothing depends on the number of threads. Outputs may be the same memory as inputs of the same shape.
+// Statistics: mean and squared deviations of pieces of 4096 entries in float (each is read twice, and while it comes
+// from the first-level cache the next is fetched), joined in double by Chan's formula: no cancellation however large
+// the mean. One thread has a channel alone, so nothing depends on the number of threads. Outputs may be the same memory
+// as inputs of the same shape.
+//
+// Activations and their gradients are float32 or bfloat16 (half of those bytes); all else is float32, and so is what is
+// computed, so that a result is rounded once.
 #include <cmath>
 
 #include "kept_input.h"
 #include "kernels.h"
-#include "mask.h"
-#include "stream.h"
 
 namespace torchswat::SWAT_ISA {
 namespace {
 
 constexpr int64_t word = 64;     // entries of one word of the bitmask
-constexpr int64_t piece = 2048;  // entries whose sums stay in float
+constexpr int64_t piece = 4096;  // entries whose sums stay in float
 constexpr int ways = 4;          // independent sums, to hide the latency of additions
 
 double sum_of(const vf* sums) {
-    double sum = 0;
+    double lanes[W] = {}, sum = 0;
     for (int way = 0; way < ways; ++way)
-        for (int lane = 0; lane < W; ++lane) sum += double(sums[way][lane]);
+        for (int lane = 0; lane < W; ++lane) lanes[lane] += double(sums[way][lane]);
+    for (int lane = 0; lane < W; ++lane) sum += lanes[lane];
     return sum;
 }
 
-// Sums f(vector at i) over a piece; f gets lanes beyond the end as `first_lanes` says.
-template <class Function> double sum_piece(int64_t begin, int64_t end, Function f) {
+// Sums over a piece: two(i) are the summands from i on, 2W of them, and one(i, lanes) those of the last few, W at most.
+template <class OfTwo, class OfOne> double sum_piece(int64_t begin, int64_t end, OfTwo two, OfOne one) {
     vf sums[ways] = {};
     int64_t i = begin;
     for (; i + ways * W <= end; i += ways * W)
-#pragma GCC unroll 4
-        for (int way = 0; way < ways; ++way) sums[way] += f(i + way * W, W);
-    for (; i < end; i += W) sums[0] += f(i, int(least(W, end - i)));
+#pragma GCC unroll 2
+        for (int way = 0; way < ways; way += 2) {
+            const Two summands = two(i + way * W);
+            sums[way] += summands.a;
+            sums[way + 1] += summands.b;
+        }
+    for (; i < end; i += W) {
+        const int lanes = int(least(W, end - i));
+        sums[0] += keep(one(i, lanes), first_lanes(lanes));
+    }
     return sum_of(sums);
 }
 
@@ -54,17 +64,21 @@ struct Moments {
     double mean, squares;  // squares: the sum of squared deviations
 };
 
-Moments moments(const float* x, int64_t length) {
+template <class Entry> Moments moments(const Entry* x, int64_t length) {
     Moments all{0, 0};
     for (int64_t begin = 0; begin < length; begin += piece) {
         const int64_t end = least(begin + piece, length), count = end - begin;
-        const double sum = sum_piece(begin, end, [&](int64_t i, int lanes) { return load_first(x + i, lanes); });
-        const double mean = sum / count;
+        const auto two = [&](int64_t i) { return widened(twice_at(x + i)); };
+        const auto one = [&](int64_t i, int lanes) { return load_first(x + i, lanes); };
+        const double mean = sum_piece(begin, end, two, one) / count;
         const vf centre = splat(float(mean));
-        const double squares = sum_piece(begin, end, [&](int64_t i, int lanes) {
-            const vf deviation = keep(load_first(x + i, lanes) - centre, first_lanes(lanes));
-            return deviation * deviation;
-        });
+        const auto squared = [&](vf entry) { return (entry - centre) * (entry - centre); };
+        const auto two_squared = [&](int64_t i) {
+            prefetch_twice(x + i + piece);
+            return each(two(i), squared);
+        };
+        const double squares = sum_piece(begin, end, two_squared,
+                                         [&](int64_t i, int lanes) { return squared(one(i, lanes)); });
         const double off = mean - double(float(mean));  // squares are about the rounded mean
         const double step = mean - all.mean;
         all.squares += squares - off * off * count + step * step * begin * count / end;
@@ -84,47 +98,59 @@ template <class Work> void decide(bool question, Work work) {
 }
 
 // y = x * scale + shift (+ residual) (through a ReLU, whose bits go to `positive` if that is wanted); x goes to `kept`.
-template <bool relu, bool with_residual, bool streaming, class Kept>
-void affine(const float* x, int64_t length, float scale, float shift, const float* residual, float* y,
+template <bool relu, bool with_residual, bool streaming, class Entry, class Kept>
+void affine(const Entry* x, int64_t length, float scale, float shift, const Entry* residual, Entry* y,
             uint64_t* positive, Kept kept) {
     const vf scales = splat(scale), shifts = splat(shift);
-    const auto value_at = [&](int64_t i, int lanes, uint64_t& bits) {
-        const vf entry = load_first(x + i, lanes);
-        kept.put(i, entry, lanes);
-        vf value = affine_at(entry, scales, shifts);
-        if constexpr (with_residual) value += load_first(residual + i, lanes);
-        if constexpr (relu) {
-            const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
-            bits |= uint64_t(through) << (i % word);
-            value = keep(value, through);
-        }
-        return value;
-    };
+    const auto affine_of = [&](vf entry) { return affine_at(entry, scales, shifts); };
     int64_t begin = 0;
     for (; begin + word <= length; begin += word) {
         uint64_t bits = 0;
-#pragma GCC unroll 16
-        for (int at = 0; at < word; at += W) put<streaming>(y + begin + at, value_at(begin + at, W, bits));
+#pragma GCC unroll 8
+        for (int at = 0; at < word; at += 2 * W) {
+            const int64_t i = begin + at;
+            const Two entries = widened(twice_at(x + i));
+            kept.put(i, entries);
+            Two values = each(entries, affine_of);
+            if constexpr (with_residual) values = values + widened(twice_at(residual + i));
+            auto result = narrowed(values, y);
+            if constexpr (relu) {
+                uint32_t through;
+                result = rectified(result, through);
+                bits |= uint64_t(through) << at;
+            }
+            put_twice<streaming>(y + i, result);
+        }
         if (relu && positive) positive[begin / word] = bits;
     }
     if (begin == length) return;
     uint64_t bits = 0;
     for (int64_t i = begin; i < length; i += W) {
         const int lanes = int(least(W, length - i));
-        store_first(y + i, value_at(i, lanes, bits), lanes);
+        const vf entry = load_first(x + i, lanes);
+        kept.put(i, entry, lanes);
+        vf value = affine_of(entry);
+        if constexpr (with_residual) value += load_first(residual + i, lanes);
+        if constexpr (relu) {
+            const unsigned through = not_negative_or_zero(value) & first_lanes(lanes);
+            bits |= uint64_t(through) << (i % word);
+            value = keep(value, through);
+        }
+        store_first(y + i, value, lanes);
     }
     if (relu && positive) positive[begin / word] = bits;
 }
 
 // Output of a tensor that shares the memory of an input is in the cache already.
-bool streams(const float* to, int64_t channels, int64_t length, const float* input, const float* other) {
+template <class Entry>
+bool streams(const Entry* to, int64_t channels, int64_t length, const Entry* input, const Entry* other) {
     return to != input && to != other && worth_streaming(to, channels * length, length);
 }
 
 // One channel of the above, with the questions answered.
-template <bool streaming, class Kept>
-void affine_channel(const float* x, int64_t length, float scale, float shift, const float* residual, bool relu,
-                    float* y, uint64_t* positive, Kept kept) {
+template <bool streaming, class Entry, class Kept>
+void affine_channel(const Entry* x, int64_t length, float scale, float shift, const Entry* residual, bool relu,
+                    Entry* y, uint64_t* positive, Kept kept) {
     decide(relu, [&](auto with_relu) {
         decide(residual != nullptr, [&](auto with_residual) {
             affine<with_relu.value, with_residual.value, streaming>(x, length, scale, shift, residual, y, positive,
@@ -134,26 +160,39 @@ void affine_channel(const float* x, int64_t length, float scale, float shift, co
 }
 
 // ---- what the ReLU let through, as the backward pass finds it: gradients pass there ---------------------------------
+//
+// The bits are applied to entries as they are in memory, which is also what a residual gets; signs to widened ones.
 
 struct NoReLU {
+    template <class Twice> Twice pass_twice(Twice gradients, int64_t) const { return gradients; }
+    Two where_through(Two gradients, int64_t) const { return gradients; }
     vf pass(vf gradient, int64_t, int) const { return gradient; }
 };
 
-struct ByBits {
+struct ByBits : NoReLU {
     const uint64_t* positive;
 
-    vf pass(vf gradient, int64_t i, int) const {
-        return keep(gradient, unsigned(positive[i / word] >> (i % word)) & all_lanes);
+    explicit ByBits(const uint64_t* bits) : positive(bits) {}
+    uint64_t from(int64_t i) const { return positive[i / word] >> (i % word); }
+    template <class Twice> Twice pass_twice(Twice gradients, int64_t i) const {
+        return keep_twice(gradients, uint32_t(from(i)));
     }
+    vf pass(vf gradient, int64_t i, int) const { return keep(gradient, unsigned(from(i)) & all_lanes); }
 };
 
 // Computed again from the input: an operation an entry more, and no bits.
-struct BySign {
-    const float* x;
+template <class Entry> struct BySign : NoReLU {
+    const Entry* x;
     vf scale, shift;
 
+    BySign(const Entry* input, float factor, float summand) : x(input), scale(splat(factor)), shift(splat(summand)) {}
+    Two where_through(Two gradients, int64_t i) const {
+        const Two entries = widened(twice_at(x + i));
+        return {where_positive(gradients.a, affine_at(entries.a, scale, shift)),
+                where_positive(gradients.b, affine_at(entries.b, scale, shift))};
+    }
     vf pass(vf gradient, int64_t i, int lanes) const {
-        return keep(gradient, not_negative_or_zero(affine_at(load_first(x + i, lanes), scale, shift)));
+        return where_positive(gradient, affine_at(load_first(x + i, lanes), scale, shift));
     }
 };
 
@@ -161,16 +200,24 @@ struct Sums {
     double gradient, projected;  // of g, and of g * normalised x
 };
 
-template <class Gate, class Kept>
-Sums gradient_sums(const float* grad_y, Gate gate, Kept x, int64_t length, float inverse) {
+template <class Entry, class Gate, class Kept>
+Sums gradient_sums(const Entry* grad_y, Gate gate, Kept x, int64_t length, float inverse) {
     Sums all{0, 0};
     for (int64_t begin = 0; begin < length; begin += piece) {
         const int64_t end = least(begin + piece, length);
         vf projected[ways] = {};
         int way = 0;
-        all.gradient += sum_piece(begin, end, [&](int64_t i, int lanes) {
+        const auto two = [&](int64_t i) {
+            const Two g = gate.where_through(widened(gate.pass_twice(twice_at(grad_y + i), i)), i);
+            const Two deviations = x.deviations(i);
+            projected[way] += g.a * deviations.a;
+            projected[way + 1] += g.b * deviations.b;
+            way = (way + 2) % ways;
+            return g;
+        };
+        all.gradient += sum_piece(begin, end, two, [&](int64_t i, int lanes) {
             const vf g = gate.pass(load_first(grad_y + i, lanes), i, lanes);
-            projected[way++ % ways] += g * x.deviation(i, lanes);
+            projected[0] += g * x.deviation(i, lanes);
             return g;
         });
         all.projected += sum_of(projected) * double(inverse);
@@ -184,30 +231,31 @@ struct Slopes {
     float scale, slope, offset;
 };
 
-template <bool with_residual, bool streaming, class Gate, class Kept>
-void gradient_of_x(const float* grad_y, Gate gate, Kept x, int64_t length, Slopes line, float* grad_x,
-                   float* grad_residual) {
+template <bool with_residual, bool streaming, class Entry, class Gate, class Kept>
+void gradient_of_x(const Entry* grad_y, Gate gate, Kept x, int64_t length, Slopes line, Entry* grad_x,
+                   Entry* grad_residual) {
     const vf scale = splat(line.scale), slope = splat(line.slope), offset = splat(line.offset);
-    const auto result = [&](vf g, int64_t i, int lanes) {
-        return g * scale + (x.deviation(i, lanes) * slope + offset);
-    };
+    const auto result = [&](vf g, vf deviation) { return g * scale + (deviation * slope + offset); };
     int64_t i = 0;
-    for (; i + W <= length; i += W) {
-        const vf g = gate.pass(loadu(grad_y + i), i, W), gradient = result(g, i, W);
-        if constexpr (with_residual) put<streaming>(grad_residual + i, g);
-        put<streaming>(grad_x + i, gradient);
+    for (; i + 2 * W <= length; i += 2 * W) {
+        const auto passed = gate.pass_twice(twice_at(grad_y + i), i);
+        const Two g = gate.where_through(widened(passed), i), deviations = x.deviations(i);
+        if constexpr (with_residual) put_twice<streaming>(grad_residual + i, passed);
+        put_twice<streaming>(grad_x + i, narrowed({result(g.a, deviations.a), result(g.b, deviations.b)}, grad_x));
     }
-    if (i == length) return;
-    const int lanes = int(length - i);
-    const vf g = gate.pass(load_first(grad_y + i, lanes), i, lanes), gradient = result(g, i, lanes);
-    if constexpr (with_residual) store_first(grad_residual + i, g, lanes);
-    store_first(grad_x + i, gradient, lanes);
+    for (; i < length; i += W) {
+        const int lanes = int(least(W, length - i));
+        const vf g = gate.pass(load_first(grad_y + i, lanes), i, lanes);
+        const vf gradient = result(g, x.deviation(i, lanes));
+        if constexpr (with_residual) store_first(grad_residual + i, g, lanes);
+        store_first(grad_x + i, gradient, lanes);
+    }
 }
 
 // One channel of the backward pass.
-template <bool streaming, class Gate, class Kept>
-void backward_channel(const float* grad_y, Gate gate, Kept x, int64_t length, float weight, float inverse,
-                      float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias) {
+template <bool streaming, class Entry, class Gate, class Kept>
+void backward_channel(const Entry* grad_y, Gate gate, Kept x, int64_t length, float weight, float inverse,
+                      Entry* grad_x, Entry* grad_residual, float* grad_weight, float* grad_bias) {
     const Sums sums = gradient_sums(grad_y, gate, x, length, inverse);
     const double scale = double(weight) * inverse;
     const Slopes line{float(scale), float(-scale * inverse * sums.projected / double(length)),
@@ -240,8 +288,9 @@ template <class Work> void each_channel(int64_t channels, bool streaming, int th
 // none. `scale` and `shift` [C] get the factors of y = x * scale + shift; they may be null.
 // Writes y, the batch's mean and 1 / sqrt(variance + epsilon) [C]; moves the running statistics by `momentum` towards
 // the batch's mean and unbiased variance, as torch does.
-void batch_norm_forward(const float* x, int64_t channels, int64_t length, const float* weight, const float* bias,
-                        double epsilon, const float* residual, bool relu, float* y, uint64_t* positive, float* mean,
+template <class Entry>
+void batch_norm_forward(const Entry* x, int64_t channels, int64_t length, const float* weight, const float* bias,
+                        double epsilon, const Entry* residual, bool relu, Entry* y, uint64_t* positive, float* mean,
                         float* inverse_deviation, float* scale, float* shift, float* running_mean,
                         float* running_variance, double momentum, int kept_bytes, void* kept, float* step, float* low,
                         int threads) {
@@ -258,16 +307,16 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
                                         positive ? positive + c * words(length) : nullptr, copy);
         };
         const vf centre = splat(float(found.mean));
-        if (kept_bytes == 1) {
+        if (kept_bytes == int(sizeof(Entry))) {
+            write(Unwritten{});
+        } else if (kept_bytes == 1) {
             const Range range = range_of(x + start, length);
             const Steps steps = steps_of(range, float(found.mean));
             step[c] = steps.step;
             low[c] = steps.low;
-            write(ToBytes{static_cast<uint8_t*>(kept) + start, centre, splat(steps.per_step), splat(steps.zero)});
-        } else if (kept_bytes == 2) {
-            write(ToBfloat16{static_cast<uint16_t*>(kept) + start, centre});
+            write(ToBytes<Entry>{static_cast<uint8_t*>(kept) + start, centre, splat(steps.per_step), splat(steps.zero)});
         } else {
-            write(Unwritten{});
+            write(ToBfloat16{static_cast<uint16_t*>(kept) + start, centre});
         }
         mean[c] = float(found.mean);
         inverse_deviation[c] = float(inverse);
@@ -283,12 +332,14 @@ void batch_norm_forward(const float* x, int64_t channels, int64_t length, const 
 // whole x; all are null without a ReLU. grad_residual is null without a residual, and weight may be.
 // grad_weight and grad_bias [C] are always written. grad_x or grad_residual may be grad_y's own memory. `kept` is x, or
 // its narrower copy.
-void batch_norm_backward(const float* grad_y, const uint64_t* positive, const float* scale, const float* shift,
+template <class Entry>
+void batch_norm_backward(const Entry* grad_y, const uint64_t* positive, const float* scale, const float* shift,
                          int kept_bytes, const void* kept, const float* step, const float* low, int64_t channels,
                          int64_t length, const float* weight, const float* mean, const float* inverse_deviation,
-                         float* grad_x, float* grad_residual, float* grad_weight, float* grad_bias, int threads) {
-    const float* x = kept_bytes == 4 ? static_cast<const float*>(kept) : nullptr;
+                         Entry* grad_x, Entry* grad_residual, float* grad_weight, float* grad_bias, int threads) {
+    const Entry* x = kept_bytes == int(sizeof(Entry)) ? static_cast<const Entry*>(kept) : nullptr;
     if (scale && !x) invalid("batch_norm_backward: what the ReLU let through cannot be told from a narrow input.");
+    if (scale && grad_residual) invalid("batch_norm_backward: the gradient of a residual needs the bits of the ReLU.");
     const bool streaming = streams(grad_x, channels, length, grad_y, x) &&
                            (!grad_residual || streams(grad_residual, channels, length, grad_y, x));
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
@@ -300,19 +351,21 @@ void batch_norm_backward(const float* grad_y, const uint64_t* positive, const fl
                                           grad_bias + c);
         };
         const auto read = [&](auto copy) {
-            if (positive) run(ByBits{positive + c * words(length)}, copy);
+            if (positive) run(ByBits(positive + c * words(length)), copy);
             else run(NoReLU{}, copy);
         };
-        if (scale) run(BySign{x + start, splat(scale[c]), splat(shift[c])}, OfFloat32{x + start, splat(mean[c])});
-        else if (kept_bytes == 1) read(OfBytes{static_cast<const uint8_t*>(kept) + start, splat(step[c]), splat(low[c])});
-        else if (kept_bytes == 2) read(OfBfloat16{static_cast<const uint16_t*>(kept) + start});
-        else read(OfFloat32{x + start, splat(mean[c])});
+        const Whole<Entry> whole{x + start, splat(mean[c])};
+        if (scale) run(BySign<Entry>(x + start, scale[c], shift[c]), whole);
+        else if (x) read(whole);
+        else if (kept_bytes == 1) read(OfBytes<Entry>{static_cast<const uint8_t*>(kept) + start, splat(step[c]), splat(low[c])});
+        else read(OfBfloat16{static_cast<const uint16_t*>(kept) + start});
     });
 }
 
 // y = x * scale + shift a channel (+ residual) (ReLU): batch norm with fixed statistics. positive may be null.
-void affine_forward(const float* x, int64_t channels, int64_t length, const float* scale, const float* shift,
-                    const float* residual, bool relu, float* y, uint64_t* positive, int threads) {
+template <class Entry>
+void affine_forward(const Entry* x, int64_t channels, int64_t length, const float* scale, const float* shift,
+                    const Entry* residual, bool relu, Entry* y, uint64_t* positive, int threads) {
     const bool streaming = streams(y, channels, length, x, residual);
     each_channel(channels, streaming, threads, [=](int64_t c, auto known) {
         const int64_t start = c * length;
@@ -325,27 +378,55 @@ namespace {
 
 constexpr int64_t stretch = 64 * word;  // entries of a flat array that a thread takes at a time
 
-}  // namespace
+// A word of entries through the ReLU, and its bits; a word of gradients through the bits.
+template <bool streaming, class Entry> uint64_t rectify_word(const Entry* x, Entry* y) {
+    uint64_t bits = 0;
+#pragma GCC unroll 8
+    for (int at = 0; at < word; at += 2 * W) {
+        uint32_t through;
+        put_twice<streaming>(y + at, rectified(twice_at(x + at), through));
+        bits |= uint64_t(through) << at;
+    }
+    return bits;
+}
+template <bool streaming, class Entry> void pass_word(const Entry* grad_y, uint64_t bits, Entry* grad_x) {
+#pragma GCC unroll 8
+    for (int at = 0; at < word; at += 2 * W)
+        put_twice<streaming>(grad_x + at, keep_twice(twice_at(grad_y + at), uint32_t(bits >> at)));
+}
 
-// y = max(x, 0) and its bits, of n entries in any order.
-void relu_forward(const float* x, int64_t n, float* y, uint64_t* positive, int threads) {
-    each_channel((n + stretch - 1) / stretch, streams(y, 1, n, x, x), threads, [=](int64_t part, auto known) {
-        const int64_t begin = part * stretch;
-        affine<true, false, known.value>(x + begin, least(stretch, n - begin), 1, 0, nullptr, y + begin,
-                                         positive ? positive + begin / word : nullptr, Unwritten{});
+// Calls work(from, to, which word, streaming) for the words of `from` [n]; the last may be shorter, and is then a copy.
+template <class Entry, class Work> void each_word(const Entry* from, Entry* to, int64_t n, int threads, Work work) {
+    each_channel((n + stretch - 1) / stretch, streams(to, 1, n, from, from), threads, [=](int64_t part, auto known) {
+        const int64_t end = least((part + 1) * stretch, n);
+        int64_t i = part * stretch;
+        for (; i + word <= end; i += word) work(from + i, to + i, i / word, known);
+        if (i == end) return;
+        Entry last[word] = {};
+        std::memcpy(last, from + i, sizeof(Entry) * size_t(end - i));
+        work(last, last, i / word, Known<false>{});
+        std::memcpy(to + i, last, sizeof(Entry) * size_t(end - i));
     });
 }
 
-void relu_backward(const float* grad_y, const uint64_t* positive, int64_t n, float* grad_x, int threads) {
-    each_channel((n + stretch - 1) / stretch, streams(grad_x, 1, n, grad_y, grad_y), threads,
-                 [=](int64_t part, auto known) {
-                     int64_t i = part * stretch;
-                     const int64_t end = least(i + stretch, n);
-                     const ByBits gate{positive};
-                     for (; i + W <= end; i += W) put<known.value>(grad_x + i, gate.pass(loadu(grad_y + i), i, W));
-                     const int lanes = int(end - i);
-                     if (lanes) store_first(grad_x + i, gate.pass(load_first(grad_y + i, lanes), i, lanes), lanes);
-                 });
+}  // namespace
+
+// y = max(x, 0) and its bits, of n entries in any order.
+template <class Entry> void relu_forward(const Entry* x, int64_t n, Entry* y, uint64_t* positive, int threads) {
+    each_word(x, y, n, threads, [=](const Entry* from, Entry* to, int64_t at, auto known) {
+        const uint64_t bits = rectify_word<known.value>(from, to);
+        if (positive) positive[at] = bits;
+    });
 }
+
+template <class Entry>
+void relu_backward(const Entry* grad_y, const uint64_t* positive, int64_t n, Entry* grad_x, int threads) {
+    each_word(grad_y, grad_x, n, threads, [=](const Entry* from, Entry* to, int64_t at, auto known) {
+        pass_word<known.value>(from, positive[at], to);
+    });
+}
+
+SWAT_NORM(SWAT_INSTANTIATE, float, )
+SWAT_NORM(SWAT_INSTANTIATE, bf16, )
 
 }  // namespace torchswat::SWAT_ISA

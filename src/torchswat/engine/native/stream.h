@@ -12,11 +12,13 @@ constexpr bool can_stream = true;
 #else
 constexpr bool can_stream = false;
 #endif
-constexpr int64_t cached_floats = int64_t(1) << 21;  // 8 MiB
+constexpr int64_t cached_bytes = int64_t(8) << 20;
 
-// Whether a result of `floats` in rows of `row` is worth it, and every vector of it aligned.
-static inline bool worth_streaming(const float* to, int64_t floats, int64_t row) {
-    return can_stream && floats > cached_floats && row % W == 0 && reinterpret_cast<uintptr_t>(to) % (4 * W) == 0;
+// Whether a result of `entries` in rows of `row` is worth it, and every register's worth of it aligned.
+template <class Entry> static inline bool worth_streaming(const Entry* to, int64_t entries, int64_t row) {
+    constexpr int64_t size = sizeof(Entry), vector = 4 * W;
+    return can_stream && entries * size > cached_bytes && row * size % vector == 0 &&
+           reinterpret_cast<uintptr_t>(to) % vector == 0;
 }
 
 template <bool streaming> static inline void put(float* to, vf x) {

@@ -1,5 +1,5 @@
-// A square of floats, W x W, turned in registers: log2(W) rounds, each of which swaps the off-diagonal quarters of
-// all blocks of one size.
+// A square of entries turned in registers: W x W floats in log2(W) rounds, each of which swaps the off-diagonal quarters
+// of all blocks of one size; or 2W x 2W entries of 16 bits, which are two such squares of pairs.
 #pragma once
 #include "vec.h"
 
@@ -27,6 +27,23 @@ static inline void transpose(vf (&x)[W]) {
     if constexpr (W > 4) swap_quarters<4>(x);
     swap_quarters<2>(x);
     swap_quarters<1>(x);
+}
+
+// Row i of the square is `x[i]` before, and column i is `x[i]` after. Neighbours in a column become pairs, of which
+// those of the even columns are one square and those of the odd columns another.
+static inline void transpose(vf (&x)[2 * W]) {
+    typedef uint32_t vu __attribute__((vector_size(4 * W)));
+    vf even[W], odd[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+        const vu upper = reinterpret_cast<vu>(x[2 * i]), lower = reinterpret_cast<vu>(x[2 * i + 1]);
+        even[i] = reinterpret_cast<vf>((upper & 0xffff) | lower << 16);
+        odd[i] = reinterpret_cast<vf>(upper >> 16 | (lower & 0xffff0000u));
+    }
+    transpose(even);
+    transpose(odd);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) x[2 * i] = even[i], x[2 * i + 1] = odd[i];
 }
 
 }  // namespace torchswat::SWAT_ISA
