@@ -246,7 +246,7 @@ class Training:
         """Its own settings as words; what follows from them is left out."""
         pairs = [setting.partition("=")[::2] for setting in self.settings]
         named = [(key.rpartition(".")[2].replace("_", " "), value) for key, value in pairs]
-        return [(key, value) for key, value in named if key != "milestones"]
+        return [(key, value.strip("[]").replace(", ", "x")) for key, value in named if key != "milestones"]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
