@@ -42,7 +42,9 @@ def rounded(tensor: Tensor) -> Tensor:
     return tensor.float().bfloat16().double()
 
 
-def expected(layer: nn.Conv2d | nn.Linear, x: Tensor, gradient: Tensor, sparsity: float) -> tuple[Tensor, ...]:
+def expected(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, gradient: Tensor, sparsity: float
+) -> tuple[Tensor, ...]:
     """Return output, and gradients of input, weight and bias, in float64."""
     x, weight = rounded(x.detach()), rounded(selected(layer.weight.detach(), sparsity))
     bias = None if layer.bias is None else layer.bias.detach().double()
@@ -130,7 +132,9 @@ def test_rows_of_the_table(algorithm: str, plan: str) -> None:
 
 @pytest.mark.parametrize("option", [{"scope": "chw"}, {"period": 3}, {"method": "sample"}])
 def test_other_selections_train(option: dict, plan: str) -> None:
-    model = sparsify_(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), sparsity=0.8, **option)
+    model = sparsify_(
+        nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), sparsity=0.8, **option
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     x, losses = torch.randn(16, 8, 8, 8), []
     for _ in range(8):
@@ -219,7 +223,9 @@ def test_autocast_of_half_precision_stays_as_it_was() -> None:
 def test_gradient_checkpointing_repeats_the_pass() -> None:
     from torch.utils.checkpoint import checkpoint
 
-    model = sparsify_(nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)), sparsity=0.8)
+    model = sparsify_(
+        nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)), sparsity=0.8
+    )
     again, x = copy.deepcopy(model), torch.randn(8, 4, 8, 8)
     with autocast():
         model(x).float().square().sum().backward()

@@ -37,7 +37,10 @@ class Case:
         n, c, h, w, k, r, s, stride, padding = sizes
         p, q = (h + 2 * padding - r) // stride + 1, (w + 2 * padding - s) // stride + 1
         self.shape = native.ConvShape(n, c, h, w, k, r, s, stride, stride, padding, padding, p, q)
-        self.x, self.gradient = chwn(torch.randn(n, c, h, w)).bfloat16(), chwn(torch.randn(n, k, p, q)).bfloat16()
+        self.x, self.gradient = (
+            chwn(torch.randn(n, c, h, w)).bfloat16(),
+            chwn(torch.randn(n, k, p, q)).bfloat16(),
+        )
         self.weight, self.bias = torch.randn(k, c, r, s), torch.randn(k)
         self.limit = float(self.weight.abs().flatten().quantile(sparsity))
         self.kept = self.weight.abs() >= self.limit
@@ -57,7 +60,9 @@ class Case:
         return y, of_x, backward(gradient, selected, weight, None, *geometry, (False, True, False))[1]
 
 
-def compress(native: ModuleType, x: Tensor, limit: float, factors: tuple[Tensor, Tensor] | None = None, threads=2):
+def compress(
+    native: ModuleType, x: Tensor, limit: float, factors: tuple[Tensor, Tensor] | None = None, threads=2
+):
     """Return values, bits and starts of the pairs that are kept, and what was counted."""
     n, c, h, w = x.shape
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
@@ -197,22 +202,30 @@ def test_a_nan_among_what_is_selected_from_is_told(native: ModuleType) -> None:
         memory = torch.full((3,), -1.0, dtype=torch.float64)
         for _ in range(2):  # without a hint, and with one
             x[n // 2] = torch.nan
-            found = native.select_bf16(memory.data_ptr(), x.data_ptr(), n, max(1, n // 5), 0.8, True, False, 2)
+            found = native.select_bf16(
+                memory.data_ptr(), x.data_ptr(), n, max(1, n // 5), 0.8, True, False, 2
+            )
             assert found.not_a_number
             x[n // 2] = 0.0
             native.select_bf16(memory.data_ptr(), x.data_ptr(), n, max(1, n // 5), 0.8, True, False, 2)
 
 
 @fast
-@given(n=st.sampled_from([1, 63, 64, 65, 300, 70_000]), limit=st.sampled_from([0.0, 0.75]), masked=st.booleans())
-def test_flat_bfloat16_is_kept_and_scattered_again(native: ModuleType, n: int, limit: float, masked: bool) -> None:
+@given(
+    n=st.sampled_from([1, 63, 64, 65, 300, 70_000]), limit=st.sampled_from([0.0, 0.75]), masked=st.booleans()
+)
+def test_flat_bfloat16_is_kept_and_scattered_again(
+    native: ModuleType, n: int, limit: float, masked: bool
+) -> None:
     x = torch.randn(n).bfloat16()
     x[torch.rand(n) < 0.2] = 0.0
     mask = torch.rand(n) < 0.5
     bits = torch.zeros(-(-n // 64), dtype=torch.int64)
     starts = torch.empty(native.kept_parts(n) + 1, dtype=torch.int64)
     marks = mask.data_ptr() if masked else 0
-    count = native.mark_kept_bf16(x.data_ptr(), marks, max(limit, 1e-45), n, bits.data_ptr(), starts.data_ptr(), 2)
+    count = native.mark_kept_bf16(
+        x.data_ptr(), marks, max(limit, 1e-45), n, bits.data_ptr(), starts.data_ptr(), 2
+    )
     values = torch.empty(count, dtype=torch.bfloat16)
     native.gather_kept_bf16(x.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, values.data_ptr(), 2)
     again = torch.full((n,), torch.nan, dtype=torch.bfloat16)

@@ -70,9 +70,10 @@ def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 
 def _products(rows: list[Row]) -> Table:
-    bfloat16 = any(row["dense_bfloat16_ms"] for row in rows)
+    bfloat16 = any(row.get("bfloat16_ms") for row in rows)
     sparseprop = any(row["sparseprop_ms"] for row in rows)
-    optional = ("dense bf16 ms",) * bfloat16 + ("sparseprop ms",) * sparseprop
+    narrow = ("dense bf16 ms", "bf16 ms", "speed-up", "blocks 2x2", "speed-up")
+    optional = narrow * bfloat16 + ("sparseprop ms",) * sparseprop
     table = _table(
         "Products: sparse (all included) against dense in its faster layout",
         ("shape", "product"),
@@ -89,7 +90,12 @@ def _products(rows: list[Row]) -> Table:
         ),
     )
     for row in rows:
-        extra = [_ms(row["dense_bfloat16_ms"])] * bfloat16 + [_ms(row["sparseprop_ms"])] * sparseprop
+        extra = [_ms(row["sparseprop_ms"])] * sparseprop
+        if bfloat16:
+            times = [_ms(row["dense_bfloat16_ms"])]
+            for key in ("bfloat16", "blocks"):
+                times += [_ms(row[f"{key}_ms"]), f"{row[f'{key}_speed_up']:.2f}x"]
+            extra = times + extra
         table.add_row(
             row["shape"],
             row["product"],
@@ -111,7 +117,11 @@ def _products(rows: list[Row]) -> Table:
 
 
 def _means(summary: list[Row]) -> Table:
-    table = _table("Geometric mean", (), ("S", "products", "speed-up", "target", "limit"))
+    narrow = (
+        ("bfloat16_speed_up", "blocks_speed_up") if any("blocks_speed_up" in row for row in summary) else ()
+    )
+    more = ("in bfloat16", "in blocks") if narrow else ()
+    table = _table("Geometric mean", (), ("S", "products", "speed-up", "target", "limit", *more))
     for row in summary:
         table.add_row(
             f"{row['sparsity']:g}",
@@ -119,6 +129,7 @@ def _means(summary: list[Row]) -> Table:
             f"{row['speed_up']:.2f}x",
             _times(row["target"]),
             f"{row['limit']:.3g}x",
+            *(_times(row.get(key)) for key in narrow),
         )
     return table
 

@@ -159,7 +159,12 @@ def _forward_compiled(
         *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
         *(_address(residual), relu, y.data_ptr()),
         *(_address(t) for t in (positive, mean, inverse_deviation, scale, shift, running_mean, running_var)),
-        *(momentum, copy[0].element_size() if copy else x.element_size(), *_addresses(copy), torch.get_num_threads()),
+        *(
+            momentum,
+            copy[0].element_size() if copy else x.element_size(),
+            *_addresses(copy),
+            torch.get_num_threads(),
+        ),
     )
     return y, positive, mean, inverse_deviation, copy
 

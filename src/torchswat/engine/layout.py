@@ -110,7 +110,9 @@ def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor
     native = native or native_for_entries(x)
     if native is None or not is_chwn(x):
         return result.copy_(x)
-    kernel_for(native, "chwn_to_channels_last", x)(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
+    kernel_for(native, "chwn_to_channels_last", x)(
+        x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads()
+    )
     return result
 
 

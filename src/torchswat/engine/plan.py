@@ -89,7 +89,17 @@ class TunedPlan:
                 scope.record(shape, sparsity)
         asked = os.environ.get("TORCHSWAT_PLAN", "")
         step, threads = int(sparsity * _STEPS + 1e-9), torch.get_num_threads()
-        key = (asked, file, shape.input, shape.weight, shape.stride, shape.padding, shape.narrow, step, threads)
+        key = (
+            asked,
+            file,
+            shape.input,
+            shape.weight,
+            shape.stride,
+            shape.padding,
+            shape.narrow,
+            step,
+            threads,
+        )
         choice = self._choices.get(key)
         return self._decide(key, shape, sparsity) if choice is None else choice
 

@@ -26,13 +26,16 @@ from torchswat.engine.arguments import (
     GRAD_INPUT_WEIGHT,
     GRAD_WEIGHT_ACTIVATION,
     GRAD_WEIGHT_SPARSE,
+    kept_count,
 )
+from torchswat.engine.block_masks import Blocks, block_sums, mask_of_blocks
 from torchswat.engine.loader import native
 from torchswat.engine.ops import Geometry
 from torchswat.engine.packed import Shape
 from torchswat.engine.timings import Pair, Timing, is_matrix, multiply_adds, output_positions
 
-Best = Callable[[Callable[[], Tensor], Callable[[], Tensor]], Pair]
+Ways = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+"""A product on sparse operands, and on dense ones."""
 
 _NEVER = 1e9  # milliseconds, of what no kernel can do
 _MOST_MULTIPLY_ADDS = 2**32  # of a raced product: beyond, fewer samples tell as much
@@ -73,12 +76,17 @@ def race(
     while samples > 16 and multiply_adds(shape) > _MOST_MULTIPLY_ADDS:
         samples //= 2
         shape = replace(shape, input=(samples, *shape.input[1:]))
+    best = partial(_best, repeats=repeats, clock=clock)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return _race(shape, sparsity, partial(_best, repeats=repeats, clock=clock))
+        return Timing(*(best(*ways) for ways in contestants(shape, sparsity)))
 
 
-def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
-    """Race the very steps that a layer's pass is made of, but for the selection, which both ways share."""
+def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1)) -> list[Ways]:
+    """Return forward, grad_input and grad_weight of `shape`, each sparse and dense, on random operands.
+
+    They are the very steps that a layer's pass is made of, but for the selection, which both ways share. Weights
+    are selected one by one, or in blocks of filters x input channels.
+    """
     module = native()
     assert module is not None
     draw = torch.Generator().manual_seed(0)
@@ -98,6 +106,11 @@ def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
         weight = _random(draw, *shape.weight)
     if shape.narrow:
         x, gradient = (tensor.to(torch.bfloat16) for tensor in (x, gradient))
+    if block != (1, 1):
+        blocks = Blocks(*block)
+        sums = block_sums(weight, blocks)
+        least = sums.flatten().topk(kept_count(sums.numel(), sparsity)).values[-1]
+        chosen = compiled_layer.Chosen(mask=mask_of_blocks(sums >= least, weight, blocks))
     size, order = x.shape, layout.NCHW if matrix else layout.CHWN
 
     def in_chwn(tensor: Tensor) -> Tensor:
@@ -122,17 +135,17 @@ def _race(shape: Shape, sparsity: float, best: Best) -> Timing:
             kept, products = saved.compress(module, x, None, limit, -1)[0], compiled_layer.CHWN_SAVED
         return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, limit, None)
 
-    return Timing(
-        best(
+    return [
+        (
             lambda: compiled_layer.forward_sparse(module, sizes, in_chwn(x), weight, chosen, None, matrix)[0],
             forward_dense,
         ),
-        best(
+        (
             lambda: compiled_layer.grad_input_of(backward(in_chwn(gradient), GRAD_INPUT_SPARSE), chosen),
             lambda: compiled_layer.grad_input_of(backward(gradient, 0), chosen),
         ),
-        best(sparse_gradient, dense_gradient),
-    )
+        (sparse_gradient, dense_gradient),
+    ]
 
 
 def _random(draw: torch.Generator, *sizes: int) -> Tensor:
