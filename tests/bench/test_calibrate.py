@@ -21,6 +21,7 @@ from torchswat.engine.timings import Timing, multiply_adds
 
 RACED = {
     "avx512": Path(__file__).parent / "races.jsonl",  # AMD Zen 5; one thread
+    "avx512bf16": Path(__file__).parent / "races-bf16.jsonl",  # AMD Zen 5; one thread
     "avx2": Path(__file__).parent / "races-avx2.jsonl",  # AMD EPYC of family 25, model 1; one thread
 }
 """Some of the races that the stored costs were fitted to."""

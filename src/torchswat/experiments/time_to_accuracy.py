@@ -138,8 +138,8 @@ def _is_narrow(label: str) -> bool:
 def _draw(panel: Axes, kinds: dict[str, list[Trained]], passed: dict[str, list[float]], narrow: bool) -> None:
     """Draw the mean accuracy after each epoch over what has passed until then; a band from least to most.
 
-    All of one precision; those of bfloat16 with dense float32 beside them. Of dense training in fewer epochs only the ends are drawn, with that of its own schedule: what it reaches when
-    it is given so much.
+    All of one precision; those of bfloat16 with dense float32 beside them. Of dense training in fewer epochs only
+    the ends are drawn, with that of its own schedule: what it reaches when it is given so much.
     """
     ends: list[tuple[float, float]] = []
     colours, opponent = iter(COLOURS), _NARROW if narrow else _DENSE
