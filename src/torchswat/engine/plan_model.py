@@ -31,6 +31,8 @@ MARGIN = 0.95
 
 _LANES = 16  # samples (or filters) in a vector
 _TILES = ((4, 4), (4, 7), (3, 7), (3, 8), (4, 6), (2, 7), (2, 8))  # as in native/conv_tiles.h
+_TINY_VECTORS = 4  # of samples, in a tile of a map of 2x2
+_TRIMMED = (4, 8)  # maps of which the zeros around them are left out
 _FLAT_TILE = 8  # vectors of a tile of a 1x1 kernel
 _TILE_FLOATS = 11 * 1024  # of a block of channels
 _SLAB_FLOATS = 10 * 1024  # of the output gradient that one list of the weight gradient runs over
@@ -190,13 +192,21 @@ def _sparse_weights(kind: str, z: Sizes, forward: bool, density: float) -> tuple
     """Count forward, or grad_input: there source and result change places."""
     weights = z.k * z.c * z.r * z.s
     source, result = (z.c, z.k) if forward else (z.k, z.c)
+    inside = 1.0
     if kind in ("1x1", "matrix"):
         lanes = _up(z.n * z.h * z.w, _LANES)
         tiles, vectors = -(-lanes // (_FLAT_TILE * _LANES)), lanes // _LANES
         source_floats = result_floats = lanes
         reach = _FLAT_TILE
+    elif kind == "3x3" and (z.h, z.w) == (z.p, z.q) == (2, 2):  # the whole map is a tile, times some vectors
+        groups = -(-z.n // _LANES)
+        tiles, vectors, inside = -(-groups // _TINY_VECTORS), 4 * groups, 16 / 36
+        source_floats = result_floats = 4 * groups * _LANES
+        reach = 4 * _TINY_VECTORS
     else:
         groups = -(-z.n // _LANES)
+        if kind == "3x3" and z.h == z.w == z.p == z.q and z.h in _TRIMMED:
+            inside = ((3 * z.h - 2) / (3 * z.h)) ** 2
         steps = (z.p, z.q) if forward or z.stride > 1 else (z.h, z.w)
         a_map, height, width = min(_tiling(*steps, *tile) for tile in _TILES)
         tiles, vectors = groups * a_map // (height * width), groups * a_map
@@ -207,7 +217,7 @@ def _sparse_weights(kind: str, z: Sizes, forward: bool, density: float) -> tuple
         reach = (height + z.r - 1) * (width + z.s - 1)
     blocks = -(-source * reach * _LANES // _TILE_FLOATS)
     return (
-        density * weights * vectors * _LANES,
+        density * weights * vectors * _LANES * inside,
         density * weights * tiles,
         source_floats * source,
         result_floats * result,
