@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import torch
 
 CACHED_FLOATS = 1 << 21
 """Results of more floats are written past the cache (stream.h)."""
+
+DTYPES = [torch.float32, torch.bfloat16]
+"""Of the entries of activations, where a kernel takes both."""
+
+
+def kernel(native: ModuleType, name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the kernel `name` for entries of `dtype`."""
+    return getattr(native, name if dtype == torch.float32 else f"{name}_bf16")
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return by how much of itself a result of `dtype` may be off the same in float32."""
+    return 0.0 if dtype == torch.float32 else 2.0**-8
 
 
 def chwn(x: torch.Tensor) -> torch.Tensor:

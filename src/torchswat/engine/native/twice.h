@@ -84,7 +84,7 @@ static inline void put_bytes_twice(uint8_t* to, vi a, vi b, const float*) {
     std::memcpy(to + W, &rest, sizeof rest);
 }
 static inline void put_bytes_twice(uint8_t* to, vi a, vi b, const bf16*) {
-    const vh pairs = __builtin_convertvector(a | b << 8, vh);
+    const vh pairs = lower_halves(reinterpret_cast<vpairs>(a | b << 8));
     std::memcpy(to, &pairs, sizeof pairs);
 }
 
