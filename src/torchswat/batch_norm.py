@@ -17,6 +17,7 @@ from torchswat.engine.batch_norm import (
     RecomputeInfo,
     factors_for,
     is_compiled,
+    kept_as,
     runs_eagerly,
 )
 from torchswat.errors import UnknownName
@@ -61,6 +62,7 @@ def recomputable(
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     weight, bias, mean, variance = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    norm_input = kept_as(norm_input, input)
     compiled = is_compiled(input, residual, weight, bias, mean, variance)
     scale, shift = (compiled and factors_for(input, relu, residual, norm_input)) or (None, None)
     statistics = weight, bias, mean, variance, norm.eps, norm.momentum
@@ -98,7 +100,8 @@ class BatchNormReLU2d(nn.BatchNorm2d):
     norm_input : {"whole", "bfloat16", "int8"}, default "whole"
         How the input is saved: as it is; its deviation from the channel's mean rounded to bfloat16 (2 bytes
         an entry, off by 1/512 of itself at most); or to 8 bits (1 byte an entry, off by 1/510 of the range
-        of the channel). Only gradients see the rounding, never the output.
+        of the channel). Only gradients see the rounding, never the output. An input of bfloat16 takes 2 bytes
+        as it is, so ``"bfloat16"`` is ``"whole"`` there.
 
     Raises
     ------

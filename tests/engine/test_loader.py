@@ -79,6 +79,19 @@ def test_only_float32_on_the_cpu_is_for_the_kernels():
     assert loader.native_for(x.to("meta")) is None
 
 
+@needs_native
+def test_kernels_of_activations_take_float32_or_bfloat16():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(2, dtype=dtype)
+        assert loader.native_for_entries(x, None, x) is not None
+        name = "relu_forward" if dtype == torch.float32 else "relu_forward_bf16"
+        assert loader.kernel_for(loader.native(), "relu_forward", x) is getattr(loader.native(), name)
+        other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+        for wrong in (x.to(other), x.half(), x.to("meta"), torch._neg_view(x)):  # pyright: ignore[reportPrivateImportUsage]
+            assert loader.native_for_entries(x, wrong) is None
+    assert loader.native_for(torch.zeros(2).bfloat16()) is None
+
+
 def test_its_absence_is_said_once(absent):
     with pytest.warns(UserWarning, match="without its compiled engine") as record:
         assert loader.native() is None

@@ -423,7 +423,9 @@ def test_every_bfloat16_goes_through_relu_and_a_maximum_of_one(native: ModuleTyp
 @pytest.mark.parametrize("residual", [False, True])
 def test_what_is_not_finite_stays_so(native: ModuleType, special: float, residual: bool) -> None:
     case = Case((40, 2, 3, 3), relu=True, residual=residual, dtype=torch.bfloat16)
-    (case.residual if residual else case.x)[[1, 33, 39], 0, 2, 2] = special
+    operand = case.residual if residual else case.x
+    assert operand is not None
+    operand[[1, 33, 39], 0, 2, 2] = special
     case.run(native)
     assert case.y[:, 1].isfinite().all() and case.grad_x[:, 1].isfinite().all()
     if not residual:

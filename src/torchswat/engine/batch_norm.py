@@ -25,7 +25,7 @@ from torchswat.engine.loader import kernel_for, native, native_for, native_for_e
 from torchswat.engine.once import differentiable_once
 
 NORM_INPUTS: dict[str, int] = {"whole": 4, "bfloat16": 2, "int8": 1}
-"""How batch norm's input is kept, and in how many bytes an entry (of a float32 input)."""
+"""How batch norm's input is kept, and in how many bytes an entry (of a float32 input; of bfloat16, whole is 2)."""
 
 _STEPS = 255
 
@@ -42,11 +42,11 @@ def runs_eagerly(*tensors: Tensor | None) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def takes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Return whether the compiled kernels take `x`: CHWN in memory, of float32, eager."""
-    if x.dim() != 4 or not runs_eagerly(x, *parameters) or len(x) < 2 or not ops.is_chwn(x):
+def takes(x: Tensor, residual: Tensor | None = None) -> bool:
+    """Return whether the compiled kernels take `x`: CHWN in memory, of float32 or bfloat16 (and `residual`), eager."""
+    if x.dim() != 4 or not runs_eagerly(x, residual) or len(x) < 2 or not ops.is_chwn(x):
         return False
-    return native_for_entries(x, *parameters) is not None
+    return native_for_entries(x, residual) is not None
 
 
 def _are_plain(*channel: Tensor | None) -> bool:
@@ -74,6 +74,11 @@ class RecomputeInfo(NamedTuple):
     shift: Tensor
 
 
+def kept_as(norm_input: str, x: Tensor) -> str:
+    """Return how `x` is kept: whole where a copy in bfloat16 would be no narrower."""
+    return "whole" if norm_input == "bfloat16" and x.dtype is torch.bfloat16 else norm_input
+
+
 def factors_for(x: Tensor, relu: bool, residual: Tensor | None, norm_input: str) -> tuple[Tensor, ...]:
     """Return empty scale and shift, (C,), where the output can be recomputed from `x`; else nothing."""
     again = relu and residual is None and norm_input == "whole"
@@ -82,8 +87,7 @@ def factors_for(x: Tensor, relu: bool, residual: Tensor | None, norm_input: str)
 
 def is_compiled(x: Tensor, residual: Tensor | None, *channel: Tensor | None) -> bool:
     """Return whether the compiled kernels normalise `x` with these parameters, (C,) each."""
-    same = residual is None or residual.dtype == x.dtype
-    return same and takes(x) and (residual is None or runs_eagerly(residual)) and _are_plain(*channel)
+    return takes(x, residual) and _are_plain(*channel)
 
 
 class BatchNorm(torch.autograd.Function):
@@ -159,12 +163,7 @@ def _forward_compiled(
         *(x.data_ptr(), channels, length, _address(weight), _address(bias), eps),
         *(_address(residual), relu, y.data_ptr()),
         *(_address(t) for t in (positive, mean, inverse_deviation, scale, shift, running_mean, running_var)),
-        *(
-            momentum,
-            copy[0].element_size() if copy else x.element_size(),
-            *_addresses(copy),
-            torch.get_num_threads(),
-        ),
+        *(momentum, (*copy, x)[0].element_size(), *_addresses(copy), torch.get_num_threads()),
     )
     return y, positive, mean, inverse_deviation, copy
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchswat.engine.loader import kernel_for, native_for_entries
+from torchswat.engine.loader import ENTRIES, kernel_for, native_for_entries
 
 NCHW, CHANNELS_LAST, CHWN = range(3)
 
@@ -76,10 +76,14 @@ def as_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     return x if is_chwn(x) else copy_to_chwn(x, native)
 
 
+def _copier(x: Tensor, native: ModuleType | None) -> ModuleType | None:
+    return native if native is not None and x.dtype in ENTRIES else native_for_entries(x)
+
+
 def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a CHWN copy of `x`, (N, C, H, W). Not differentiable; `native` may be given where it is known."""
     result = empty_chwn(x.shape, x)
-    native = native or native_for_entries(x)
+    native = _copier(x, native)
     if native is None:
         return result.copy_(x)
     h, w = x.shape[2:]
@@ -97,7 +101,7 @@ def copy_to_chwn(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a contiguous copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_in(NCHW, x.shape, x)
-    native = native or native_for_entries(x)
+    native = _copier(x, native)
     if native is None or not is_chwn(x):
         return result.copy_(x)
     kernel_for(native, "chwn_to_nchw", x)(x.data_ptr(), result.data_ptr(), *x.shape, torch.get_num_threads())
@@ -107,7 +111,7 @@ def copy_to_nchw(x: Tensor, native: ModuleType | None = None) -> Tensor:
 def copy_to_channels_last(x: Tensor, native: ModuleType | None = None) -> Tensor:
     """Return a channels-last copy of a CHWN `x`, (N, C, H, W). Not differentiable."""
     result = empty_channels_last(x.shape, x)
-    native = native or native_for_entries(x)
+    native = _copier(x, native)
     if native is None or not is_chwn(x):
         return result.copy_(x)
     kernel_for(native, "chwn_to_channels_last", x)(

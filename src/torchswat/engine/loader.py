@@ -2,7 +2,8 @@
 
 The environment variable ``TORCHSWAT_ENGINE`` decides: ``auto`` (the default) takes the compiled kernels
 where they were built, ``reference`` never does, ``native`` makes their absence an error. A second one,
-``TORCHSWAT_ISA``, forces an instruction set of the kernels (``avx512bf16``, ``avx512``, ``avx2`` or ``plain``).
+``TORCHSWAT_ISA``, forces an instruction set of the compiled kernels (``avx512bf16``, ``avx512``, ``avx2`` or
+``plain``).
 """
 
 from __future__ import annotations
@@ -109,14 +110,27 @@ def native_for_bfloat16(x: Tensor, *parameters: Tensor | None) -> ModuleType | N
     return native_for(*parameters)
 
 
-def native_for_entries(x: Tensor, *parameters: Tensor | None) -> ModuleType | None:
-    """Return the compiled module where it can work on a float32 or bfloat16 `x` and these float32 parameters."""
-    return native_for_bfloat16(x, *parameters) or native_for(x, *parameters)
+def native_for_entries(*activations: Tensor | None) -> ModuleType | None:
+    """Return the compiled module where kernels that `kernel_for` finds can work on all of these tensors.
+
+    They are plain ones on the CPU, all of float32 or all of bfloat16. Kernels that have one name alone take float32:
+    `native_for` tells for them.
+    """
+    given = [tensor for tensor in activations if tensor is not None]
+    if not all(
+        tensor.dtype in ENTRIES and tensor.dtype is given[0].dtype and has_memory(tensor) for tensor in given
+    ):
+        return None
+    return native()
 
 
 def kernel_for(module: ModuleType | None, name: str, x: Tensor) -> Any:
-    """Return the kernel of this name for the entries of `x`."""
-    return getattr(module, f"{name}_bf16" if x.dtype is torch.bfloat16 else name)
+    """Return the kernel of this name for the entries of `x`, of one of `ENTRIES`."""
+    return getattr(module, name + ENTRIES[x.dtype])
+
+
+ENTRIES = {torch.float32: "", torch.bfloat16: "_bf16"}
+"""Types of entries that kernels of activations take, and how the names of the kernels for each end."""
 
 
 _PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer

@@ -176,7 +176,9 @@ def traced(
     mean, variance, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if not norm.training or mean is None or variance is None or batches is None or norm.momentum is None:
         return None
-    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    narrow = x.dtype == torch.bfloat16 and mean.dtype == variance.dtype == torch.float32
+    wide = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if x.dim() != 4 or x.device.type != "cpu" or not (narrow or wide):
         return None
     batches.add_(1)
     y, _, _, _, new_mean, new_variance = torch.ops.torchswat.batch_norm(
