@@ -63,7 +63,9 @@ def _hugging_face() -> Iterator[Program]:
     for name, (family, settings, batch, asked, narrow) in DEFAULT.items():
         build = partial(hugging_face, family, **settings)
         yield TrainingStep(f"hf-{name}", build, batch, {"dense": asked})
-        yield TrainingStep(f"hf-{name}-bfloat16", build, batch, {"dense": narrow, "float32": 0.95}, autocast=True)
+        yield TrainingStep(
+            f"hf-{name}-bfloat16", build, batch, {"dense": narrow, "float32": 0.95}, autocast=True
+        )
     for name, (family, settings) in TINY.items():
         build = partial(hugging_face, family, **settings)
         yield TrainingStep(f"hf-tiny-{name}", build, (64, 3, 32, 32), {"dense": 0.85})
