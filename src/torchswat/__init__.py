@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torchswat.engine.allocator import tune_allocator
     from torchswat.fuse import fuse_, unfuse_
     from torchswat.runtime.network import load
-    from torchswat.runtime.package import save
+    from torchswat.runtime.saving import save
     from torchswat.selection import select
     from torchswat.summaries import summary
     from torchswat.tuning import tune
@@ -75,7 +75,7 @@ _HOMES = {
     "load": "torchswat.runtime.network",
     "load_sparse_state_": "torchswat.convert",
     "prune_": "torchswat.convert",
-    "save": "torchswat.runtime.package",
+    "save": "torchswat.runtime.saving",
     "select": "torchswat.selection",
     "sparse_layers": "torchswat.convert",
     "sparse_state": "torchswat.convert",

@@ -17,11 +17,11 @@ pytest.importorskip("uvicorn")
 
 import torchswat
 from torchswat.deploy import kserve
-from torchswat.runtime.graph import Graph, Node
+from torchswat.runtime.graph import Graph, Input, node
 
 from .test_service import ask, serving
 
-GRAPH = Graph((1, 8, 8), (Node("flat", "flatten", ("input",)),))
+GRAPH = Graph((Input("input", ("batch", 1, 8, 8), (1, 1, 8, 8)),), (node("Flatten", ["input"], "flat"),), ("flat",))
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_pictures_too_large_are_refused_in_one_voice(model: Path, tmp_path: Path
     ("kind", "words"),
     [
         ("dense", "no network of torchswat"),
-        ("checkpoint", "'torchswat checkpoint 1'; this version reads 'torchswat network 1'"),
+        ("checkpoint", "'torchswat checkpoint 1'; this version reads 'torchswat network 2'"),
         ("folder", "is a folder"),
     ],
 )

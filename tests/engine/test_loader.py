@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import BUILT, NAME, instruction_sets
 
-from torchswat.engine import info, loader
+from torchswat.engine import compiled, info, loader
 from torchswat.engine.loader import engine
 from torchswat.errors import InvalidValue, MissingDependency, UnknownName
 
@@ -32,7 +32,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         loader._load.cache_clear()
-        loader._warn_once.cache_clear()
+        compiled._warn_once.cache_clear()
 
     monkeypatch.setitem(sys.modules, "torchswat.engine._native", None)
     monkeypatch.delattr("torchswat.engine._native", raising=False)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import torchswat
+from torchswat.runtime.package import About, Package
+from torchswat.runtime.saving import write
+from torchswat.runtime.trace import trace
 
 
 def settle_(model: nn.Module) -> nn.Module:
@@ -31,13 +36,23 @@ def small_model() -> nn.Module:
     return torchswat.sparsify_(model, sparsity=0.8)
 
 
+@pytest.fixture(scope="session")
+def small_package() -> Package:
+    """The small network, read once: `torch.export` takes its time."""
+    torch.manual_seed(0)
+    model = settle_(torchswat.models.create("resnet-digits", width=8))
+    graph, tensors = trace(torchswat.sparsify_(model, sparsity=0.8), torch.randn(2, 1, 8, 8))
+    return Package(graph, tensors, About())
+
+
 @pytest.fixture
-def saved(small_model: nn.Module, tmp_path: Path) -> Callable[..., Path]:
+def saved(small_package: Package, tmp_path: Path) -> Callable[..., Path]:
     """Save the small network with whatever description, and return where."""
 
-    def save(**about: object) -> Path:
+    def save(**about: Any) -> Path:
         path = tmp_path / "small.safetensors"
-        torchswat.save(small_model, path, input_shape=(1, 8, 8), **about)  # type: ignore[arg-type]
+        about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
+        write(replace(small_package, about=About(**about)), path)
         return path
 
     return save

@@ -5,122 +5,156 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
-from torchswat.errors import InvalidData
-from torchswat.runtime.graph import OPERATIONS, Graph, Node
-from torchswat.runtime.plain import BODIES
+from torchswat.errors import InvalidData, InvalidValue
+from torchswat.runtime.graph import Graph, Input, Node, node
+from torchswat.runtime.infer import Value, constant, infer
+from torchswat.runtime.operations import OPERATIONS
+from torchswat.runtime.operations.rows import FLOAT
 
-CONVOLUTION = {"stride_h": 1, "stride_w": 1, "padding_h": 1, "padding_w": 1, "relu": 1}
+X = Input("input", ("batch", 3, "height", 8), (2, 3, 8, 8))
 GRAPH = Graph(
-    (3, 8, 8),
+    (X,),
     (
-        Node("conv", "conv2d", ("input",), CONVOLUTION),
-        Node("again", "conv2d", ("conv", "conv"), CONVOLUTION),
-        Node("pool", "max_pool", ("again",), {"kernel": 3, "stride": 2, "padding": 1, "ceil": 0}),
-        Node("flat", "flatten", ("pool",)),
-        Node("fc", "linear", ("flat",), {"relu": 0}),
+        node("Conv", ["input", "conv.weight", "conv.bias"], "conv", pads=(1, 1, 1, 1)),
+        node("Relu", ["conv"], "relu"),
+        node("MaxPool", ["relu"], "pool", kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
+        node("Reshape", ["pool", "sizes"], "flat"),
+        node("Gemm", ["flat", "fc.weight"], "fc", transB=1),
     ),
+    ("fc",),
 )
-TENSORS = {
-    "conv.weight": (4, 3, 3, 3),
-    "conv.bias": (4,),
-    "again.weight": (4, 4, 3, 3),
-    "again.bias": (4,),
-    "fc.weight": (10, 64),
-    "fc.bias": (10,),
-}
+SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "fc.weight": (10, 64)}
+NAMES = [*SHAPES, "sizes"]
+
+
+def values(**changes: tuple[int, ...]) -> dict[str, Value]:
+    """Return the tensors of the graph, of these shapes."""
+    shapes = {**SHAPES, **{name.replace("__", "."): shape for name, shape in changes.items()}}
+    return {
+        **{name: Value(shape, FLOAT) for name, shape in shapes.items()},
+        "sizes": constant(np.array([0, 64])),
+    }
 
 
 def test_shapes():
-    shapes = GRAPH.shapes(TENSORS)
-    assert shapes["pool"] == (4, 4, 4) and shapes["fc"] == (10,)
+    found = infer(GRAPH, values(), GRAPH.examples)
+    assert found["pool"].shape == (2, 4, 4, 4) and found["fc"].shape == (2, 10)
 
 
 def test_it_comes_back_from_plain_values():
-    assert Graph.from_json(GRAPH.to_json()) == GRAPH
+    found = Graph.from_json(copy.deepcopy(GRAPH.to_json()), NAMES)
+    assert found == GRAPH
 
 
-def test_every_operation_has_a_body():
-    assert BODIES.keys() == OPERATIONS.keys()
+def test_defaults_are_allowed():
+    for row in OPERATIONS.values():
+        for setting in row.settings.values():
+            assert setting.allows(setting.default), setting
 
 
 @pytest.mark.parametrize(
-    ("node", "key", "value", "words"),
+    ("at", "key", "value", "words"),
     [
-        (0, "name", "", "must be text"),
-        (0, "name", 3, "must be text"),
+        (0, "outputs", [""], "must be text"),
+        (0, "outputs", [3], "list of names"),
         (0, "operation", "exec", "unknown operation"),
-        (0, "operation", ["conv2d"], "unknown operation"),
+        (0, "operation", ["Conv"], "unknown operation"),
+        (0, "operation", "FusedConv", "unknown operation"),
         (0, "inputs", "input", "list of names"),
         (0, "inputs", [], "cannot have 0 inputs"),
-        (1, "inputs", ["conv"] * 3, "cannot have 3 inputs"),
+        (0, "inputs", ["", "conv.weight"], "cannot have 1 inputs"),
+        (0, "inputs", ["later", "conv.weight"], "no 'later' before it"),
+        (0, "outputs", ["a", "b"], "has no 2 outputs"),
+        (1, "outputs", ["conv"], "the name is taken"),
+        (1, "outputs", ["conv.weight"], "the name is taken"),
+        (4, "outputs", ["other"], "are made by no node"),
         (0, "settings", {}, "takes the settings"),
-        (0, "settings", {**CONVOLUTION, "stride_h": 0}, "allowed is 1 to"),
-        (0, "settings", {**CONVOLUTION, "stride_h": 1.0}, "allowed is 1 to"),
-        (0, "settings", {**CONVOLUTION, "relu": True}, "allowed is 0 to 1"),
-        (0, "settings", {**CONVOLUTION, "padding_w": 10**9}, "allowed is 0 to"),
+        (0, "settings", {"strides": [0, 1]}, "allowed is a list of whole numbers from 1"),
+        (0, "settings", {"strides": [1.0, 1]}, "allowed is a list"),
+        (0, "settings", {"pads": [10**9] * 4}, "allowed is a list"),
+        (0, "settings", {"pads": [1] * 1000}, "allowed is a list"),
+        (0, "settings", {"group": True}, "allowed is a whole number"),
+        (0, "settings", {"auto_pad": "exec"}, "allowed is 'none' or"),
+        (4, "settings", {"alpha": float("inf")}, "allowed is a number"),
     ],
 )
-def test_nodes_that_are_refused(node: int, key: str, value: Any, words: str):
-    values = copy.deepcopy(GRAPH.to_json())
-    values["nodes"][node][key] = value
+def test_nodes_that_are_refused(at: int, key: str, value: Any, words: str):
+    plain = copy.deepcopy(GRAPH.to_json())
+    if key == "settings" and value:
+        value = {**plain["nodes"][at]["settings"], **value}
+    plain["nodes"][at][key] = value
     with pytest.raises(InvalidData, match=words):
-        Graph.from_json(values)
+        Graph.from_json(plain, NAMES)
 
 
 @pytest.mark.parametrize(
-    "values",
+    "change",
     [
-        None,
-        {},
-        {"input_shape": [3, 8], "nodes": [{}]},
-        {"input_shape": [3, 8, 0], "nodes": [{}]},
-        {"input_shape": [2**30, 2**30, 1], "nodes": [{}]},
-        {"input_shape": [3, 8, 8], "nodes": []},
-        {"input_shape": [3, 8, 8], "nodes": [3]},
+        {"inputs": []},
+        {"inputs": [3]},
+        {"inputs": [{"name": "", "dtype": "float32", "shape": [], "example": []}]},
+        {"inputs": [{"name": "x", "dtype": "object", "shape": [], "example": []}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "example": []}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "example": [2]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": ["n"], "example": [0]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [True], "example": [1]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": ["n"] * 2, "example": [2**20] * 2}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [1] * 20, "example": [1] * 20}]},
+        {"nodes": []},
+        {"nodes": [3]},
+        {"nodes": [{}]},
+        {"outputs": []},
+        {"outputs": ["none"]},
+        {"rows": 1},
+        {"more": 1},
     ],
 )
-def test_graphs_that_are_refused(values: Any):
+def test_graphs_that_are_refused(change: dict[str, Any]):
     with pytest.raises(InvalidData):
-        Graph.from_json(values)
+        Graph.from_json({**copy.deepcopy(GRAPH.to_json()), **change}, NAMES)
+
+
+def test_a_tensor_that_nobody_reads():
+    with pytest.raises(InvalidData, match="no node uses the tensor 'more'"):
+        Graph.from_json(copy.deepcopy(GRAPH.to_json()), [*NAMES, "more"])
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"conv.bias": (5,)}, "do not fit 3 channels"),
-        ({"conv.weight": (4, 2, 3, 3)}, "do not fit 3 channels"),
-        ({"conv.weight": (4, 3, 11, 3)}, "a kernel of 11 does not fit"),
-        ({"again.weight": (5, 4, 3, 3), "again.bias": (5,)}, "the residual"),
-        ({"fc.weight": (10, 63)}, "do not fit the input"),
-        ({"more": (1,)}, "no node uses the tensor 'more'"),
+        ({"conv__bias": (5,)}, "node 'conv'.*does not fit 4 channels"),
+        ({"conv__weight": (4, 2, 3, 3)}, "does not fit 3 channels"),
+        ({"conv__weight": (4, 3, 11, 3)}, "a window of 11 does not fit"),
+        ({"fc__weight": (10, 63)}, "node 'fc'.*cannot be multiplied"),
+        ({"conv__weight": (2**30, 3, 3, 3), "conv__bias": (2**30,)}, "too large"),
     ],
 )
 def test_tensors_that_do_not_fit(changes: dict[str, tuple[int, ...]], words: str):
     with pytest.raises(InvalidData, match=words):
-        GRAPH.shapes({**TENSORS, **changes})
+        infer(GRAPH, values(**changes), GRAPH.examples)
 
 
-def test_flows_that_do_not_fit():
-    def refused(words: str, *nodes: Node) -> None:
-        with pytest.raises(InvalidData, match=words):
-            Graph((3, 8, 8), nodes).shapes({})
+def test_sizes_may_not_depend_on_values():
+    graph = Graph(
+        (X, Input("more", (2,), (2,), "int64")),
+        (Node("Reshape", ("input", "more"), ("y",), {"allowzero": 0}),),
+        ("y",),
+    )
+    with pytest.raises(InvalidData, match="only sizes and constants may decide them"):
+        infer(graph, {}, graph.examples)
 
-    refused("no 'later' before it", Node("a", "flatten", ("later",)))
-    refused("the name is taken", Node("input", "flatten", ("input",)))
-    refused("not all there", GRAPH.nodes[0])
-    refused(
-        "cannot be added", Node("a", "flatten", ("input",)), Node("b", "add", ("input", "a"), {"relu": 0})
-    )
-    pool = {"kernel": 2, "stride": 2, "padding": 0}
-    refused("works on maps", Node("a", "flatten", ("input",)), Node("b", "average_pool", ("a",), pool))
-    refused(
-        "put together", Node("a", "average_pool", ("input",), pool), Node("b", "concatenate", ("a", "input"))
-    )
-    refused("more than half", Node("a", "average_pool", ("input",), {**pool, "padding": 2}))
-    huge = tuple(
-        Node(f"a{i}", "subsample", (f"a{i - 1}",), {"stride": 1, "new_channels": 2**16})
-        for i in range(1, 999)
-    )
-    refused("would be of shape", Node("a0", "relu", ("input",)), *huge)
+
+def test_results_of_gigabytes_are_refused():
+    huge = Graph((X,), (node("Expand", ["input", "sizes"], "y"),), ("y",))
+    with pytest.raises(InvalidData, match="too large"):
+        infer(huge, {"sizes": constant(np.array([2**28, 1, 1, 1, 1]))}, {"input": X.example})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 8, 9), (2, 4, 8, 8)])
+def test_inputs_of_other_shapes(shape: tuple[int, ...]):
+    assert GRAPH.check([(7, 3, 100, 8)]) == {"input": (7, 3, 100, 8)}
+    with pytest.raises(InvalidValue, match=r"takes \(N, 3, height, 8\)"):
+        GRAPH.check([shape])

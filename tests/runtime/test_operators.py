@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-import torchswat
 from torchswat.deploy.program import export_program
 from torchswat.engine.loader import engine
 from torchswat.errors import InvalidValue
-from torchswat.runtime.operators import sparse_conv2d
+from torchswat.runtime.operators import SparseConv2d, sparse_conv2d, with_sparse_convolutions
+from torchswat.runtime.trace import pruned
 
 from .conftest import same_up_to_rounding
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-def test_a_program_computes_the_same(saved: Callable[..., Path], tmp_path: Path):
-    network = torchswat.load(saved())
-    export_program(network.package, tmp_path / "it.pt2")
+def test_a_program_computes_the_same(small_model: nn.Module, tmp_path: Path):
+    network = pruned(small_model)
+    assert any(isinstance(layer, SparseConv2d) for layer in with_sparse_convolutions(network).modules())
+    export_program(network, tmp_path / "it.pt2", (1, 8, 8))
     program = torch.export.load(tmp_path / "it.pt2").module()
     for pictures in (1, 4, 17):
         x = torch.randn(pictures, 1, 8, 8)

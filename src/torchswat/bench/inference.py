@@ -29,7 +29,7 @@ from torchswat.deploy.onnx import export_onnx
 from torchswat.engine import info
 from torchswat.errors import UnknownName
 from torchswat.runtime.network import load
-from torchswat.runtime.package import save
+from torchswat.runtime.saving import save
 from torchswat.runtime.trace import pruned
 from torchswat.selection import check_sparsity
 from torchswat.training.run_folder import version_of

@@ -24,7 +24,8 @@ from torchswat.errors import InvalidData, InvalidValue, UnknownName
 from torchswat.files import write_atomically
 from torchswat.progress import Progress, counted
 from torchswat.runtime.network import load
-from torchswat.runtime.package import Package, save
+from torchswat.runtime.package import Package
+from torchswat.runtime.saving import save
 from torchswat.runtime.trace import pruned
 from torchswat.training.build import load_model, test_batches
 from torchswat.training.check_data import data_to_test
@@ -183,7 +184,7 @@ def _write_others(model: nn.Module, package: Package, folder: Path, formats: Seq
         if not gap <= ROUNDING * float(expected.abs().max()):
             raise InvalidData(f"ONNX Runtime computes something else from {file} than torch does")
     if "program" in formats:
-        export_program(package, folder / FORMATS["program"])
+        export_program(model, folder / FORMATS["program"], package.graph.input_shape)
 
 
 # ---- the proof ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,14 @@ def server() -> dict[str, Any]:
     return {"name": "torchswat", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
-def metadata(name: str, graph: Graph, outputs: int) -> dict[str, Any]:
+def metadata(name: str, graph: Graph, outputs: Sequence[int]) -> dict[str, Any]:
     """Return what ``GET /v2/models/NAME`` answers."""
     return {
         "name": name,
         "versions": [VERSION],
         "platform": "torchswat",
         "inputs": [{"name": INPUT, "datatype": _DATATYPE, "shape": [-1, *graph.input_shape]}],
-        "outputs": [{"name": OUTPUT, "datatype": _DATATYPE, "shape": [-1, outputs]}],
+        "outputs": [{"name": OUTPUT, "datatype": _DATATYPE, "shape": [-1, *outputs]}],
     }
 
 
@@ -127,7 +127,9 @@ def _tensor(tensor: Mapping[str, Any], raw: bytes, graph: Graph, most: int) -> T
 
 
 def _fits(shape: Any, wanted: list[int], most: int) -> bool:
-    is_sizes = isinstance(shape, list) and len(shape) == 4 and all(type(size) is int for size in shape)
+    is_sizes = (
+        isinstance(shape, list) and len(shape) == len(wanted) + 1 and all(type(size) is int for size in shape)
+    )
     return is_sizes and shape[1:] == wanted and 1 <= shape[0] <= most
 
 

@@ -48,7 +48,12 @@ class Reader:
     """
 
     def __init__(self, network: Network) -> None:
-        self.channels, height, width = network.package.graph.input_shape
+        shape = network.package.graph.input_shape
+        if len(shape) != 3 or len(network.package.graph.inputs) != 1:
+            raise InvalidValue(
+                f"this network takes {len(network.package.graph.inputs)} inputs of {shape}, no images"
+            )
+        self.channels, height, width = shape
         if height != width or self.channels not in (1, 3):
             raise InvalidValue(
                 f"this network takes {self.channels} channels of {height} x {width}; "

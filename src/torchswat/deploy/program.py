@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchswat.files import write_atomically
-from torchswat.runtime.operators import Program
-from torchswat.runtime.package import Package
+from torchswat.runtime.operators import with_sparse_convolutions
 
 
-def export_program(package: Package, path: Path) -> None:
-    """Write a ``.pt2`` file that takes any number of images.
+def export_program(model: nn.Module, path: Path, input_shape: Sequence[int]) -> None:
+    """Write a plain, pruned network as a ``.pt2`` file that takes any number of images of `input_shape`, (C, H, W).
 
     It runs wherever torch does: ``import torchswat.runtime.operators``, then
     ``torch.export.load(path).module()(images)``. (Load only files that you trust: torch's loader is not
     made for others.)
     """
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in package.tensors.items()}
-    program = Program(package.graph, tensors).eval()
-    pictures = torch.zeros(2, *package.graph.input_shape)
+    images = torch.zeros(2, *input_shape)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls
-        exported = torch.export.export(
-            program, (pictures,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
-        )
+        program = with_sparse_convolutions(model)
+        shapes = ({0: torch.export.Dim("n", min=1)},)
+        exported = torch.export.export(program, (images,), dynamic_shapes=shapes)
         content = io.BytesIO()
         torch.export.save(exported, content)
     write_atomically(path, content.getvalue())

@@ -156,10 +156,12 @@ class _Model:
     ) -> None:
         self.name, self.network = name, network
         self.batcher = Batcher(network, limits.batch, limits.room, turn, metrics.sizes.labels(name).observe)
-        shapes = network.package.graph.shapes(
-            {key: value.shape for key, value in network.package.tensors.items()}
-        )
-        self.outputs = list(shapes.values())[-1][0]
+        if len(network.package.graph.inputs) != 1 or len(network.package.graph.outputs) != 1:
+            raise InvalidValue(
+                f"{name} has {len(network.package.graph.inputs)} inputs and {len(network.package.graph.outputs)} "
+                "outputs; networks with one of each can be served"
+            )
+        self.outputs = network.package.output_shapes()[0][1:]
         try:
             self.reader: Reader | None = Reader(network)
         except InvalidValue:

@@ -1,18 +1,9 @@
-"""Which engine runs: the compiled kernels or plain torch.
-
-The environment variable ``TORCHSWAT_ENGINE`` decides: ``auto`` (the default) takes the compiled kernels
-where they were built, ``reference`` never does, ``native`` makes their absence an error. A second one,
-``TORCHSWAT_ISA``, forces an instruction set of the compiled kernels (``avx512bf16``, ``avx512``, ``avx2`` or
-``plain``).
-"""
+"""Which engine runs on tensors of torch: the compiled kernels or plain torch (see `torchswat.engine.compiled`)."""
 
 from __future__ import annotations
 
 import functools
-import os
 import warnings
-from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -20,38 +11,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
-from torchswat.errors import InvalidValue, MissingDependency, UnknownName
+from torchswat.engine import compiled
+from torchswat.engine.compiled import CHOICES, choice, engine
+from torchswat.engine.compiled import load as _load
 
-CHOICES = ("auto", "native", "reference")
-_forced: ContextVar[str | None] = ContextVar("torchswat_engine", default=None)
-
-
-@functools.cache
-def _load() -> tuple[ModuleType | None, str]:
-    """Return the compiled module, or None and the reason why not.
-
-    Raises
-    ------
-    InvalidValue
-        Where ``TORCHSWAT_ISA`` names an instruction set that is not there.
-    """
-    try:
-        from torchswat.engine import _native  # type: ignore[attr-defined]
-    except ImportError as error:
-        return None, str(error).partition(" (")[0]  # without the path of this machine
-    try:
-        return _native, f"compiled, {_native.isa()}"
-    except ValueError as error:
-        raise InvalidValue(str(error)) from None
-
-
-@functools.cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(
-        f"torchswat runs without its compiled engine, in plain torch: right but slower ({reason}). "
-        "Install it again where a C++ compiler is at hand.",
-        stacklevel=4,
-    )
+__all__ = ["CHOICES", "choice", "engine", "has_memory", "info", "is_plain", "native", "native_for"]
 
 
 @functools.cache
@@ -64,14 +28,6 @@ def _warn_of_one_thread() -> None:
     )
 
 
-def choice() -> str:
-    """Return which engine is asked for: one of `CHOICES`."""
-    asked = _forced.get() or os.environ.get("TORCHSWAT_ENGINE", "auto")
-    if asked not in CHOICES:
-        raise UnknownName.of("engine in TORCHSWAT_ENGINE", asked, CHOICES)
-    return asked
-
-
 def native() -> ModuleType | None:
     """Return the compiled module where it is to be used, else None.
 
@@ -80,17 +36,8 @@ def native() -> ModuleType | None:
     MissingDependency
         Where ``TORCHSWAT_ENGINE=native`` asks for what was not built.
     """
-    asked = choice()
-    if asked == "reference":
-        return None
-    module, reason = _load()
-    if module is None:
-        if asked == "native":
-            raise MissingDependency(
-                f"TORCHSWAT_ENGINE=native, but the compiled engine is not there: {reason}."
-            )
-        _warn_once(reason)
-    elif not getattr(module, "openmp", True) and torch.get_num_threads() > 1:
+    module = compiled.native()
+    if module is not None and not getattr(module, "openmp", True) and torch.get_num_threads() > 1:
         _warn_of_one_thread()
     return module
 
@@ -162,25 +109,6 @@ def is_plain(*tensors: Tensor | None) -> bool:
         )
         for tensor in tensors
     )
-
-
-@contextmanager
-def engine(asked: str):
-    """Use the engine `asked` (one of `CHOICES`) within a ``with`` block of this thread, whatever the environment says.
-
-    Examples
-    --------
-    >>> with engine("reference"):
-    ...     info()["engine"]
-    'reference'
-    """
-    if asked not in CHOICES:
-        raise UnknownName.of("engine", asked, CHOICES)
-    token = _forced.set(asked)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
 
 
 def info() -> dict[str, Any]:

@@ -20,7 +20,15 @@ import numpy as np
 
 from torchswat.errors import InvalidData, MissingData
 
-TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1")}
+TYPES = {
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "BOOL": np.dtype("?"),
+}
 LONGEST_HEADER = 16 * 2**20  # bytes
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 

@@ -1,26 +1,51 @@
-"""A network for inference as data: operations in the order in which they run, and the shapes they make.
+"""A network for inference as data: operations in the order in which they run.
 
-Batch norm is folded into the convolution before it, and ReLU and the sum of a residual into whatever makes
-their input, so that few kinds of operations remain. Each is a row of `OPERATIONS`: how many inputs it takes,
-which settings, which tensors of which shape, and what shape comes out. A graph that was read from a file is
-checked against that table, number by number, before anything is made of it.
+Nodes are named and meant as ONNX's are (`torchswat.runtime.operations`). They read results, inputs and
+tensors by name; sizes are values like others, so batch and image sizes may be free. A graph that comes from
+a file is checked number by number, before anything is made of it, and then by the shape rules of `infer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torchswat.errors import InvalidData
-from torchswat.runtime.container import is_sizes
+from torchswat.errors import InvalidData, InvalidValue
+from torchswat.runtime.operations import OPERATIONS
+from torchswat.runtime.operations.rows import LARGEST, MOST_DIMENSIONS, TYPES, Shape, count
 
-INPUT = "input"
-LARGEST = 2**26  # entries of an activation of one sample
-MOST_NODES = 10_000
+MOST_NODES = 20_000
+BATCH = "batch"
+"""The name of a free size that counts images."""
 
-Shape = tuple[int, ...]
-"""Of one sample: (C, H, W), or (C,) behind the flattening."""
+
+@dataclass(frozen=True)
+class Input:
+    """What a network reads.
+
+    Attributes
+    ----------
+    name : str
+        Of the input.
+    shape : tuple of int or str
+        A name stands for a free size, the same wherever it stands.
+    example : tuple of int
+        Sizes that it was made for.
+    dtype : str, default "float32"
+        Its type.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    example: Shape
+    dtype: str = "float32"
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether its first size is free and counts images."""
+        return bool(self.shape) and self.shape[0] == BATCH
 
 
 @dataclass(frozen=True)
@@ -29,243 +54,251 @@ class Node:
 
     Attributes
     ----------
-    name : str
-        Of its result, and the beginning of the names of its tensors.
     operation : str
-        One of `OPERATIONS`.
+        One of `torchswat.runtime.operations.OPERATIONS`.
     inputs : tuple of str
-        Names of results, or ``"input"``.
+        Names of results, inputs or tensors; empty for one that is left out.
+    outputs : tuple of str
+        Names of its results, the first of which is the node's own.
     settings : dict
-        Whole numbers, and ``relu`` where that follows.
+        Numbers, lists of numbers, and words.
     """
 
-    name: str
     operation: str
     inputs: tuple[str, ...]
-    settings: dict[str, int] = field(default_factory=dict)
+    outputs: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the first result."""
+        return self.outputs[0]
+
+
+def node(operation: str, inputs: Sequence[str], output: str | Sequence[str], **settings: Any) -> Node:
+    """Return a node with the settings that are given, and the default of the others.
+
+    Examples
+    --------
+    >>> node("LeakyRelu", ["input"], "y").settings
+    {'alpha': 0.01}
+    """
+    row = OPERATIONS[operation].settings
+    assert not set(settings) - set(row), settings
+    values = {name: settings.get(name, setting.default) for name, setting in row.items()}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Node(operation, tuple(inputs), (output,) if isinstance(output, str) else tuple(output), values)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network: its nodes, each behind those that it reads, the last of which is the output.
+    """A network: inputs, nodes, each behind those that it reads, and the names of the outputs.
+
+    Attributes
+    ----------
+    inputs : tuple of Input
+        What it reads.
+    nodes : tuple of Node
+        What it does.
+    outputs : tuple of str
+        What it answers.
+    rows : bool
+        Whether an image's answer depends on that image alone, so that batches may be cut.
 
     Examples
     --------
-    >>> graph = Graph((1, 8, 8), (Node("flat", "flatten", ("input",)),))
-    >>> graph.shapes({})
-    {'input': (1, 8, 8), 'flat': (64,)}
+    >>> x = Input("input", ("batch", 1, 8, 8), (1, 1, 8, 8))
+    >>> Graph((x,), (node("Flatten", ["input"], "flat"),), ("flat",)).input_shape
+    (1, 8, 8)
     """
 
-    input_shape: Shape
+    inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    rows: bool = True
 
-    def shapes(self, tensors: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Return the shape of every result, from the shapes of the tensors.
+    @property
+    def input_shape(self) -> Shape:
+        """The shape of one image (of the first input) that the network was made for."""
+        return self.inputs[0].example[1:]
+
+    @property
+    def examples(self) -> dict[str, Shape]:
+        """The shape of every input that the network was made for."""
+        return {value.name: value.example for value in self.inputs}
+
+    def readers(self) -> Counter[str]:
+        """Return how often each name is read; the outputs are read once more."""
+        names = [name for each in self.nodes for name in each.inputs if name]
+        return Counter([*names, *self.outputs])
+
+    def check(self, shapes: Sequence[Shape]) -> dict[str, Shape]:
+        """Return the shapes of inputs by name.
 
         Raises
         ------
-        InvalidData
-            Something does not fit: the message names the node.
+        InvalidValue
+            They are not those that the network takes.
         """
-        shapes: dict[str, Shape] = {INPUT: self.input_shape}
-        used: set[str] = set()
-        for node in self.nodes:
-            row = OPERATIONS[node.operation]
-            try:
-                missing = [name for name in node.inputs if name not in shapes]
-                if missing:
-                    raise ValueError(f"there is no {missing[0]!r:.60} before it")
-                if node.name in shapes:
-                    raise ValueError("the name is taken")
-                names = [f"{node.name}.{part}" for part in row.tensors]
-                if not all(name in tensors for name in names):
-                    raise ValueError(f"its tensors {', '.join(names)} are not all there")
-                inputs = [shapes[name] for name in node.inputs]
-                if len(inputs) > 1 and row.maps and any(len(shape) != 3 for shape in inputs):
-                    raise ValueError("it works on maps (C, H, W)")
-                shape = row.shape(node.settings, inputs, [tensors[name] for name in names])
-                if not all(size > 0 for size in shape) or _count(shape) > LARGEST:
-                    raise ValueError(f"its result would be of shape {shape}")
-            except ValueError as error:
-                raise InvalidData(f"node {node.name!r:.60} ({node.operation}): {error}") from None
-            used.update(names)
-            shapes[node.name] = shape
-        unused = sorted(set(tensors) - used)
-        if unused:
-            raise InvalidData(f"no node uses the tensor {unused[0]!r:.60}")
-        return shapes
+        if len(shapes) != len(self.inputs):
+            names = ", ".join(value.name for value in self.inputs)
+            raise InvalidValue(f"{len(shapes)} inputs are given; this network takes {names}")
+        sizes: dict[str, int] = {}
+        for value, shape in zip(self.inputs, shapes, strict=True):
+            fits = len(shape) == len(value.shape) and all(
+                mine == (sizes.setdefault(size, mine) if isinstance(size, str) else size)
+                for mine, size in zip(shape, value.shape, strict=True)
+            )
+            if not fits:
+                raise InvalidValue(
+                    f"the input has the shape {tuple(shape)}; this network takes {shape_text(value.shape)}"
+                )
+            if count(shape) > LARGEST:
+                raise InvalidValue(
+                    f"an input of shape {tuple(shape)} is too large: {LARGEST} entries are allowed"
+                )
+        return {value.name: tuple(shape) for value, shape in zip(self.inputs, shapes, strict=True)}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        nodes = [{**asdict(node), "inputs": list(node.inputs)} for node in self.nodes]
-        return {"input_shape": list(self.input_shape), "nodes": nodes}
+        return {
+            "inputs": [
+                {"name": v.name, "dtype": v.dtype, "shape": list(v.shape), "example": list(v.example)}
+                for v in self.inputs
+            ],
+            "nodes": [
+                {
+                    "operation": each.operation,
+                    "inputs": list(each.inputs),
+                    "outputs": list(each.outputs),
+                    "settings": {
+                        key: list(value) if isinstance(value, tuple) else value
+                        for key, value in each.settings.items()
+                    },
+                }
+                for each in self.nodes
+            ],
+            "outputs": list(self.outputs),
+            "rows": self.rows,
+        }
 
     @classmethod
-    def from_json(cls, values: Any) -> Graph:
-        """Check plain values and make a graph of them.
+    def from_json(cls, values: Any, tensors: Sequence[str] = ()) -> Graph:
+        """Check plain values and make a graph of them that reads no other `tensors`.
 
         Raises
         ------
         InvalidData
             They are not what `to_json` returns.
         """
-        if not isinstance(values, dict) or set(values) != {"input_shape", "nodes"}:
-            raise InvalidData(f"a network is an input_shape and nodes, not {values!r:.80}")
-        shape, nodes = values["input_shape"], values["nodes"]
-        if not is_sizes(shape) or len(shape) != 3 or not 0 < _count(shape) <= LARGEST:
-            raise InvalidData(f"the input_shape must be [channels, height, width], not {shape!r:.80}")
+        fields = {"inputs", "nodes", "outputs", "rows"}
+        if not isinstance(values, dict) or set(values) != fields:
+            raise InvalidData(f"a network is {', '.join(sorted(fields))}, not {values!r:.80}")
+        inputs, nodes, rows = values["inputs"], values["nodes"], values["rows"]
+        if not isinstance(inputs, list) or not 0 < len(inputs) <= 100:
+            raise InvalidData("a network needs a list of 1 to 100 inputs")
         if not isinstance(nodes, list) or not 0 < len(nodes) <= MOST_NODES:
             raise InvalidData(f"a network needs a list of 1 to {MOST_NODES} nodes")
-        return cls(tuple(shape), tuple(map(_node, nodes)))
+        if type(rows) is not bool:
+            raise InvalidData(f"rows is {rows!r:.40}; allowed is true or false")
+        graph = cls(
+            tuple(map(_input, inputs)), tuple(map(_node, nodes)), _names(values["outputs"], "outputs"), rows
+        )
+        graph.check_names(tensors)
+        return graph
+
+    def check_names(self, tensors: Sequence[str]) -> None:
+        """Refuse a graph in which a name is read before it is there, is taken twice, or is never read.
+
+        Raises
+        ------
+        InvalidData
+            The message names the node.
+        """
+        there = {value.name for value in self.inputs}
+        if len(there) != len(self.inputs) or there & set(tensors):
+            raise InvalidData("the name of an input is taken")
+        there |= set(tensors)
+        for each in self.nodes:
+            what = f"node {each.name!r:.60} ({each.operation})"
+            missing = [name for name in each.inputs if name and name not in there]
+            if missing:
+                raise InvalidData(f"{what}: there is no {missing[0]!r:.60} before it")
+            if len(set(each.outputs)) != len(each.outputs) or there & set(each.outputs):
+                raise InvalidData(f"{what}: the name is taken")
+            there.update(each.outputs)
+        missing = [name for name in self.outputs if name not in there]
+        if missing or not self.outputs:
+            raise InvalidData(f"the outputs {', '.join(missing) or '(none)'} are made by no node")
+        read = self.readers()
+        unused = [name for name in tensors if not read[name]]
+        if unused:
+            raise InvalidData(f"no node uses the tensor {unused[0]!r:.60}")
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """Return a shape for people: N for the batch, other free sizes by name.
+
+    Examples
+    --------
+    >>> shape_text(("batch", 3, "height"))
+    '(N, 3, height)'
+    """
+    return f"({', '.join('N' if size == BATCH else str(size) for size in shape)})"
+
+
+def _names(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise InvalidData(f"{what} must be a list of names, not {values!r:.60}")
+    return tuple(values)
+
+
+def _input(values: Any) -> Input:
+    if not isinstance(values, dict) or set(values) != {"name", "dtype", "shape", "example"}:
+        raise InvalidData(f"an input is a name, dtype, shape and example, not {values!r:.80}")
+    name, dtype, shape, example = (values[key] for key in ("name", "dtype", "shape", "example"))
+    if not isinstance(name, str) or not name:
+        raise InvalidData(f"the name of an input must be text, not {name!r:.60}")
+    if not isinstance(dtype, str) or dtype not in TYPES:
+        raise InvalidData(f"input {name!r:.60}: the dtype {dtype!r:.40} is none of {', '.join(TYPES)}")
+    lists = isinstance(shape, list) and isinstance(example, list)
+    if not lists or not len(shape) == len(example) <= MOST_DIMENSIONS:
+        raise InvalidData(f"input {name!r:.60}: shape and example must be lists of sizes")
+    for size, given in zip(shape, example, strict=True):
+        fits = (isinstance(size, str) and size) or size == given
+        if type(size) not in (int, str) or type(given) is not int or not 0 < given <= LARGEST or not fits:
+            raise InvalidData(
+                f"input {name!r:.60}: {size!r:.40} is no size, or its example {given!r:.40} is none"
+            )
+    if count(example) > LARGEST:
+        raise InvalidData(f"input {name!r:.60}: {example} would have too many entries")
+    return Input(name, tuple(shape), tuple(example), dtype)
 
 
 def _node(values: Any) -> Node:
-    if not isinstance(values, dict) or set(values) != {"name", "operation", "inputs", "settings"}:
-        raise InvalidData(f"a node is a name, operation, inputs and settings, not {values!r:.80}")
-    name, operation, inputs, settings = (values[k] for k in ("name", "operation", "inputs", "settings"))
-    if not isinstance(name, str) or not name:
-        raise InvalidData(f"the name of a node must be text, not {name!r:.60}")
+    if not isinstance(values, dict) or set(values) != {"operation", "inputs", "outputs", "settings"}:
+        raise InvalidData(f"a node is an operation, inputs, outputs and settings, not {values!r:.80}")
+    operation, settings = values["operation"], values["settings"]
+    outputs = _names(values["outputs"], "the outputs of a node")
+    if not outputs or not all(outputs):
+        raise InvalidData(f"the name of a node must be text, not {values['outputs']!r:.60}")
+    name = outputs[0]
+    inputs = _names(values["inputs"], f"node {name!r:.60}: the inputs")
     if not isinstance(operation, str) or operation not in OPERATIONS:
         raise InvalidData(f"node {name!r:.60}: unknown operation {operation!r:.60}")
     row = OPERATIONS[operation]
-    if not isinstance(inputs, list) or not all(isinstance(each, str) for each in inputs):
-        raise InvalidData(f"node {name!r:.60}: the inputs must be a list of names")
-    if not row.least_inputs <= len(inputs) <= row.most_inputs:
-        raise InvalidData(f"node {name!r:.60}: {operation} cannot have {len(inputs)} inputs")
+    given = [at for at, each in enumerate(inputs) if not each]
+    least, most = row.inputs
+    if not least <= len(inputs) <= most or any(at not in row.optional for at in given):
+        raise InvalidData(f"node {name!r:.60}: {operation} cannot have {len(inputs) - len(given)} inputs so")
+    if len(outputs) > row.outputs:
+        raise InvalidData(f"node {name!r:.60}: {operation} has no {len(outputs)} outputs")
     if not isinstance(settings, dict) or set(settings) != set(row.settings):
         raise InvalidData(
             f"node {name!r:.60}: {operation} takes the settings {', '.join(row.settings) or 'none'}"
         )
     for key, value in settings.items():
-        least, most = row.settings[key]
-        if type(value) is not int or not least <= value <= most:
-            raise InvalidData(f"node {name!r:.60}: {key} is {value!r:.40}; allowed is {least} to {most}")
-    return Node(name, operation, tuple(inputs), settings)
-
-
-# ---- the table of operations -------------------------------------------------------------------------------
-
-Rule = Callable[[Mapping[str, int], list[Shape], list[Shape]], Shape]
-"""From settings, shapes of the inputs and shapes of the tensors to the shape of the result, or ValueError."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What one kind of node is made of; settings with the range that is allowed."""
-
-    shape: Rule
-    settings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    tensors: tuple[str, ...] = ()
-    least_inputs: int = 1
-    most_inputs: int = 1
-    maps: bool = True
-
-
-def _count(shape: Any) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _window(size: int, kernel: int, stride: int, padding: int, ceil: int = 0) -> int:
-    """Return how many windows fit, as torch counts them: with `ceil` none that begins in the far padding."""
-    if size + 2 * padding < kernel:
-        raise ValueError(f"a kernel of {kernel} does not fit {size} pixels with {padding} around")
-    count = (size + 2 * padding - kernel + (stride - 1) * ceil) // stride + 1
-    return count - (ceil and (count - 1) * stride >= size + padding)
-
-
-def _conv2d(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    channels, height, width = _maps(inputs[0])
-    weight, bias = tensors
-    if len(weight) != 4 or weight[1] != channels or bias != weight[:1]:
-        raise ValueError(f"the weight {weight} and the bias {bias} do not fit {channels} channels")
-    shape = (
-        weight[0],
-        _window(height, weight[2], settings["stride_h"], settings["padding_h"]),
-        _window(width, weight[3], settings["stride_w"], settings["padding_w"]),
-    )
-    if len(inputs) > 1 and inputs[1] != shape:
-        raise ValueError(f"the residual {inputs[1]} does not fit the result {shape}")
-    return shape
-
-
-def _linear(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    weight, bias = tensors
-    if len(inputs[0]) != 1 or weight[1:] != inputs[0] or bias != weight[:1]:
-        raise ValueError(f"the weight {weight} and the bias {bias} do not fit the input {inputs[0]}")
-    return bias
-
-
-def _affine(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    shape = _maps(inputs[0])
-    if any(tensor != shape[:1] for tensor in tensors):
-        raise ValueError(f"scale and shift {tensors} do not fit {shape[0]} channels")
-    return shape
-
-
-def _add(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    if inputs[0] != inputs[1]:
-        raise ValueError(f"{inputs[0]} and {inputs[1]} cannot be added")
-    return inputs[0]
-
-
-def _relu(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    return inputs[0]
-
-
-def _pool(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    channels, height, width = _maps(inputs[0])
-    kernel, stride, padding = settings["kernel"], settings["stride"], settings["padding"]
-    if 2 * padding > kernel:
-        raise ValueError(f"a padding of {padding} is more than half the kernel of {kernel}")
-    ceil = settings.get("ceil", 0)
-    return channels, *(_window(size, kernel, stride, padding, ceil) for size in (height, width))
-
-
-def _adaptive(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    return _maps(inputs[0])[0], settings["size"], settings["size"]
-
-
-def _concatenate(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    if len({_maps(shape)[1:] for shape in inputs}) != 1:
-        raise ValueError(f"maps of {', '.join(map(str, inputs))} cannot be put together")
-    return sum(shape[0] for shape in inputs), *inputs[0][1:]
-
-
-def _subsample(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    channels, height, width = _maps(inputs[0])
-    stride = settings["stride"]
-    return channels + settings["new_channels"], -(-height // stride), -(-width // stride)
-
-
-def _flatten(settings: Mapping[str, int], inputs: list[Shape], tensors: list[Shape]) -> Shape:
-    return (_count(inputs[0]),)
-
-
-def _maps(shape: Shape) -> Shape:
-    if len(shape) != 3:
-        raise ValueError(f"it works on maps (C, H, W), not on {shape}")
-    return shape
-
-
-_STEP, _EDGE, _BIT = (1, 2**16), (0, 2**16), (0, 1)
-_CONVOLUTION = {"stride_h": _STEP, "stride_w": _STEP, "padding_h": _EDGE, "padding_w": _EDGE, "relu": _BIT}
-_WINDOW = {"kernel": _STEP, "stride": _STEP, "padding": _EDGE}
-
-OPERATIONS: dict[str, Operation] = {
-    "conv2d": Operation(_conv2d, _CONVOLUTION, ("weight", "bias"), most_inputs=2),
-    "linear": Operation(_linear, {"relu": _BIT}, ("weight", "bias"), maps=False),
-    "affine": Operation(_affine, {"relu": _BIT}, ("scale", "shift")),
-    "add": Operation(_add, {"relu": _BIT}, least_inputs=2, most_inputs=2, maps=False),
-    "relu": Operation(_relu, maps=False),
-    "max_pool": Operation(_pool, {**_WINDOW, "ceil": _BIT}),
-    "average_pool": Operation(_pool, _WINDOW),
-    "adaptive_average_pool": Operation(_adaptive, {"size": _STEP}),
-    "concatenate": Operation(_concatenate, most_inputs=MOST_NODES),
-    "subsample": Operation(_subsample, {"stride": _STEP, "new_channels": _EDGE}),
-    "flatten": Operation(_flatten, maps=False),
-}
-"""``conv2d`` and ``add`` take the ReLU last; the second input of ``conv2d`` is added before it. ``subsample``
-takes every stride-th pixel and appends channels of zeros."""
+        if not row.settings[key].allows(value):
+            raise InvalidData(f"node {name!r:.60}: {key} is {value!r:.40}; allowed is {row.settings[key]}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Node(operation, inputs, outputs, values)

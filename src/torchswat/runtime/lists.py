@@ -2,59 +2,78 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from torchswat.runtime.memory import address, empty
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
     """Where each list starts (int32), and the values (float32) and offsets (int16) of all of them."""
 
-    starts: Tensor
-    values: Tensor
-    offsets: Tensor
+    starts: np.ndarray
+    values: np.ndarray
+    offsets: np.ndarray
 
     def addresses(self) -> tuple[int, int, int]:
         """Return where the three lie, as kernels take them."""
-        return self.starts.data_ptr(), self.values.data_ptr(), self.offsets.data_ptr()
+        return address(self.starts), address(self.values), address(self.offsets)
 
 
 FORWARD = 0
 
 
-def for_samples(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
+def for_samples(native: ModuleType, shape: Any, weight: np.ndarray, threads: int) -> Lists:
     """Return the lists that ``conv_forward_fused`` takes: of use for any number of samples."""
-    starts = torch.empty(native.weight_starts(shape, FORWARD), dtype=torch.int32)
+    starts = empty(native.weight_starts(shape, FORWARD), np.int32)
     capacity = native.weight_capacity(shape, FORWARD)
-    values, offsets = torch.empty(capacity), torch.empty(capacity, dtype=torch.int16)
-    lists = native.PackedWeights(*(tensor.data_ptr() for tensor in (starts, values, offsets)))
+    values, offsets = empty(capacity), empty(capacity, np.int16)
+    lists = native.PackedWeights(*(address(array) for array in (starts, values, offsets)))
     nowhere = native.PackedWeights()
-    native.pack_weights(shape, weight.data_ptr(), 0, 0.0, lists, nowhere, 0, torch.get_num_threads())
+    native.pack_weights(shape, address(weight), 0, 0.0, lists, nowhere, 0, threads)
     return Lists(starts, values, offsets)
 
 
-def for_rows(native: ModuleType, shape: Any, weight: Tensor) -> Lists:
+def with_gaps(weight: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """Return a weight (K, C, R, S) with zeros between its taps, as dilation means."""
+    if steps == (1, 1):
+        return weight
+    k, c, *kernel = weight.shape
+    wide = empty(k * c * math.prod((size - 1) * step + 1 for size, step in zip(kernel, steps, strict=True)))
+    wide = wide.reshape(k, c, *((size - 1) * step + 1 for size, step in zip(kernel, steps, strict=True)))
+    wide[:] = 0
+    wide[:, :, :: steps[0], :: steps[1]] = weight
+    return wide
+
+
+def for_rows(
+    native: ModuleType, shape: Any, weight: np.ndarray, group: int = 1, steps: tuple[int, int] = (1, 1)
+) -> Lists:
     """Return the lists that ``conv_rows`` takes, for this number of samples.
 
-    A list holds a filter's weights from a block of channels; lists go by block, then filter.
+    A list holds a filter's weights from a block of channels; lists go by block, then filter. Weights that
+    groups and dilation leave out are in no list and cost nothing.
     """
-    k, _, r, s = weight.shape
-    tiling = np.empty(3 + r * s, np.int32)
-    native.rows_tiling(shape, tiling.ctypes.data)
+    k, per_group, r, s = weight.shape
+    width = (s - 1) * steps[1] + 1
+    tiling = np.empty(3 + ((r - 1) * steps[0] + 1) * width, np.int32)
+    native.rows_tiling(shape, address(tiling))
     (block, blocks, channel_vectors), taps = tiling[:3], tiling[3:]
-    dense = weight.numpy()
-    filters, channels, rows, columns = dense.nonzero()
+    filters, local, rows, columns = weight.nonzero()
+    channels = local + filters // (k // group) * per_group
     of_list = channels // block * k + filters
-    order = np.argsort(of_list, kind="stable")
-    offsets = channels % block * channel_vectors + taps[rows * s + columns]
     starts = np.concatenate([[0], np.bincount(of_list, minlength=blocks * k).cumsum()])
+    if blocks * k < 2**16:
+        of_list = of_list.astype(np.uint16)  # which numpy sorts by radix
+    order = np.argsort(of_list, kind="stable")
+    offsets = channels % block * channel_vectors + taps[rows * steps[0] * width + columns * steps[1]]
     return Lists(
-        torch.from_numpy(starts.astype(np.int32)),
-        torch.from_numpy(dense[filters, channels, rows, columns][order]),
-        torch.from_numpy(offsets[order].astype(np.uint16).view(np.int16)),
+        starts.astype(np.int32),
+        weight[filters, local, rows, columns][order],
+        offsets[order].astype(np.uint16).view(np.int16),
     )

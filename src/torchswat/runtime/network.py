@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchswat.engine.loader import native
+from torchswat.engine import loader
 from torchswat.errors import InvalidValue
-from torchswat.runtime import plain
+from torchswat.runtime.operations.rows import TYPES
 from torchswat.runtime.package import Package
 from torchswat.runtime.session import Sessions
 
@@ -22,8 +23,8 @@ from torchswat.runtime.session import Sessions
 class Network(nn.Module):
     """A pruned network that only infers, on the compiled engine where that was built.
 
-    It may be called from several Python threads at once, with batches of any size; each size needs a moment
-    of preparation when it is met first. Threads of one call are as many as `torch.set_num_threads` says.
+    It may be called from several Python threads at once, with batches of any size, and images of any where
+    the network lets them; each size needs a moment of preparation when it is met first. Threads of one call are as many as `torch.set_num_threads` says.
 
     Attributes
     ----------
@@ -42,22 +43,21 @@ class Network(nn.Module):
     def __init__(self, package: Package) -> None:
         super().__init__()
         self.package = package
-        self._tensors = {name: torch.from_numpy(tensor) for name, tensor in package.tensors.items()}
-        self._sessions = Sessions(package.graph, self._tensors)
+        self._sessions = Sessions(package.graph, package.tensors)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         """Return the scores of normalised images.
 
         Parameters
         ----------
-        x : Tensor of shape (N, C, H, W)
-            float32, on the CPU.
+        *inputs : Tensor of shape (N, C, H, W)
+            float32, on the CPU; of networks that take something else, what ``package.graph.inputs`` says.
 
         Returns
         -------
         Tensor of shape (N, classes)
-            float32.
+            float32; of networks with several outputs, a tuple of tensors.
 
         Raises
         ------
@@ -72,16 +72,17 @@ class Network(nn.Module):
         >>> torchswat.load(path)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
         """
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.package.graph.input_shape:
-            raise InvalidValue(
-                f"the input has the shape {tuple(x.shape)}; this network takes (N, "
-                f"{', '.join(map(str, self.package.graph.input_shape))})"
-            )
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            raise InvalidValue(f"the input is {x.dtype} on {x.device}; this network takes float32 on the CPU")
-        if native() is None or not len(x):
-            return plain.run(self.package.graph, self._tensors, x)
-        return self._sessions.run(x.detach())
+        graph = self.package.graph
+        graph.check([tuple(x.shape) for x in inputs])
+        for x, wanted in zip(inputs, graph.inputs, strict=True):
+            if str(x.dtype) != f"torch.{wanted.dtype}" or x.device.type != "cpu":
+                raise InvalidValue(
+                    f"the input is {x.dtype} on {x.device}; this network takes {wanted.dtype} on the CPU"
+                )
+        loader.native()  # warns where threads are without use
+        arrays = [x.detach().numpy() for x in inputs]
+        found = [torch.from_numpy(array) for array in self._sessions.run(arrays, torch.get_num_threads())]
+        return found[0] if len(found) == 1 else tuple(found)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Network(nn.Module):
         return self(x).softmax(1)
 
     def extra_repr(self) -> str:
-        tensors = self.package.tensors.values()
+        tensors = [tensor for tensor in self.package.tensors.values() if tensor.dtype == TYPES["float32"]]
         kept, all_of_them = sum(int((t != 0).sum()) for t in tensors), sum(t.size for t in tensors)
         return f"{len(self.package.graph.nodes)} operations, {kept:,} of {all_of_them:,} weights"
 
@@ -149,6 +150,6 @@ def load(path: str | os.PathLike[str]) -> Network:
     >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
     >>> network = torchswat.load(path)
     >>> network.package.graph.nodes[0].operation
-    'conv2d'
+    'Conv'
     """
     return Network(Package.read(Path(path))).eval()

@@ -6,7 +6,9 @@ packed for the compiled engine when they are met first. Import this module befor
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,7 @@ from torchswat.engine.kernels import as_chwn, empty_chwn, output_size
 from torchswat.engine.loader import native_for
 from torchswat.errors import InvalidValue
 from torchswat.runtime import lists
-from torchswat.runtime.graph import INPUT, OPERATIONS, Graph
-from torchswat.runtime.plain import BODIES
+from torchswat.runtime.memory import aligned
 
 _packed: Any = WeakTensorKeyDictionary()  # by the values: lists by instruction set and geometry
 
@@ -54,7 +55,8 @@ def sparse_conv2d(
     known = _packed.setdefault(values, {})
     key = native.isa(), *x.shape[1:], *weight_size, *stride, *padding
     if key not in known:
-        known[key] = lists.for_samples(native, shape, _dense(values, bits, weight_size))
+        dense = aligned(_dense(values, bits, weight_size).numpy())
+        known[key] = lists.for_samples(native, shape, dense, torch.get_num_threads())
     result, threads = empty_chwn(*size, like=x), torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     native.conv_forward_fused(
@@ -85,57 +87,55 @@ def _dense(values: Tensor, bits: Tensor, size: list[int]) -> Tensor:
     return torch.from_numpy(dense).view(size)
 
 
-class Program(nn.Module):
-    """A graph as a module that `torch.export.export` can read: its sparse convolutions are `sparse_conv2d`.
+class SparseConv2d(nn.Module):
+    """A convolution whose weight is kept as values and bits.
 
     Parameters
     ----------
-    graph : Graph
-        The operations.
-    tensors : dict of str to Tensor
-        Their dense weights.
+    layer : Conv2d
+        Without groups, dilation and padding modes.
     """
 
-    def __init__(self, graph: Graph, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.graph = graph
-        for node in graph.nodes:
-            for part in OPERATIONS[node.operation].tensors:
-                self._keep(f"{node.name}.{part}", tensors[f"{node.name}.{part}"])
-
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        if tensor.dim() != 4:
-            self.register_buffer(_buffer(name), tensor)
-            return
-        kept = tensor != 0
-        self.register_buffer(_buffer(f"{name}.values"), tensor[kept])
+        weight = layer.weight.detach()
+        kept = weight != 0
         bits = np.packbits(kept.flatten().numpy(), bitorder="little")
-        self.register_buffer(_buffer(f"{name}.bits"), torch.from_numpy(bits))
-        self.sizes = {**getattr(self, "sizes", {}), name: list(tensor.shape)}
+        bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+        for name, tensor in (("values", weight[kept]), ("bits", torch.from_numpy(bits)), ("bias", bias)):
+            self.register_buffer(name, tensor.clone())
+        self.size = list(weight.shape)
+        self.stride, self.padding = list(layer.stride), list(map(int, layer.padding))
 
-    def forward(self, images: Tensor) -> Tensor:
-        results = {INPUT: images}
-        for node in self.graph.nodes:
-            inputs, settings = [results[name] for name in node.inputs], node.settings
-            parts = OPERATIONS[node.operation].tensors
-            if node.operation == "conv2d":
-                names = ("weight.values", "weight.bits", "bias")
-                values, bits, bias = (getattr(self, _buffer(f"{node.name}.{name}")) for name in names)
-                residual = inputs[1] if len(inputs) > 1 else None
-                size = self.sizes[f"{node.name}.weight"]
-                stride = [settings["stride_h"], settings["stride_w"]]
-                padding = [settings["padding_h"], settings["padding_w"]]
-                relu = bool(settings["relu"])
-                results[node.name] = sparse_conv2d(
-                    inputs[0], values, bits, bias, residual, size, stride, padding, relu
-                )
-                continue
-            tensors = [getattr(self, _buffer(f"{node.name}.{part}")) for part in parts]
-            result = BODIES[node.operation](settings, inputs, tensors)
-            results[node.name] = F.relu(result) if settings.get("relu") else result
-        return results[self.graph.nodes[-1].name]
+    def forward(self, x: Tensor) -> Tensor:
+        values, bits, bias = self.get_buffer("values"), self.get_buffer("bits"), self.get_buffer("bias")
+        return sparse_conv2d(x, values, bits, bias, None, self.size, self.stride, self.padding, False)
 
 
-def _buffer(name: str) -> str:
-    """Return the name of a tensor as a buffer's, which may hold no dots."""
-    return name.replace(".", "__")
+def with_sparse_convolutions(model: nn.Module) -> nn.Module:
+    """Return a copy of a plain, pruned `model` whose convolutions are `SparseConv2d`, for `torch.export`.
+
+    Batch norm is folded into the convolution before it where `torch.fx` can follow the model.
+    """
+    model = copy.deepcopy(model).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from torch.fx.experimental import optimization  # warns while it is imported
+
+            model = optimization.fuse(model)
+        except Exception:  # whatever a user's forward may raise on symbolic values
+            model = copy.deepcopy(model)
+    if _is_plain(model):
+        return SparseConv2d(model)  # type: ignore[arg-type]
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_plain(child):
+                setattr(parent, name, SparseConv2d(child))  # type: ignore[arg-type]
+    return model
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return False
+    return layer.groups == 1 and set(layer.dilation) == {1}

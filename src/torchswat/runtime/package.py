@@ -10,24 +10,22 @@ The format is described in docs/format.md. Reading one executes nothing that sta
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from torchswat.errors import InvalidData, InvalidValue
-from torchswat.files import write_atomically
-from torchswat.runtime import container, sparse
+from torchswat.errors import InvalidData
+from torchswat.runtime import container, sparse, version1
 from torchswat.runtime.container import Arrays
 from torchswat.runtime.graph import Graph
-from torchswat.runtime.trace import trace
+from torchswat.runtime.infer import constant, infer
+from torchswat.runtime.operations.rows import FLOAT, MOST_DIMENSIONS, TYPES, Shape, Value
 
-FORMAT = "torchswat network 1"
+FORMAT = "torchswat network 2"
 KEY = "torchswat"
 
 
@@ -71,7 +69,7 @@ class Package:
     graph : Graph
         The operations.
     tensors : dict of str to ndarray
-        Dense float32 weights by ``<node>.<part>``.
+        Dense weights and constants by name.
     about : About
         Names, normalisation, provenance.
 
@@ -79,9 +77,9 @@ class Package:
     --------
     >>> import tempfile, torchswat
     >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
-    >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+    >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
     >>> Package.read(path).graph.nodes[0].operation
-    'conv2d'
+    'Conv'
     """
 
     graph: Graph
@@ -99,7 +97,7 @@ class Package:
         --------
         >>> import tempfile, torchswat
         >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
-        >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
         >>> Package.read(path).to_bytes() == path.read_bytes()
         True
         """
@@ -107,7 +105,7 @@ class Package:
         forms: dict[str, Any] = {}
         for name, tensor in self.tensors.items():
             form, parts = sparse.pack(tensor)
-            forms[name] = {"form": form, "shape": list(tensor.shape)}
+            forms[name] = {"form": form, "shape": list(tensor.shape), "dtype": tensor.dtype.name}
             arrays |= {f"{name}/{part}": array for part, array in parts.items()}
         about = self.about
         header = {
@@ -146,37 +144,100 @@ class Package:
         --------
         >>> import tempfile, torchswat
         >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
-        >>> save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8), classes=list("0123456789"))
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8), classes=list("0123456789"))
         >>> len(Package.read(path).about.classes)
         10
         """
         arrays, metadata = container.read(path, _description)
         try:
-            return cls._checked(arrays, metadata)
+            return cls.checked(arrays, metadata)
         except InvalidData as error:
             raise InvalidData(f"{path}: {error}") from None
 
     @classmethod
-    def _checked(cls, arrays: Arrays, metadata: dict[str, str]) -> Package:
+    def checked(cls, arrays: Arrays, metadata: dict[str, str]) -> Package:
+        """Return what arrays and metadata of a file hold.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+            Of the file.
+        metadata : dict of str to str
+            Of the file.
+
+        Returns
+        -------
+        Package
+
+        Raises
+        ------
+        InvalidData
+            Something does not fit.
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> Package.checked(*container.read(path)).graph.input_shape
+        (1, 8, 8)
+        """
         header = _description(metadata)
         missing = sorted(_FIELDS - set(header))
         if missing:
             raise InvalidData(f"the description of the network lacks {', '.join(missing)}")
-        graph = Graph.from_json(header["network"])
-        about = _about(header, graph.input_shape[0])
+        is_old = header["format"] == version1.FORMAT
+        forms = _forms(header["tensors"], arrays, is_old)
+        constants: Arrays = {}
+        if is_old:
+            shapes = {name: shape for name, (_, shape, _) in forms.items()}
+            graph, constants = version1.convert(header["network"], shapes)
+        else:
+            graph = Graph.from_json(header["network"], list(forms))
+        about = _about(header, graph)
         if header.pop("crc32") != _checksum(header, arrays):
             raise InvalidData("the file is damaged: its checksum does not match")
-        forms = _forms(header["tensors"], arrays)
-        outputs = list(graph.shapes({name: shape for name, (_, shape) in forms.items()}).values())[-1]
-        if about.classes and outputs != (len(about.classes),):
-            raise InvalidData(
-                f"{len(about.classes)} classes are named, but the outputs are of shape {outputs}"
-            )
-        tensors = {}
-        for name, (form, shape) in forms.items():
+        claims = {name: _claim(name, *form, arrays) for name, form in forms.items()}
+        claims |= {name: constant(tensor) for name, tensor in constants.items()}
+        values = infer(graph, claims, graph.examples)
+        made = values[graph.outputs[0]].shape[1:]
+        if about.classes and made != (len(about.classes),):
+            raise InvalidData(f"{len(about.classes)} classes are named, but the outputs are of shape {made}")
+        tensors: Arrays = {}
+        for name, (form, shape, dtype) in forms.items():
             parts = {part: arrays[f"{name}/{part}"] for part in sparse.FORMS[form]}
-            tensors[name] = sparse.unpack(form, shape, parts, f"tensor {name!r:.80}")
-        return cls(graph, tensors, about)
+            tensors[name] = sparse.unpack(form, shape, parts, f"tensor {name!r:.80}", dtype)
+        return cls(graph, tensors | constants, about)
+
+    def output_shapes(self) -> list[Shape]:
+        """Return the shape of each output, for inputs of the sizes that the network was made for.
+
+        Returns
+        -------
+        list of tuple of int
+            The number of images first.
+
+        Examples
+        --------
+        >>> import tempfile, torchswat
+        >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
+        >>> Package.read(path).output_shapes()[0][1:]
+        (10,)
+        """
+        tensors = {name: constant(tensor) for name, tensor in self.tensors.items()}
+        values = infer(self.graph, tensors, self.graph.examples)
+        return [values[name].shape for name in self.graph.outputs]
+
+
+def _claim(name: str, form: str, shape: Shape, dtype: np.dtype, arrays: Arrays) -> Value:
+    """Return what a tensor says of itself before it is unpacked; sizes are always dense."""
+    if form != "dense":
+        return Value(shape, dtype)
+    array = arrays[f"{name}/values"]
+    if array.shape != shape or array.dtype != dtype:
+        raise InvalidData(f"tensor {name!r:.80}: the values have the shape {array.shape}, not {shape}")
+    return constant(array)
 
 
 def _description(metadata: dict[str, str]) -> dict[str, Any]:
@@ -186,10 +247,10 @@ def _description(metadata: dict[str, str]) -> dict[str, Any]:
             "this is a safetensors file but no network of torchswat; `torchswat export` makes them"
         )
     header = container.parse_json(metadata[KEY], "the description of the network")
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, version1.FORMAT):
         raise InvalidData(
-            f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r}, which "
-            "`torchswat export` makes of a run or a checkpoint"
+            f"the format is {header.get('format')!r:.60}; this version reads {FORMAT!r} and the one before, "
+            "which `torchswat export` makes of a run or a checkpoint"
         )
     return header
 
@@ -197,7 +258,8 @@ def _description(metadata: dict[str, str]) -> dict[str, Any]:
 _FIELDS = {"network", "tensors", "classes", "mean", "std", "resize", "provenance", "crc32"}
 
 
-def _about(header: dict[str, Any], channels: int) -> About:
+def _about(header: dict[str, Any], graph: Graph) -> About:
+    channels = graph.inputs[0].example[1] if len(graph.inputs[0].example) > 1 else 0
     classes, mean, std, resize = (header[key] for key in ("classes", "mean", "std", "resize"))
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise InvalidData("the classes must be a list of names")
@@ -219,23 +281,29 @@ def _about(header: dict[str, Any], channels: int) -> About:
     )
 
 
-def _forms(values: Any, arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return the form and shape of every tensor, and check that the arrays are exactly theirs."""
+def _forms(values: Any, arrays: Arrays, is_old: bool) -> dict[str, tuple[str, Shape, np.dtype]]:
+    """Return form, shape and type of every tensor, and check that the arrays are exactly theirs."""
     if not isinstance(values, dict):
         raise InvalidData("the tensors must be an object of forms and shapes by name")
-    forms: dict[str, tuple[str, tuple[int, ...]]] = {}
+    forms: dict[str, tuple[str, Shape, np.dtype]] = {}
     needed: set[str] = set()
     for name, entry in values.items():
-        if not isinstance(entry, dict) or set(entry) != {"form", "shape"}:
-            raise InvalidData(f"tensor {name!r:.80}: a form and a shape are wanted, not {entry!r:.80}")
-        form, shape = entry["form"], entry["shape"]
+        if is_old and isinstance(entry, dict):
+            entry = {"dtype": "float32", **entry}
+        if not isinstance(entry, dict) or set(entry) != {"form", "shape", "dtype"}:
+            raise InvalidData(f"tensor {name!r:.80}: a form, shape and dtype are wanted, not {entry!r:.80}")
+        form, shape, dtype = entry["form"], entry["shape"], entry["dtype"]
         if not isinstance(form, str) or form not in sparse.FORMS:
             raise InvalidData(
                 f"tensor {name!r:.80}: the form {form!r:.40} is none of {', '.join(sparse.FORMS)}"
             )
-        if not container.is_sizes(shape) or not 0 < len(shape) <= 4 or not all(shape):
+        if not isinstance(dtype, str) or dtype not in TYPES or (form != "dense" and TYPES[dtype] != FLOAT):
+            raise InvalidData(
+                f"tensor {name!r:.80}: the dtype {dtype!r:.40} is not allowed in the form {form}"
+            )
+        if not container.is_sizes(shape) or len(shape) > MOST_DIMENSIONS or (form != "dense" and not shape):
             raise InvalidData(f"tensor {name!r:.80}: the shape {shape!r:.80} is not allowed")
-        forms[name] = form, tuple(shape)
+        forms[name] = form, tuple(shape), TYPES[dtype]
         needed |= {f"{name}/{part}" for part in sparse.FORMS[form]}
     odd = sorted(needed ^ set(arrays))
     if odd:
@@ -255,71 +323,3 @@ def _checksum(header: dict[str, Any], arrays: Arrays) -> int:
         )
         checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
     return checksum
-
-
-def save(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    input_shape: Sequence[int] = (3, 32, 32),
-    classes: Sequence[str] = (),
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    resize: int = 0,
-    provenance: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a trained network, pruned, into one small file that `load` makes a fast network of.
-
-    The file is a safetensors file: kept weights in float32 and where they belong, batch norm folded into
-    them, and the operations as plain data (docs/format.md). It is written atomically. `model` is left alone.
-
-    Parameters
-    ----------
-    model : Module
-        A sparse network, or one that was pruned before. It is saved as it answers: weights that its forward
-        pass leaves out become zeros, others stay (SAW, whose forward pass is dense, keeps all); activations
-        are never left out, as DSG's are. It is read by `torch.fx`, so its flow may not depend on data, and
-        must be made of convolutions without groups and dilation, batch norm, ReLU, sums, concatenations,
-        pooling and linear layers, as the networks of `torchswat.models` are.
-    path : str or path
-        Of the file, by custom ``.safetensors``.
-    input_shape : sequence of int, default (3, 32, 32)
-        Channels, height and width of the images that it is made for.
-    classes : sequence of str, default ()
-        Names of the outputs.
-    mean : sequence of float, default ()
-        Subtracted from images scaled to [0, 1], one number a channel.
-    std : sequence of float, default ()
-        By which images are divided then, one number a channel.
-    resize : int, default 0
-        Shorter side, in pixels, of images before their centre is cropped; 0 to resize them as a whole.
-    provenance : mapping, optional
-        Whatever should be known of its origin, as JSON values.
-
-    Raises
-    ------
-    InvalidValue
-        For a network that cannot be read, or a description that does not fit it.
-    CheckpointError
-        The file cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile, torch, torchswat
-    >>> model = torchswat.sparsify_(torchswat.models.create("resnet-digits"), sparsity=0.9)
-    >>> path = f"{tempfile.mkdtemp()}/digits.safetensors"
-    >>> torchswat.save(model, path, input_shape=(1, 8, 8), classes=list("0123456789"))
-    >>> torchswat.load(path)(torch.zeros(4, 1, 8, 8)).shape
-    torch.Size([4, 10])
-    """
-    shape = tuple(input_shape)
-    if len(shape) != 3 or not all(isinstance(size, int) and 0 < size <= 2**16 for size in shape):
-        raise InvalidValue(f"input_shape is {input_shape!r}; allowed is (channels, height, width)")
-    graph, tensors = trace(model, shape)
-    about = About(tuple(classes), tuple(mean), tuple(std), resize, dict(provenance or {}))
-    try:
-        content = Package(graph, tensors, about).to_bytes()
-        Package._checked(*container.from_bytes(content, "the network"))  # whatever is written can be read
-    except (InvalidData, TypeError, ValueError) as error:
-        raise InvalidValue(f"this network cannot be saved: {error}") from None
-    write_atomically(Path(path), content)

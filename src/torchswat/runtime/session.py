@@ -1,48 +1,51 @@
-"""A graph on the compiled engine: every step and every address is fixed before the first batch.
+"""A graph made ready for inputs of certain sizes: every step, and the memory of what the kernels make.
 
-All results are in the CHWN layout, in one block of memory that is planned once for a number of
-images. A step is a call with all its arguments; a session is a list of them and its own block, so that
-several Python threads run side by side, each with a session out of the pool.
+Results of the compiled kernels are in the CHWN layout, in one block of memory that is planned once; a step is
+a call with all its arguments. What runs in numpy makes its own results, which are let go of after their last
+use. A session is used by one Python thread at a time; several run side by side, each out of the pool.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
-from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from torchswat.engine.loader import native
+from torchswat.engine.compiled import native
+from torchswat.errors import InvalidData, InvalidValue
 from torchswat.runtime import lists
 from torchswat.runtime.arena import place
-from torchswat.runtime.graph import INPUT, Graph, Node, Shape
+from torchswat.runtime.fuse import TABLE, fuse
+from torchswat.runtime.graph import Graph, Node
+from torchswat.runtime.infer import Values, compute, constant, infer
+from torchswat.runtime.memory import aligned, chwn, empty
+from torchswat.runtime.operations.rows import FLOAT, Shape, count
+from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
 
-Step = Callable[[], object]
+Array = np.ndarray
 
-ROWS_BELOW = 16  # images: with fewer, lanes are positions of a row and not samples
-MOST_PICTURES = 256  # that run at once
-MOST_SIZES = 8  # numbers of images that stay prepared
+MOST_IMAGES = 256  # that run at once
+MOST_SIZES = 8  # shapes of inputs that stay prepared
 MOST_FLOATS = 2**28  # of one result
 
 
 class Sessions:
     """The sessions of one network, made when they are needed; safe to use from several threads."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: Graph, tensors: dict[str, Array]) -> None:
         self._graph, self._tensors = graph, tensors
-        shapes = graph.shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        self._shapes = shapes
-        self._most = max(1, min(MOST_PICTURES, MOST_FLOATS // max(map(_floats, shapes.values()))))
+        self.fused, weights = fuse(graph, tensors)
+        self.weights = {name: aligned(w) if w.dtype == FLOAT else w for name, w in weights.items()}
+        self.constants = {name: constant(tensor) for name, tensor in self.weights.items()}
+        self._most = self._images_at_once()
         self._lock, self._packing = threading.Lock(), threading.Lock()
-        self._idle: OrderedDict[tuple, list[_Session]] = OrderedDict()
+        self._idle: OrderedDict[tuple, list[Session]] = OrderedDict()
         self._lists: WeakValueDictionary[tuple, lists.Lists] = WeakValueDictionary()  # sessions hold them
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
@@ -50,17 +53,31 @@ class Sessions:
         """A copy, or a pickle, is of the network alone and prepares its own sessions."""
         return Sessions, (self._graph, self._tensors)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Return the outputs for images `x`, float32 (N, C, H, W) with N of at least 1."""
-        if len(x) > self._most:
-            return torch.cat([self.run(part) for part in x.split(self._most)])
-        threads = torch.get_num_threads()
-        if threads == 1 or not threads <= len(x) < ROWS_BELOW:
-            return self._run(x, threads)
+    def _images_at_once(self) -> int:
+        if not self._graph.rows or not all(each.is_batch for each in self._graph.inputs):
+            return 0
+        values = infer(self.fused, self.constants, self._graph.examples, TABLE)
+        images = self._graph.inputs[0].example[0]
+        largest = max(count(value.shape) for value in values.values()) / images
+        return max(1, min(MOST_IMAGES, int(MOST_FLOATS // largest)))
+
+    def run(self, inputs: Sequence[Array], threads: int) -> list[Array]:
+        """Return the outputs for inputs that the graph's `check` let through."""
+        images = len(inputs[0]) if inputs[0].ndim else 0
+        if not self._most or not images:
+            return self._run(inputs, threads)
+        if images > self._most:
+            cuts = range(0, images, self._most)
+            return _joined([self.run([x[at : at + self._most] for x in inputs], threads) for at in cuts])
+        if threads == 1 or not threads <= images < ROWS_BELOW or native() is None:
+            return self._run(inputs, threads)
         # Each thread takes whole images: nothing is waited for, and an image's results stay in its cache.
-        alone = len(x) - len(x) % threads
-        parts = list(self._workers(threads).map(partial(self._run, threads=1), x[:alone].split(1)))
-        return torch.cat(parts if alone == len(x) else [*parts, self._run(x[alone:], threads)])
+        alone = images - images % threads
+        each = [[x[at : at + 1] for x in inputs] for at in range(alone)]
+        parts = list(self._workers(threads).map(partial(self._run, threads=1), each))
+        if alone < images:
+            parts.append(self._run([x[alone:] for x in inputs], threads))
+        return _joined(parts)
 
     def _workers(self, threads: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -68,20 +85,17 @@ class Sessions:
                 self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="torchswat")
             return self._pools[threads]
 
-    def _run(self, x: Tensor, threads: int) -> Tensor:
-        """Run all of `x` at once, with the compiled kernels on so many threads."""
+    def _run(self, inputs: Sequence[Array], threads: int) -> list[Array]:
+        """Run everything at once, with the compiled kernels on so many threads."""
         module = native()
-        assert module is not None
-        key = len(x), threads, module.isa()
+        shapes = tuple(x.shape for x in inputs)
+        key = shapes, threads, None if module is None else module.isa()
         with self._lock:
             pool = self._idle.setdefault(key, [])
             session = pool.pop() if pool else None
         if session is None:
-            with torch.inference_mode(False):  # its memory serves callers in that mode and others
-                session = _Session(
-                    self._graph, self._shapes, self._tensors, len(x), threads, module, self._lists_of
-                )
-        result = session.run(x)
+            session = Session(self, self._graph.check(shapes), threads, module)
+        result = session.run(inputs)
         with self._lock:
             self._idle.setdefault(key, []).append(session)
             self._idle.move_to_end(key)
@@ -89,204 +103,119 @@ class Sessions:
                 self._idle.popitem(last=False)
         return result
 
-    def _lists_of(self, key: tuple, make: Callable[[], lists.Lists]) -> lists.Lists:
-        with self._packing:  # threads that start together share one packing
+    def lists_of(self, key: tuple, make: Callable[[], lists.Lists]) -> lists.Lists:
+        """Return packed weights, which threads that start together share."""
+        with self._packing:
             found = self._lists.get(key)
             if found is None:
                 found = self._lists[key] = make()
         return found
 
 
-def _floats(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _joined(parts: list[list[Array]]) -> list[Array]:
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-class _Session:
-    """Steps and memory for one number of images; used by one thread at a time."""
+class Session:
+    """Steps and memory for one shape of each input; used by one thread at a time.
+
+    Attributes
+    ----------
+    values : dict of str to Value
+        Shapes, types and known sizes.
+    fixed : dict of str to ndarray
+        Results of kernels: (N, C, ...) by index, [C][...][N] in the block.
+    """
 
     def __init__(
-        self,
-        graph: Graph,
-        shapes: Mapping[str, Shape],
-        tensors: Mapping[str, Tensor],
-        images: int,
-        threads: int,
-        module: ModuleType,
-        lists_of: Callable[[tuple, Callable[[], lists.Lists]], lists.Lists],
+        self, network: Sessions, shapes: dict[str, Shape], threads: int, module: ModuleType | None
     ) -> None:
-        self.n, self.native, self.shapes, self.tensors, self.lists_of = (
-            images,
-            module,
-            shapes,
-            tensors,
-            lists_of,
-        )
-        self.threads = threads
-        self.held: list[Any] = []  # what steps have the addresses of
-        self.views = self._plan(graph)
-        self.workspace = torch.empty(0)
-        self.wanted = 0
-        makers = [_STEPS[node.operation](self, node) for node in graph.nodes]
-        self.workspace = torch.empty(self.wanted)
-        self.steps: list[Step] = [step for maker in makers for step in maker()]
-        self.output = self.views[graph.nodes[-1].name]
+        self.network, self.threads = network, threads
+        graph = network.fused
+        try:
+            self.values: Values = infer(graph, network.constants, shapes, TABLE)
+        except InvalidData as error:
+            raise InvalidValue(f"inputs of {list(shapes.values())} do not fit: {error}") from None
+        self.is_empty = all(not count(self.values[name].shape) for name in graph.outputs)
+        self.native = module if all(map(count, shapes.values())) else None
+        self.nodes = [each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)]
+        self.fixed = self._plan(graph)
+        self.workspace, self.wanted = empty(0), 0
+        self.slots: Slots = {name: v.known for name, v in self.values.items() if v.known is not None}
+        self.slots |= {**network.weights, **self.fixed}
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        makers = [self._maker(each) for each in self.nodes]
+        self.workspace = empty(self.wanted)
+        self.steps: list[tuple[Step, tuple[str, ...]]] = [
+            (maker(), gone) for maker, gone in zip(makers, self._last_uses(), strict=True)
+        ]
 
-    def run(self, x: Tensor) -> Tensor:
-        """Return the outputs for the images `x`."""
-        x = x.contiguous()
-        first = self.views[INPUT]
-        self.native.nchw_to_chwn(x.data_ptr(), x[:1].numel(), first.data_ptr(), *x.shape, self.threads)
-        for step in self.steps:
-            step()
-        return self.output.permute(-1, *range(self.output.dim() - 1)).clone(
-            memory_format=torch.contiguous_format
-        )
-
-    def _plan(self, graph: Graph) -> dict[str, Tensor]:
-        """Return where each result lies: views, (C, H, W, N) or (C, N), of one block of memory."""
-        owner: dict[str, str] = {INPUT: INPUT}  # a flattened result is the same memory
-        lives = {INPUT: [0, 0]}
-        for index, node in enumerate(graph.nodes, start=1):
-            for name in node.inputs:
-                lives[owner[name]][1] = index
-            owner[node.name] = owner[node.inputs[0]] if node.operation == "flatten" else node.name
-            lives.setdefault(owner[node.name], [index, index])
-        lives[owner[graph.nodes[-1].name]][1] = len(graph.nodes) + 1
-        sizes = [4 * _floats(self.shapes[name]) * self.n for name in lives]
-        offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
-        block = torch.empty(total // 4)
-        self.held.append(block)
-        starts = dict(zip(lives, offsets, strict=True))
-        return {
-            name: block[starts[mine] // 4 :][: _floats(self.shapes[name]) * self.n].view(
-                *self.shapes[name], self.n
-            )
-            for name, mine in owner.items()
-        }
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Return the outputs, in memory of their own."""
+        if self.is_empty:
+            return [np.empty(self.values[name].shape, self.values[name].dtype) for name in self.outputs]
+        slots = dict(self.slots)
+        slots |= {each.name: x for each, x in zip(self.inputs, inputs, strict=True)}
+        with np.errstate(all="ignore"):
+            for step, gone in self.steps:
+                step(slots)
+                for name in gone:
+                    del slots[name]
+        return [np.array(slots[name], order="C") for name in self.outputs]
 
     def lend(self, floats: int) -> None:
         """Note that a step needs a workspace of that size."""
         self.wanted = max(self.wanted, floats)
 
-    def hold(self, tensor: Tensor) -> int:
-        """Return the address of a tensor, and keep it alive."""
-        self.held.append(tensor)
-        return tensor.data_ptr()
+    def _maker(self, node: Node) -> Callable[[], Step]:
+        if node.name in self.fixed:
+            return STEPS[node.operation].make(self, node)
+        return lambda: self._in_numpy(node)
 
+    def _in_numpy(self, node: Node) -> Step:
+        row, inputs, outputs = TABLE[node.operation], node.inputs, node.outputs
 
-Maker = Callable[[], list[Step]]
-"""Makes the steps of a node once the workspace is there."""
+        def step(slots: Slots) -> None:
+            try:
+                made = compute(node, row, [slots[name] if name else None for name in inputs])
+            except (ValueError, TypeError, IndexError) as error:
+                raise InvalidValue(f"node {node.name!r:.60} ({node.operation}): {error}") from None
+            slots |= zip(outputs, made, strict=False)
 
+        return step
 
-def _convolution(session: _Session, node: Node) -> Maker:
-    stride = node.settings["stride_h"], node.settings["stride_w"]
-    padding = node.settings["padding_h"], node.settings["padding_w"]
-    source = session.shapes[node.inputs[0]]
-    return _convolve(session, node, source, session.shapes[node.name], stride, padding)
+    def _last_uses(self) -> list[tuple[str, ...]]:
+        """Return, for each step, the names whose results nothing reads any more."""
+        kept = {*self.slots, *self.outputs}
+        gone: list[tuple[str, ...]] = []
+        for node in reversed(self.nodes):
+            names = {name for name in (*node.inputs, *node.outputs) if name} - kept
+            kept |= names
+            gone.append(tuple(names))
+        return gone[::-1]
 
-
-def _linear(session: _Session, node: Node) -> Maker:
-    """A convolution of an image of one pixel."""
-    source, result = ((*session.shapes[name], 1, 1) for name in (node.inputs[0], node.name))
-    return _convolve(session, node, source, result, (1, 1), (0, 0))
-
-
-def _convolve(
-    session: _Session,
-    node: Node,
-    source: Shape,
-    result: Shape,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> Maker:
-    """Take the kernel that suits the number of images, and lists of the kept weights in its order."""
-    module, n, threads = session.native, session.n, session.threads
-    weight, bias = (session.tensors[f"{node.name}.{part}"] for part in ("weight", "bias"))
-    weight = weight.view(*weight.shape, *(1,) * (4 - weight.dim()))
-    shape = module.ConvShape(n, *source, weight.shape[0], *weight.shape[2:], *stride, *padding, *result[1:])
-    by_rows = n < ROWS_BELOW
-    kernel = module.conv_rows if by_rows else module.conv_forward_fused
-    make = partial(lists.for_rows if by_rows else lists.for_samples, module, shape, weight)
-    packed = session.lists_of((node.name, module.isa(), n if by_rows else 0), make)
-    session.held.append(packed)
-    session.lend((module.rows_workspace if by_rows else module.conv_workspace)(shape, threads))
-    read, *added = (session.views[name].data_ptr() for name in node.inputs)
-    relu = bool(node.settings["relu"])
-    arguments = (
-        read,
-        *packed.addresses(),
-        session.hold(bias),
-        added[0] if added else 0,
-        relu,
-        session.views[node.name].data_ptr(),
-    )
-    return lambda: [partial(kernel, shape, *arguments, session.workspace.data_ptr(), threads)]
-
-
-def _affine(session: _Session, node: Node) -> Maker:
-    x, y = session.views[node.inputs[0]], session.views[node.name]
-    scale, shift = (session.hold(session.tensors[f"{node.name}.{part}"]) for part in ("scale", "shift"))
-    channels = len(x)
-    lengths = channels, x.numel() // channels
-    relu = bool(node.settings["relu"])
-    kernel, threads = session.native.affine_forward, session.threads
-    return lambda: [partial(kernel, x.data_ptr(), *lengths, scale, shift, 0, relu, y.data_ptr(), 0, threads)]
-
-
-def _pool(session: _Session, node: Node) -> Maker:
-    x, y = session.views[node.inputs[0]], session.views[node.name]
-    window = (node.settings[part] for part in ("kernel", "stride", "padding"))
-    average = node.operation == "average_pool"
-    arguments = x.data_ptr(), *x.shape, *window, *y.shape[1:3], average, y.data_ptr(), session.threads
-    return lambda: [partial(session.native.pool_rows, *arguments)]
-
-
-def _adaptive(session: _Session, node: Node) -> Maker:
-    x, y = session.views[node.inputs[0]], session.views[node.name]
-    if y.shape[1:3] == (1, 1):
-        sizes = *x.shape[:3], session.n, *x.shape[1:3]  # the window is the map
-        kernel = session.native.average_forward
-        return lambda: [partial(kernel, x.data_ptr(), *sizes, y.data_ptr(), session.threads)]
-    images = x.permute(3, 0, 1, 2)
-    return lambda: [lambda: y.permute(3, 0, 1, 2).copy_(F.adaptive_avg_pool2d(images, y.shape[1]))]
-
-
-def _add(session: _Session, node: Node) -> Maker:
-    a, b = (session.views[name] for name in node.inputs)
-    y = session.views[node.name]
-    steps: list[Step] = [partial(torch.add, a, b, out=y)]
-    return lambda: steps + ([partial(y.clamp_min_, 0)] if node.settings["relu"] else [])
-
-
-def _relu(session: _Session, node: Node) -> Maker:
-    return lambda: [partial(torch.clamp_min, session.views[node.inputs[0]], 0, out=session.views[node.name])]
-
-
-def _concatenate(session: _Session, node: Node) -> Maker:
-    sources = [session.views[name] for name in node.inputs]
-    parts = session.views[node.name].split([len(source) for source in sources])
-    return lambda: [partial(part.copy_, source) for part, source in zip(parts, sources, strict=True)]
-
-
-def _subsample(session: _Session, node: Node) -> Maker:
-    x, y, stride = session.views[node.inputs[0]], session.views[node.name], node.settings["stride"]
-    seen = x[:, ::stride, ::stride]
-    return lambda: [partial(y[: len(x)].copy_, seen), y[len(x) :].zero_]
-
-
-_STEPS: dict[str, Callable[[_Session, Node], Maker]] = {
-    "conv2d": _convolution,
-    "linear": _linear,
-    "affine": _affine,
-    "add": _add,
-    "relu": _relu,
-    "max_pool": _pool,
-    "average_pool": _pool,
-    "adaptive_average_pool": _adaptive,
-    "concatenate": _concatenate,
-    "subsample": _subsample,
-    "flatten": lambda session, node: list,
-}
+    def _plan(self, graph: Graph) -> dict[str, Array]:
+        """Return where each result of a kernel lies: arrays in one block of memory."""
+        lives: dict[str, list[int]] = {}
+        owner: dict[str, str] = {}  # of what may lie in the memory of a kernel's result
+        for index, node in enumerate(self.nodes, start=1):
+            for name in node.inputs:
+                if name in owner:
+                    lives[owner[name]][1] = index
+            if self.native is not None and node.operation in STEPS:
+                if STEPS[node.operation].suits(self, node, owner):
+                    owner[node.name], lives[node.name] = node.name, [index, index]
+                    continue
+            if TABLE[node.operation].is_view and node.inputs[0] in owner:
+                owner |= dict.fromkeys(node.outputs, owner[node.inputs[0]])
+        for name in graph.outputs:
+            if name in owner:
+                lives[owner[name]][1] = len(self.nodes) + 1
+        shapes = {name: self.values[name].shape for name in lives}
+        sizes = [4 * count(shape) for shape in shapes.values()]
+        offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
+        block = empty(total // 4)
+        return {
+            name: chwn(block[at // 4 : at // 4 + count(shape)], shape)
+            for (name, shape), at in zip(shapes.items(), offsets, strict=True)
+        }

@@ -27,19 +27,22 @@ from torchswat.runtime.container import Arrays
 
 FORMS = {"dense": ("values",), "bits": ("values", "bits"), "offsets": ("values", "offsets", "starts")}
 LONGEST_ROW = 2**16
+FEWEST = 16  # entries of a tensor that may be sparse, at least
 FEWEST_KEPT = 64  # entries for a kept one, at most, in the form `offsets`
 
 
 def pack(tensor: np.ndarray) -> tuple[str, Arrays]:
-    """Return the smallest form of a float32 `tensor` and its arrays.
+    """Return the smallest form of a `tensor` and its arrays; other types than float32, and few entries, stay dense.
 
     Examples
     --------
-    >>> form, arrays = pack(np.array([[0, 2, 0, 0, 0, 0, 0, 0, 0, 3]], np.float32))
+    >>> form, arrays = pack(np.array([[0, 2, 0, 0, 0, 0, 0, 0, 0, 3]] * 2, np.float32))
     >>> form, arrays["values"].tolist(), arrays["bits"].tolist()
-    ('bits', [2.0, 3.0], [2, 2])
+    ('bits', [2.0, 3.0, 2.0, 3.0], [2, 10, 8])
     """
     flat = np.ascontiguousarray(tensor).reshape(-1)
+    if tensor.dtype != np.float32 or tensor.size <= FEWEST or not np.isfinite(flat).all():
+        return "dense", {"values": flat.reshape(tensor.shape)}
     kept = flat != 0
     values = flat[kept]
     forms = {"dense": flat.nbytes, "bits": values.nbytes + -(-flat.size // 8)}
@@ -56,17 +59,25 @@ def pack(tensor: np.ndarray) -> tuple[str, Arrays]:
     return form, {"values": values, "offsets": by_row.nonzero()[1].astype(np.uint16), "starts": starts}
 
 
-def unpack(form: str, shape: tuple[int, ...], arrays: Arrays, what: str) -> np.ndarray:
-    """Return the dense float32 tensor of `shape`; `what` names it in errors.
+def unpack(
+    form: str, shape: tuple[int, ...], arrays: Arrays, what: str, dtype: np.dtype = np.dtype(np.float32)
+) -> np.ndarray:
+    """Return the dense tensor of `shape` and `dtype`; `what` names it in errors.
 
     Raises
     ------
     InvalidData
-        The arrays are not those of such a tensor, or a value is not finite.
+        The arrays are not those of such a tensor, or a value is NaN, or infinite in a sparse form.
     """
     values = arrays["values"]
-    if values.dtype != np.float32 or not np.isfinite(values).all():
+    if values.dtype != dtype or (form != "dense" and dtype != np.float32):
+        raise InvalidData(
+            f"{what}: the values are {values.dtype}; in this form it must be finite float32, or {dtype}"
+        )
+    if dtype == np.float32 and (np.isnan(values).any() if form == "dense" else not np.isfinite(values).all()):
         raise InvalidData(f"{what}: the values must be finite float32 numbers")
+    if dtype == np.bool_ and (values.view(np.uint8) > 1).any():
+        raise InvalidData(f"{what}: the values must be 0 or 1")
     if form == "dense":
         if values.shape != shape:
             raise InvalidData(f"{what}: the values have the shape {values.shape}, not {shape}")

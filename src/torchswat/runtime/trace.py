@@ -1,20 +1,20 @@
-"""From a trained torch module to a `Graph`: read off by `torch.fx`, batch norm folded, ReLU and sums fused.
-
-Only modules and functions whose meaning is known take part; anything else is refused by name. What was read
-is then run beside the module on a random image, so a flow that depends on data is found out.
-"""
+"""From a trained torch module to a `Graph`: read by `torch.export`, then compared with the module itself."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import operator
-from collections.abc import Callable
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from torchswat.convert import (
     check_weight_is_own,
@@ -23,12 +23,15 @@ from torchswat.convert import (
     prune_,
     sparse_layers,
 )
-from torchswat.errors import InvalidValue
-from torchswat.models.resnet import PaddingShortcut
-from torchswat.runtime.graph import INPUT, Graph, Node, Shape
-from torchswat.runtime.plain import run
+from torchswat.errors import InvalidData, InvalidValue
+from torchswat.runtime.aten import DTYPES, SIZES, TABLE, Made, Unsupported, Writer
+from torchswat.runtime.graph import BATCH, Graph, Input
+from torchswat.runtime.operations.rows import Shape
+from torchswat.runtime.session import Sessions
+from torchswat.runtime.simplify import simplify
 
 Tensors = dict[str, np.ndarray]
+CLOSE = 1e-3  # of the largest output: what rounding and the order of additions explain
 
 
 def pruned(model: nn.Module) -> nn.Module:
@@ -47,296 +50,329 @@ def pruned(model: nn.Module) -> nn.Module:
     return desparsify_(model).eval().cpu().float()
 
 
-@torch.no_grad()
-def trace(model: nn.Module, input_shape: Shape) -> tuple[Graph, Tensors]:
-    """Return the graph of `model` for images of `input_shape`, (C, H, W), and its float32 tensors.
+def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph, Tensors]:
+    """Return the graph of `model` and its tensors.
 
     It is taken as `pruned` makes it; `model` itself is left alone.
+
+    Parameters
+    ----------
+    model : Module
+        What to read.
+    example : Tensor or sequence of Tensor
+        Its arguments. The first size of each counts images and is free; of images, height and width are where
+        the module computes the same with other sizes as the graph does.
 
     Raises
     ------
     InvalidValue
-        For a layer or a function that the runtime does not know, or a flow that depends on data.
+        For an operation that no graph has, or a flow that depends on data.
     """
     model = pruned(model)
-    try:
-        traced = _Tracer().trace(model)
-    except Exception as error:  # whatever a user's forward may raise on symbolic values
-        raise InvalidValue(
-            f"the flow of {type(model).__name__} cannot be read: {error}. It may not depend on data."
-        ) from error
-    builder = _Builder(model, traced)
-    graph = Graph(input_shape, builder.build())
-    shapes = graph.shapes({name: tensor.shape for name, tensor in builder.tensors.items()})
-    example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    expected, found = model(example), run(graph, _as_torch(builder.tensors), example)
-    worst = float((expected - found).abs().max()) / max(1e-6, float(expected.abs().max()))
-    if expected.shape[1:] != shapes[graph.nodes[-1].name] or not worst < 1e-3:
-        raise InvalidValue(
-            f"what was read of {type(model).__name__} computes something else (relative error {worst:.1e}): "
-            "its flow may depend on data."
-        )
-    return graph, builder.tensors
-
-
-def _as_torch(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-
-
-class _Tracer(fx.Tracer):
-    """Records how modules follow each other, without looking into those that have no children."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Builder:
-    """Turns the traced calls, one after the other, into nodes that are fused as far as they can be."""
-
-    def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.traced = traced
-        self.nodes: dict[str, Node] = {}
-        self.tensors: Tensors = {}
-        self.made_by: dict[fx.Node, str] = {}  # which node has the value of a traced call
-
-    def build(self) -> tuple[Node, ...]:
-        """Return the nodes."""
-        for call in self.traced.nodes:
-            if call.op == "placeholder":
-                if self.made_by:
-                    raise InvalidValue("a network with several inputs cannot be exported")
-                self.made_by[call] = INPUT
-            elif call.op == "output":
-                (output,) = call.all_input_nodes if len(call.all_input_nodes) == 1 else (None,)
-                if output is None or self.made_by[output] != list(self.nodes)[-1]:
-                    raise InvalidValue("a network must have one output, made by its last operation")
-            elif call.op in ("call_module", "call_function", "call_method"):
-                self.made_by[call] = self._convert(call)
-            else:
-                raise InvalidValue(f"{call.op} {call.target}: a bare parameter cannot be exported")
-        return tuple(self.nodes.values())
-
-    def _convert(self, call: fx.Node) -> str:
-        module = self.modules.get(str(call.target)) if call.op == "call_module" else None
-        if module is not None:
-            if type(module) not in _MODULES:
-                raise InvalidValue(
-                    f"layer {call.target!r} is a {type(module).__name__}, which this format does not "
-                    f"know. It knows {', '.join(sorted(kind.__name__ for kind in _MODULES))}."
-                )
-            return _MODULES[type(module)](self, call, module)
-        function = _FUNCTIONS.get(call.target)
-        if function is None:
-            name = getattr(call.target, "__name__", call.target)
-            raise InvalidValue(
-                f"the function {name!r} cannot be exported to this format; use modules instead"
-            )
-        return function(self, call)
-
-    # ---- what the rows of the tables below use
-
-    def name_of(self, call: fx.Node) -> str:
-        """Return a name for the result of a call: its module's where that is called once."""
-        wanted = str(call.target) if call.op == "call_module" else call.name
-        return wanted if wanted not in self.nodes else call.name
-
-    def inputs(self, call: fx.Node) -> tuple[str, ...]:
-        """Return the names of what a call reads."""
-        return tuple(self.made_by[each] for each in call.all_input_nodes)
-
-    def add(
-        self, call: fx.Node, operation: str, settings: dict[str, int] | None = None, **tensors: Tensor
-    ) -> str:
-        """Append a node for a call."""
-        name = self.name_of(call)
-        self.nodes[name] = Node(name, operation, self.inputs(call), settings or {})
-        for part, tensor in tensors.items():
-            self.tensors[f"{name}.{part}"] = tensor.detach().float().contiguous().numpy().copy()
-        return name
-
-    def only_reader(self, call: fx.Node, among: tuple[str, ...]) -> Node | None:
-        """Return the node that made the first input of `call`, if `among` these and read by nothing else."""
-        return self._only_read_by(call.all_input_nodes[0], among)
-
-    def _only_read_by(self, made: fx.Node, among: tuple[str, ...]) -> Node | None:
-        name = self.made_by[made]
-        values = [call for call, maker in self.made_by.items() if maker == name]
-        readers = {reader for call in values for reader in call.users if reader not in values}
-        node = self.nodes.get(name)
-        return node if node is not None and node.operation in among and len(readers) == 1 else None
-
-    def relu(self, call: fx.Node, inplace: bool) -> str:
-        """Take the ReLU into the node before, where nothing else reads that one's result."""
-        node = self.only_reader(call, ("conv2d", "linear", "affine", "add"))
-        if node is not None and not node.settings["relu"]:
-            self.nodes[node.name] = Node(node.name, node.operation, node.inputs, {**node.settings, "relu": 1})
-            return node.name
-        if inplace and len(call.all_input_nodes[0].users) > 1:
-            raise InvalidValue(
-                f"the in-place ReLU {call.name!r} changes what others read; make it not in place"
-            )
-        return self.add(call, "relu")
-
-    def sum(self, call: fx.Node) -> str:
-        """Take the sum into one of the convolutions before, which then runs where the sum would have."""
-        if len(call.all_input_nodes) != 2:
-            raise InvalidValue(f"{call.name!r}: two tensors can be added, not a tensor and a number")
-        for made, other in (call.all_input_nodes, call.all_input_nodes[::-1]):
-            node = self._only_read_by(made, ("conv2d",))
-            if node is not None and len(node.inputs) == 1 and not node.settings["relu"]:
-                del self.nodes[node.name]
-                inputs = *node.inputs, self.made_by[other]
-                self.nodes[node.name] = Node(node.name, node.operation, inputs, node.settings)
-                return node.name
-        return self.add(call, "add", {"relu": 0})
-
-
-# ---- modules -----------------------------------------------------------------------------------------------
-
-
-def _same(builder: _Builder, call: fx.Node, module: nn.Module) -> str:
-    return builder.made_by[call.all_input_nodes[0]]
-
-
-def _conv2d(builder: _Builder, call: fx.Node, module: Any) -> str:
-    if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
-        raise InvalidValue(f"layer {call.target!r}: groups, dilation and padding modes cannot be exported")
-    if isinstance(module.padding, str):
-        raise InvalidValue(f"layer {call.target!r}: padding={module.padding!r} must be given in numbers")
-    settings = {
-        "stride_h": module.stride[0],
-        "stride_w": module.stride[1],
-        "padding_h": module.padding[0],
-        "padding_w": module.padding[1],
-        "relu": 0,
-    }
-    bias = torch.zeros(module.out_channels) if module.bias is None else module.bias
-    return builder.add(call, "conv2d", settings, weight=module.weight, bias=bias)
-
-
-def _batch_norm(builder: _Builder, call: fx.Node, module: Any) -> str:
-    """Fold it into the convolution before it, in float64; elsewhere it is a scale and a shift."""
-    if module.running_mean is None:
-        raise InvalidValue(f"layer {call.target!r} tracks no running statistics, which inference needs")
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    shift = -module.running_mean.double() * scale
-    if module.affine:
-        scale, shift = scale * module.weight.double(), shift * module.weight.double() + module.bias.double()
-    node = builder.only_reader(call, ("conv2d",))
-    if node is None or len(node.inputs) > 1 or node.settings["relu"]:
-        return builder.add(call, "affine", {"relu": 0}, scale=scale, shift=shift)
-    tensors, factor = builder.tensors, scale.numpy()
-    weight, bias = tensors[f"{node.name}.weight"], tensors[f"{node.name}.bias"]
-    tensors[f"{node.name}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
-    tensors[f"{node.name}.bias"] = (bias * factor + shift.numpy()).astype(np.float32)
-    return node.name
-
-
-def _relu(builder: _Builder, call: fx.Node, module: Any) -> str:
-    return builder.relu(call, module.inplace)
-
-
-def _linear(builder: _Builder, call: fx.Node, module: Any) -> str:
-    bias = torch.zeros(module.out_features) if module.bias is None else module.bias
-    return builder.add(call, "linear", {"relu": 0}, weight=module.weight, bias=bias)
-
-
-def _one_number(name: str, value: Any) -> int:
-    first, *others = value if isinstance(value, (tuple, list)) else (value,)
-    if any(other != first for other in others) or not isinstance(first, int):
-        raise InvalidValue(f"layer {name!r}: {value} is not the same number in height and width")
-    return first
-
-
-def _window(call: fx.Node, module: Any) -> dict[str, int]:
-    name = str(call.target)
-    return {part: _one_number(name, getattr(module, f"{part}{size}")) for part, size in _WINDOW.items()}
-
-
-_WINDOW = {"kernel": "_size", "stride": "", "padding": ""}
-
-
-def _max_pool(builder: _Builder, call: fx.Node, module: Any) -> str:
-    if _one_number(str(call.target), module.dilation) != 1:
-        raise InvalidValue(f"layer {call.target!r}: a pooling with dilation cannot be exported")
-    return builder.add(call, "max_pool", {**_window(call, module), "ceil": int(module.ceil_mode)})
-
-
-def _average_pool(builder: _Builder, call: fx.Node, module: Any) -> str:
-    if module.ceil_mode or (_one_number(str(call.target), module.padding) and not module.count_include_pad):
-        raise InvalidValue(f"layer {call.target!r}: this form of averaging cannot be exported")
-    if module.divisor_override is not None:
-        raise InvalidValue(f"layer {call.target!r}: a divisor of its own cannot be exported")
-    return builder.add(call, "average_pool", _window(call, module))
-
-
-def _adaptive(builder: _Builder, call: fx.Node, module: Any) -> str:
-    return builder.add(
-        call, "adaptive_average_pool", {"size": _one_number(str(call.target), module.output_size)}
+    inputs = [example] if isinstance(example, Tensor) else list(example)
+    if not inputs or not all(isinstance(x, Tensor) and x.dim() for x in inputs):
+        raise InvalidValue(f"the example is {type(example).__name__}; allowed are tensors with a batch")
+    inputs = [_two_images(x.detach().cpu()) for x in inputs]
+    trials = (
+        [(True, True), (True, False), (False, False)]
+        if _are_images(inputs)
+        else [(True, False), (False, False)]
     )
+    problem: Exception | None = None
+    for batch, space in trials:
+        try:
+            graph, tensors = _read(model, inputs, batch, space)
+            graph = _compared(model, graph, tensors, inputs, space)
+            return graph, tensors
+        except (_Differs, InvalidValue) as error:  # with fixed sizes it may fit
+            problem = problem or error
+        except Exception as error:  # whatever a user's forward may raise on symbolic sizes
+            problem = error
+    name = type(model).__name__
+    if isinstance(problem, InvalidValue):
+        raise problem
+    if isinstance(problem, _Differs):
+        raise InvalidValue(f"what was read of {name} computes something else: {problem}") from problem
+    raise InvalidValue(
+        f"the flow of {name} cannot be read: {str(problem)[:2000]} It may not depend on data; torch.export says more."
+    ) from problem
 
 
-def _padding_shortcut(builder: _Builder, call: fx.Node, module: Any) -> str:
-    return builder.add(call, "subsample", {"stride": module.stride, "new_channels": module.new_channels})
+class _Differs(Exception):
+    """Outputs of the graph and of the module are not the same."""
 
 
-def _flatten_module(builder: _Builder, call: fx.Node, module: Any) -> str:
-    if (module.start_dim, module.end_dim) != (1, -1):
-        raise InvalidValue(f"layer {call.target!r}: only the flattening of all but the batch can be exported")
-    return builder.add(call, "flatten")
+def _two_images(x: Tensor) -> Tensor:
+    """Return an example with two images or more: of one alone, torch takes the number for fixed."""
+    return torch.cat([x, x]) if len(x) == 1 else x
 
 
-_MODULES: dict[type[nn.Module], Callable[[_Builder, fx.Node, Any], str]] = {
-    nn.Conv2d: _conv2d,
-    nn.BatchNorm2d: _batch_norm,
-    nn.Linear: _linear,
-    nn.ReLU: _relu,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _average_pool,
-    nn.AdaptiveAvgPool2d: _adaptive,
-    nn.Flatten: _flatten_module,
-    nn.Identity: _same,
-    nn.Dropout: _same,
-    nn.Dropout2d: _same,
-    PaddingShortcut: _padding_shortcut,
-}
-
-# ---- functions and methods ---------------------------------------------------------------------------------
+def _are_images(inputs: Sequence[Tensor]) -> bool:
+    return all(x.dim() in (3, 4) and x.dtype == torch.float32 for x in inputs)
 
 
-def _argument(call: fx.Node, place: int, name: str, default: Any) -> Any:
-    return call.args[place] if len(call.args) > place else call.kwargs.get(name, default)
+@torch.no_grad()
+def _read(model: nn.Module, inputs: list[Tensor], batch: bool, space: bool) -> tuple[Graph, Tensors]:
+    free: dict[int, Any] = {0: Dim.AUTO} if batch else {}
+    shapes = [{**free, **(dict.fromkeys(range(2, x.dim()), Dim.AUTO) if space else {})} for x in inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own calls
+        level = logging.getLogger("torch").level
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        try:
+            kept = _Forward(model)
+            program = torch.export.export(kept, tuple(inputs), dynamic_shapes=(tuple(shapes),), strict=False)
+            table = torch.export.default_decompositions()
+            for target in list(table):
+                if _target(target) in TABLE:
+                    table.pop(target)
+            program = program.run_decompositions(table)
+        finally:
+            logging.getLogger("torch").setLevel(level)
+    graph, tensors = _Reader(program, inputs).read()
+    return simplify(graph, tensors)
 
 
-def _function_relu(builder: _Builder, call: fx.Node) -> str:
-    return builder.relu(call, inplace=call.target is F.relu and bool(_argument(call, 1, "inplace", False)))
+class _Forward(nn.Module):
+    """A module whose outputs are a flat tuple of tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat_outputs(self.model(*inputs)))
 
 
-def _flatten(builder: _Builder, call: fx.Node) -> str:
-    if (_argument(call, 1, "start_dim", 0), _argument(call, 2, "end_dim", -1)) != (1, -1):
-        raise InvalidValue(f"{call.name!r}: only the flattening of all but the batch can be exported")
-    return builder.add(call, "flatten")
+def flat_outputs(result: Any) -> list[Tensor]:
+    """Return the tensors of a result, whatever holds them."""
+    if isinstance(result, dict):  # Hugging Face's outputs are dicts, and pytree knows few of them
+        result = list(result.values())
+    leaves, _ = pytree.tree_flatten(result)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _concatenate(builder: _Builder, call: fx.Node) -> str:
-    if _argument(call, 1, "dim", 0) != 1:
-        raise InvalidValue(f"{call.name!r}: only channels can be put together (dim=1)")
-    name = builder.name_of(call)
-    sources: Any = _argument(call, 0, "tensors", ())
-    builder.nodes[name] = Node(name, "concatenate", tuple(builder.made_by[each] for each in sources))
-    return name
+def _target(target: Any) -> str:
+    """Return the name of a call's target, without its namespace."""
+    name = str(target)
+    return name.partition(".")[2] if name.startswith("aten.") else name
 
 
-_FUNCTIONS: dict[Any, Callable[[_Builder, fx.Node], str]] = {
-    operator.add: _Builder.sum,
-    operator.iadd: _Builder.sum,
-    torch.add: _Builder.sum,
-    torch.relu: _function_relu,
-    F.relu: _function_relu,
-    "relu": _function_relu,
-    torch.flatten: _flatten,
-    "flatten": _flatten,
-    torch.cat: _concatenate,
-    torch.concat: _concatenate,
-}
+class _Reader:
+    """Turns the calls of an exported program, one after the other, into nodes."""
+
+    def __init__(self, program: ExportedProgram, inputs: list[Tensor]) -> None:
+        self.program, self.examples, self.writer = program, inputs, Writer()
+        self.made: dict[fx.Node, Any] = {}
+
+    def read(self) -> tuple[Graph, Tensors]:
+        """Return the graph and its tensors."""
+        calls = list(self.program.graph.nodes)
+        signature = self.program.graph_signature
+        state = {**self.program.state_dict, **self.program.constants}
+        sources = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        sources |= signature.inputs_to_lifted_tensor_constants
+        users = [call for call in calls if call.op == "placeholder" and call.name not in sources]
+        inputs = self._inputs(users)
+        needed = self._needed(calls)
+        for call in calls:
+            if call not in needed:
+                continue
+            if call.op == "placeholder" and call.name in sources:
+                self.made[call] = self._tensor(sources[call.name], state[sources[call.name]], call)
+            elif call.op == "call_function":
+                self.made[call] = self._convert(call)
+            elif call.op == "get_attr":
+                raise InvalidValue(f"{call.target} is a part of the flow, which may not depend on data")
+        (output,) = (call for call in calls if call.op == "output")
+        outputs = [self._output(each) for each in output.args[0]]
+        if not outputs:
+            raise InvalidValue("the network returns no tensor")
+        return Graph(tuple(inputs), tuple(self.writer.nodes), tuple(outputs)), self.writer.tensors
+
+    def _needed(self, calls: list[fx.Node]) -> set[fx.Node]:
+        """Return what outputs depend on: checks of sizes are left out."""
+        needed: set[fx.Node] = set()
+        for call in reversed(calls):
+            if call.op == "output" or call in needed:
+                needed.update([call, *call.all_input_nodes])
+        return needed
+
+    def _inputs(self, users: list[fx.Node]) -> list[Input]:
+        names: dict[str, str] = {}
+        found: list[Input] = []
+        several = len(users) > 1
+        for number, (call, example) in enumerate(zip(users, self.examples, strict=True)):
+            value = call.meta["val"]
+            shape: list[int | str] = []
+            for axis, size in enumerate(value.shape):
+                wanted = BATCH if axis == 0 else {2: "height", 3: "width"}.get(axis, f"size{axis}")
+                if not isinstance(size, int):
+                    name = names.setdefault(
+                        str(size), wanted if wanted not in names.values() else f"{wanted}{number}"
+                    )
+                    shape.append(name)
+                else:
+                    shape.append(size)
+            name = self.writer.name(f"input{number}" if several else "input")
+            self.made[call] = Made(name, value)
+            dtype = "float32" if value.dtype.is_floating_point else str(value.dtype).removeprefix("torch.")
+            if dtype not in ("float32", "int64", "bool"):
+                raise InvalidValue(f"the input {name} is {value.dtype}; float32, int64 and bool are possible")
+            found.append(Input(name, tuple(shape), tuple(example.shape), dtype))
+        return found
+
+    def _tensor(self, name: str, tensor: Tensor, call: fx.Node) -> Made:
+        name = self.writer.name(name.removeprefix("model."))
+        array = tensor.detach().cpu()
+        array = array.to(getattr(torch, DTYPES[array.dtype])).contiguous().numpy().copy()
+        self.writer.tensors[name] = array
+        return Made(name, call.meta["val"])
+
+    def _convert(self, call: fx.Node) -> Any:
+        target = call.target
+        if target is operator.getitem:
+            return self.made[call.args[0]][call.args[1]]  # type: ignore[index]
+        self.writer.prefix, self.writer.call = self._name(call), call.meta.get("val")
+        arguments, named = pytree.tree_map_only(
+            fx.Node, lambda each: self.made[each], (call.args, dict(call.kwargs))
+        )
+        function = SIZES.get(target) or TABLE.get(_target(target))
+        try:
+            if function is None:
+                raise Unsupported(_target(target))
+            value = function(self.writer, *arguments, **named)
+        except Unsupported as error:
+            raise InvalidValue(self._refusal(call, error)) from None
+        if isinstance(value, str):
+            return Made(value, call.meta["val"])
+        if isinstance(value, (tuple, list)):
+            return [Made(name, known) for name, known in zip(value, call.meta["val"], strict=False)]
+        return value
+
+    def _refusal(self, call: fx.Node, error: Exception) -> str:
+        line = (call.meta.get("stack_trace") or "").strip().splitlines()[-1:]
+        code = f" (`{line[0].strip()}`)" if line else ""
+        return (
+            f"the operation {error} at {_place(call) or 'the top of the network'!r}{code} cannot be saved. Write it "
+            "with other operations of torch, or let it follow the network: return what it takes."
+        )
+
+    def _name(self, call: fx.Node) -> str:
+        place = _place(call)
+        return place if place else call.name
+
+    def _output(self, value: Any) -> str:
+        made = self.made.get(value) if isinstance(value, fx.Node) else None
+        if not isinstance(made, Made):
+            raise InvalidValue(f"an output of the network is {value!r:.60}; tensors are possible")
+        return made.name
+
+
+def _place(call: fx.Node) -> str:
+    """Return the path of the module in which a call stands."""
+    stack = call.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return path.removeprefix("model").removeprefix(".")
+
+
+# ---- the comparison ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _compared(model: nn.Module, graph: Graph, tensors: Tensors, inputs: list[Tensor], space: bool) -> Graph:
+    """Return the graph, knowing whether its rows are independent, once it answers as the module does."""
+    graph = replace(graph, rows=False)
+    sessions = Sessions(graph, tensors)
+    if all(
+        str(size) == str(given)
+        for each in graph.inputs
+        for size, given in zip(each.shape, each.example, strict=True)
+    ):
+        _compare(model, sessions, _drawn(inputs, graph, {}))
+        return graph
+    batched = all(each.is_batch for each in graph.inputs)
+    rows = False
+    if batched:
+        drawn = _drawn(inputs, graph, {BATCH: 3})
+        found = _compare(model, sessions, drawn)
+        alone = _compare(model, sessions, [x[1:2] for x in drawn])
+        rows = all(
+            a.shape[:1] == (3,)
+            and b.shape[:1] == (1,)
+            and a.shape[1:] == b.shape[1:]
+            and _gap(a[1:2], b) < 1e-4
+            for a, b in zip(found, alone, strict=True)
+        )
+    else:
+        _compare(model, sessions, _drawn(inputs, graph, {}))
+    if space and any(isinstance(size, str) and size != BATCH for each in graph.inputs for size in each.shape):
+        _compare_sizes(model, sessions, graph, inputs)
+    return replace(graph, rows=rows)
+
+
+def _compare_sizes(model: nn.Module, sessions: Sessions, graph: Graph, inputs: list[Tensor]) -> None:
+    """Try other heights and widths; where the module itself fails, nothing is said of the graph."""
+    agreed = 0
+    sizes = {
+        size: given
+        for each in graph.inputs
+        for size, given in zip(each.shape, each.example, strict=True)
+        if isinstance(size, str) and size != BATCH
+    }
+    for more in (32, 7, -5):
+        wanted = {size: max(1, given + more) for size, given in sizes.items()}
+        drawn = _drawn(inputs, graph, wanted)
+        try:
+            expected = flat_outputs(model(*drawn))
+        except Exception:
+            continue
+        _compare(model, sessions, drawn, expected)
+        agreed += 1
+    if not agreed:
+        raise _Differs("no other size could be tried")
+
+
+def _drawn(inputs: list[Tensor], graph: Graph, sizes: dict[str, int]) -> list[Tensor]:
+    """Return random inputs like the examples, of these free sizes."""
+    drawn: list[Tensor] = []
+    generator = torch.Generator().manual_seed(1)
+    for x, each in zip(inputs, graph.inputs, strict=True):
+        shape: Shape = tuple(
+            sizes.get(size, given) if isinstance(size, str) else given
+            for size, given in zip(each.shape, x.shape, strict=True)
+        )
+        if x.dtype.is_floating_point:
+            drawn.append(torch.randn(shape, generator=generator))
+        else:  # indices have a range of their own: entries of the example, again
+            places = torch.arange(max(1, int(np.prod(shape)))) % max(1, x.numel())
+            drawn.append(x.flatten()[places][: int(np.prod(shape))].view(shape))
+    return drawn
+
+
+def _compare(
+    model: nn.Module, sessions: Sessions, inputs: list[Tensor], expected: list[Tensor] | None = None
+) -> list[Tensor]:
+    expected = flat_outputs(model(*(x.clone() for x in inputs))) if expected is None else expected
+    try:
+        found = [
+            torch.from_numpy(each)
+            for each in sessions.run([x.numpy() for x in inputs], torch.get_num_threads())
+        ]
+    except (InvalidData, InvalidValue) as error:
+        raise _Differs(str(error)) from error
+    for mine, theirs in zip(found, expected, strict=True):
+        if mine.shape != theirs.shape:
+            raise _Differs(f"an output of shape {tuple(mine.shape)} instead of {tuple(theirs.shape)}")
+        gap = _gap(mine, theirs)
+        if not gap < CLOSE:
+            raise _Differs(f"relative error {gap:.1e}; its flow may depend on data")
+    return found
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, as a part of the largest output."""
+    if not expected.numel():
+        return 0.0
+    found, expected = found.double(), expected.double()
+    return float((found - expected).abs().max()) / max(1e-6, float(expected.abs().max()))

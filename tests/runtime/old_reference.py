@@ -1,31 +1,28 @@
-"""The operations of a `Graph` in plain torch: what runs without the compiled engine, and its measure."""
+"""The operations of the file format 1 in plain torch, to compare with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchswat.runtime.graph import INPUT, OPERATIONS, Graph
+from torchswat.runtime.version1 import _ROWS, INPUT
 
 Body = Callable[[Mapping[str, int], list[Tensor], list[Tensor]], Tensor]
 
 
-def run(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Return the output of `graph` for the images `x`, (N, C, H, W)."""
+def run(nodes: list[dict[str, Any]], tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Return the output of nodes, as they stand in a file, for the images `x`, (N, C, H, W)."""
     results = {INPUT: x}
-    last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
-    for index, node in enumerate(graph.nodes):
-        own = [tensors[f"{node.name}.{part}"] for part in OPERATIONS[node.operation].tensors]
-        inputs = [results[name] for name in node.inputs]
-        result = BODIES[node.operation](node.settings, inputs, own)
-        results[node.name] = F.relu(result) if node.settings.get("relu") else result
-        for name in node.inputs:
-            if last_use[name] == index:
-                results.pop(name, None)
-    return results[graph.nodes[-1].name]
+    for node in nodes:
+        own = [tensors[f"{node['name']}.{part}"] for part in _ROWS[node["operation"]].tensors]
+        inputs = [results[name] for name in node["inputs"]]
+        result = BODIES[node["operation"]](node["settings"], inputs, own)
+        results[node["name"]] = F.relu(result) if node["settings"].get("relu") else result
+    return results[nodes[-1]["name"]]
 
 
 def _conv2d(settings: Mapping[str, int], inputs: list[Tensor], tensors: list[Tensor]) -> Tensor:
@@ -68,4 +65,3 @@ BODIES: dict[str, Body] = {
     "subsample": _subsample,
     "flatten": lambda settings, inputs, tensors: inputs[0].flatten(1),
 }
-"""The body of each row of `torchswat.runtime.graph.OPERATIONS`, without the ReLU that may follow."""

@@ -1,0 +1,37 @@
+"""Memory for the kernels: aligned, and results of a network in one block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torchswat.runtime.arena import ALIGNMENT
+
+
+def empty(entries: int, dtype: type = np.float32) -> np.ndarray:
+    """Return an uninitialised row that begins at a multiple of `ALIGNMENT` bytes."""
+    size = np.dtype(dtype).itemsize
+    raw = np.empty(entries * size + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + entries * size].view(dtype)
+
+
+def address(array: np.ndarray) -> int:
+    """Return where an array lies."""
+    return array.__array_interface__["data"][0]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return float32 entries in order, at an aligned address."""
+    result = empty(array.size)
+    result[:] = array.reshape(-1)
+    return result.reshape(array.shape)
+
+
+def chwn(block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a row as an array of `shape`, (N, C, ...), that lies in memory as [C][...][N]."""
+    return np.moveaxis(block.reshape(*shape[1:], shape[0]), -1, 0)
+
+
+def is_chwn(array: np.ndarray) -> bool:
+    """Return whether `array`, (N, C, ...), lies in memory as [C][...][N]."""
+    return bool(np.moveaxis(array, 0, -1).flags.c_contiguous)
