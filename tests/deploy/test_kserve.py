@@ -21,7 +21,9 @@ from torchswat.runtime.graph import Graph, Input, node
 
 from .test_service import ask, serving
 
-GRAPH = Graph((Input("input", ("batch", 1, 8, 8), (1, 1, 8, 8)),), (node("Flatten", ["input"], "flat"),), ("flat",))
+GRAPH = Graph(
+    (Input("input", ("batch", 1, 8, 8), (1, 1, 8, 8)),), (node("Flatten", ["input"], "flat"),), ("flat",)
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from torchswat.runtime.memory import address, empty
+from torchswat.runtime.memory import address, empty, lazy
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +28,14 @@ class Lists:
 FORWARD = 0
 
 
-def for_samples(native: ModuleType, shape: Any, weight: np.ndarray, threads: int) -> Lists:
+def for_samples(
+    native: ModuleType, shape: Any, weight: np.ndarray, steps: tuple[int, int], threads: int
+) -> Lists:
     """Return the lists that ``conv_forward_fused`` takes: of use for any number of samples."""
+    weight = with_gaps(weight, steps)
     starts = empty(native.weight_starts(shape, FORWARD), np.int32)
     capacity = native.weight_capacity(shape, FORWARD)
-    values, offsets = empty(capacity), empty(capacity, np.int16)
+    values, offsets = lazy(capacity, np.float32), lazy(capacity, np.int16)
     lists = native.PackedWeights(*(address(array) for array in (starts, values, offsets)))
     nowhere = native.PackedWeights()
     native.pack_weights(shape, address(weight), 0, 0.0, lists, nowhere, 0, threads)
@@ -64,8 +67,11 @@ def for_rows(
     tiling = np.empty(3 + ((r - 1) * steps[0] + 1) * width, np.int32)
     native.rows_tiling(shape, address(tiling))
     (block, blocks, channel_vectors), taps = tiling[:3], tiling[3:]
-    filters, local, rows, columns = weight.nonzero()
-    channels = local + filters // (k // group) * per_group
+    flat = np.flatnonzero(weight.reshape(-1) != 0).astype(np.int32)
+    rest, columns = np.divmod(flat, s)
+    rest, rows = np.divmod(rest, r)
+    filters, local = np.divmod(rest, per_group)
+    channels = local + filters // (k // group) * per_group if group > 1 else local
     of_list = channels // block * k + filters
     starts = np.concatenate([[0], np.bincount(of_list, minlength=blocks * k).cumsum()])
     if blocks * k < 2**16:
@@ -74,6 +80,6 @@ def for_rows(
     offsets = channels % block * channel_vectors + taps[rows * steps[0] * width + columns * steps[1]]
     return Lists(
         starts.astype(np.int32),
-        weight[filters, local, rows, columns][order],
+        weight.reshape(-1)[flat[order]],
         offsets[order].astype(np.uint16).view(np.int16),
     )

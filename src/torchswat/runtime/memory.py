@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 
 from torchswat.runtime.arena import ALIGNMENT
@@ -13,6 +15,13 @@ def empty(entries: int, dtype: type = np.float32) -> np.ndarray:
     raw = np.empty(entries * size + ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % ALIGNMENT
     return raw[skip : skip + entries * size].view(dtype)
+
+
+def lazy(entries: int, dtype: type) -> np.ndarray:
+    """Return a row of zeros whose pages are taken when they are written to: much of it may never be."""
+    if entries < 2**16:
+        return empty(entries, dtype)
+    return np.frombuffer(mmap.mmap(-1, entries * np.dtype(dtype).itemsize), dtype)
 
 
 def address(array: np.ndarray) -> int:

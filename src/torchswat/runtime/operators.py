@@ -56,7 +56,7 @@ def sparse_conv2d(
     key = native.isa(), *x.shape[1:], *weight_size, *stride, *padding
     if key not in known:
         dense = aligned(_dense(values, bits, weight_size).numpy())
-        known[key] = lists.for_samples(native, shape, dense, torch.get_num_threads())
+        known[key] = lists.for_samples(native, shape, dense, (1, 1), torch.get_num_threads())
     result, threads = empty_chwn(*size, like=x), torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     native.conv_forward_fused(

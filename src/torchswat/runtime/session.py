@@ -141,6 +141,7 @@ class Session:
         self.nodes = [each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)]
         self.fixed = self._plan(graph)
         self.workspace, self.wanted = empty(0), 0
+        self.held: list[lists.Lists] = []  # what steps have the addresses of
         self.slots: Slots = {name: v.known for name, v in self.values.items() if v.known is not None}
         self.slots |= {**network.weights, **self.fixed}
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -215,7 +216,9 @@ class Session:
         sizes = [4 * count(shape) for shape in shapes.values()]
         offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
         block = empty(total // 4)
-        return {
-            name: chwn(block[at // 4 : at // 4 + count(shape)], shape)
-            for (name, shape), at in zip(shapes.items(), offsets, strict=True)
-        }
+        rows = {each.name for each in self.nodes if each.operation in STEPS and STEPS[each.operation].has_rows}
+        found: dict[str, Array] = {}
+        for (name, shape), at in zip(shapes.items(), offsets, strict=True):
+            lies = (count(shape[:-1]), shape[-1]) if name in rows else shape
+            found[name] = chwn(block[at // 4 : at // 4 + count(shape)], lies).reshape(shape)
+        return found

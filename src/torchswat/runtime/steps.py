@@ -41,6 +41,8 @@ class Kernel:
 
     suits: Callable[[Session, Node, Mapping[str, str]], bool]
     make: Callable[[Session, Node], Maker]
+    has_rows: bool = False
+    """Whether the result is of rows: all axes but the last lie together where images do."""
 
 
 def _maps(shape: Shape) -> Shape:
@@ -56,30 +58,55 @@ def _all_float(session: Session, node: Node) -> bool:
 # ---- inputs ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where an input of a kernel lies: at an address that is known, or at what `fetch` returns."""
+
+    known: int | None
+    fetch: Callable[[Slots], int]
+
+
 def _source(
     session: Session, name: str, shape: Shape, prepare: Callable[[Array], Array] | None = None
-) -> Callable[[Slots], Array]:
-    """Return what fetches an input as (N, C, ...) in the CHWN layout."""
+) -> _Source:
+    """Return where an input lies as (N, C, ...) in the CHWN layout."""
     held = session.fixed.get(name)
-    if held is not None and prepare is None and held.shape == shape:
-        return lambda slots: held
+    if held is not None and prepare is None:
+        view = held.reshape(shape)
+        if np.may_share_memory(view, held) and is_chwn(view):
+            place = address(view)
+            return _Source(place, lambda slots: place)
     staged = chwn(empty(count(shape)), shape)
     n, c, *space = shape
-    move = session.native.nchw_to_chwn
+    move, place, size = session.native.nchw_to_chwn, address(staged), count(shape[1:])
 
-    def fetch(slots: Slots) -> Array:
+    def fetch(slots: Slots) -> int:
         x = slots[name]
-        x = x.reshape(shape) if prepare is None else prepare(x)
-        if x.dtype == FLOAT and x.shape == shape:
-            if is_chwn(x) and address(x) % ALIGNMENT == 0:
-                return x
+        if prepare is not None:
+            np.copyto(staged, prepare(x))
+            return place
+        x = x.reshape(shape)
+        if x.dtype == FLOAT:
+            if is_chwn(x) and address(x) % ALIGNMENT == 0 and np.may_share_memory(x, slots[name]):
+                return address(x)
             if x.flags.c_contiguous:
-                move(address(x), count(shape[1:]), address(staged), n, c, 1, count(space), session.threads)
-                return staged
+                move(address(x), size, place, n, c, 1, count(space), session.threads)
+                return place
         np.copyto(staged, x)
-        return staged
+        return place
 
-    return fetch
+    return _Source(None, fetch)
+
+
+def _call(
+    source: _Source, before: tuple[Any, ...], kernel: Callable[..., object], after: tuple[Any, ...]
+) -> Step:
+    """Return the step that calls `kernel` with what lies at `source` between other arguments."""
+    if source.known is not None:
+        whole = partial(kernel, *before, source.known, *after)
+        return lambda slots: whole()
+    fetch = source.fetch
+    return lambda slots: kernel(*before, fetch(slots), *after)  # type: ignore[return-value]
 
 
 # ---- convolutions and products -----------------------------------------------------------------------------
@@ -178,13 +205,10 @@ def _fits(session: Session, conv: _Conv) -> bool:
 
 def _conv(session: Session, node: Node) -> Maker:
     conv = _conv_of(session, node)
-    fetch = _source(session, node.inputs[0], conv.source, conv.prepare)
-    if conv.prepare is None and node.inputs[0] in session.fixed:
-        held = session.fixed[node.inputs[0]]
-        fetch = lambda slots: held  # noqa: E731
+    source = _source(session, node.inputs[0], conv.source, conv.prepare)
     result = session.values[node.name].shape
     residual = _source(session, node.inputs[3], result) if len(node.inputs) > 3 else None
-    return _convolve(session, node, conv, fetch, residual)
+    return _convolve(session, node, conv, source, residual)
 
 
 def _linear_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
@@ -216,13 +240,7 @@ def _linear(session: Session, node: Node) -> Maker:
     return _convolve(session, node, conv, _source(session, node.inputs[0], (rows, shape[-1])), None)
 
 
-def _convolve(
-    session: Session,
-    node: Node,
-    conv: _Conv,
-    fetch: Callable[[Slots], Array],
-    residual: Callable[[Slots], Array] | None,
-) -> Maker:
+def _convolve(session: Session, node: Node, conv: _Conv, source: _Source, residual: _Source | None) -> Maker:
     """Take the kernel that suits the number of images, and lists of the kept weights in its order."""
     native, threads, n = session.native, session.threads, conv.source[0]
     shape = conv.shape(native)
@@ -233,24 +251,22 @@ def _convolve(
     if by_rows:
         make = partial(lists.for_rows, native, shape, conv.weight, conv.group, conv.steps)
     else:
-        make = partial(lists.for_samples, native, shape, lists.with_gaps(conv.weight, conv.steps), threads)
+        make = partial(lists.for_samples, native, shape, conv.weight, conv.steps, threads)
     packed = session.network.lists_of(key, make)
+    session.held.append(packed)
     session.lend((native.rows_workspace if by_rows else native.conv_workspace)(shape, threads))
-    bias, relu = session.network.weights[node.inputs[2]], bool(node.settings["relu"])
-    target, addresses = address(session.fixed[node.name]), packed.addresses()
+    bias, relu = address(session.network.weights[node.inputs[2]]), bool(node.settings["relu"])
+    target = address(session.fixed[node.name])
 
     def maker() -> Step:
-        workspace = address(session.workspace)
-        after = address(bias), 0, relu, target, workspace, threads
+        middle, end = (*packed.addresses(), bias), (relu, target, address(session.workspace), threads)
+        if residual is None or residual.known is not None:
+            added = 0 if residual is None else residual.known
+            return _call(source, (shape,), kernel, (*middle, added, *end))
+        first, second = source.fetch, residual.fetch
 
         def step(slots: Slots) -> None:
-            assert packed is not None
-            x = fetch(slots)
-            if residual is None:
-                kernel(shape, address(x), *addresses, *after)
-            else:
-                added = residual(slots)
-                kernel(shape, address(x), *addresses, after[0], address(added), *after[2:])
+            kernel(shape, first(slots), *middle, second(slots), *end)
 
         return step
 
@@ -270,12 +286,12 @@ def _affine_suits(session: Session, node: Node, owner: Mapping[str, str]) -> boo
 
 def _affine(session: Session, node: Node) -> Maker:
     shape = session.values[node.inputs[0]].shape
-    fetch = _source(session, node.inputs[0], shape)
+    source = _source(session, node.inputs[0], shape)
     scale, shift = (session.network.weights[name] for name in node.inputs[1:])
     lengths, relu = (shape[1], count(shape) // shape[1]), bool(node.settings["relu"])
     target, kernel = address(session.fixed[node.name]), session.native.affine_forward
     after = (*lengths, address(scale), address(shift), 0, relu, target, 0, session.threads)
-    return lambda: lambda slots: kernel(address(fetch(slots)), *after)
+    return lambda: _call(source, (), kernel, after)
 
 
 def _window(session: Session, node: Node) -> tuple[int, int, int] | None:
@@ -305,10 +321,10 @@ def _pool(session: Session, node: Node) -> Maker:
     x, y = (session.values[name].shape for name in (node.inputs[0], node.name))
     window = _window(session, node)
     assert window is not None
-    fetch, kernel = _source(session, node.inputs[0], x), session.native.pool_rows
+    source, kernel = _source(session, node.inputs[0], x), session.native.pool_rows
     before = *x[1:], x[0], *window, *y[2:], node.operation == "AveragePool"
     target = address(session.fixed[node.name])
-    return lambda: lambda slots: kernel(address(fetch(slots)), *before, target, session.threads)
+    return lambda: _call(source, (), kernel, (*before, target, session.threads))
 
 
 def _mean_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
@@ -324,10 +340,10 @@ def _mean_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
 
 def _mean(session: Session, node: Node) -> Maker:
     x = session.values[node.inputs[0]].shape
-    fetch, kernel = _source(session, node.inputs[0], x), session.native.average_forward
+    source, kernel = _source(session, node.inputs[0], x), session.native.average_forward
     sizes = *x[1:], x[0], *x[2:]  # the window is the map
     target = address(session.fixed[node.name])
-    return lambda: lambda slots: kernel(address(fetch(slots)), *sizes, target, session.threads)
+    return lambda: _call(source, (), kernel, (*sizes, target, session.threads))
 
 
 def _joins(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
@@ -398,7 +414,7 @@ def _into(session: Session, node: Node) -> Maker:
 
 STEPS: dict[str, Kernel] = {
     "FusedConv": Kernel(_conv_suits, _conv),
-    "FusedLinear": Kernel(_linear_suits, _linear),
+    "FusedLinear": Kernel(_linear_suits, _linear, has_rows=True),
     "FusedAffine": Kernel(_affine_suits, _affine),
     "MaxPool": Kernel(_pool_suits, _pool),
     "AveragePool": Kernel(_pool_suits, _pool),
