@@ -20,6 +20,7 @@ OPTIONS = {
     " recipe resume scope seed set skip skip-broken sparsity",
     "evaluate": "data data-root help json pruned views",
     "export": "check data-root format help json output",
+    "import": "help json output shape",
     "predict": "help json threads top",
     "serve": "body-seconds header-seconds help host max-batch max-bytes max-connections max-waiting port threads",
     "recipes": "help json",

@@ -197,6 +197,7 @@ RUN = {
     "train": [["--recipe"], ["--model"], ["--data"], ["--algorithm"], ["--scope"], ["--method"], ["--skip"]],
     "evaluate": [[]],
     "export": [[]],
+    "import": [[], ["x.onnx", "--shape"]],
     "predict": [["image.png"]],
     "serve": [[]],
     "cost": [

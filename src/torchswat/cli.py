@@ -49,14 +49,16 @@ app = typer.Typer(
 # Groups of the help and their commands, both in the order of a first use.
 GROUPS = {
     options.FIRST: (training.demo, training.train, training.evaluate),
-    options.DEPLOY: (deploy.export, deploy.predict, deploy.serve),
+    options.DEPLOY: (deploy.export, deploy.import_onnx, deploy.predict, deploy.serve),
     options.LISTS: (training.recipes, show.models, show.algorithms, show.data),
     options.COST: (show.doctor, show.summary, show.cost, bench.plan),
     options.PAPER: (experiments.reproduce, pages.report),
 }
+NAMES = {"import_onnx": "import"}  # a word that Python keeps to itself
 for group, commands in GROUPS.items():
     for command in commands:
-        app.command(rich_help_panel=group)(command)
+        name = NAMES.get(command.__name__)
+        app.command(name, rich_help_panel=group)(command)
 app.add_typer(bench.app, name="bench", rich_help_panel=options.COST)
 
 

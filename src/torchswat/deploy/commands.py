@@ -71,6 +71,70 @@ def export(
         )
 
 
+def import_onnx(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write (default: FILE.safetensors).")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape", help="Sizes of an input that the file leaves open, as NAME=1,3,224,224. Repeat it."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read an ONNX file, pruned or not, and write it as a file of this runtime.
+
+    Zeros among its weights cost nothing then. Sparse initializers are read, and quantized networks, in float32.
+
+    [dim]Examples:[/dim]
+      torchswat import model.onnx
+      torchswat import model.onnx -o network.safetensors --shape images=1,3,224,224
+    """
+    from torchswat.runtime.graph import shape_text
+    from torchswat.runtime.onnx_reader import read_onnx
+    from torchswat.runtime.saving import write
+
+    package = read_onnx(file, _shapes(shapes or []))
+    path = output or file.with_suffix(".safetensors")
+    write(package, path)
+    weights = [tensor for tensor in package.tensors.values() if tensor.dtype == "float32" and tensor.ndim > 1]
+    zeros, all_of_them = (
+        sum(int(count(tensor)) for tensor in weights)
+        for count in (lambda t: (t == 0).sum(), lambda t: t.size)
+    )
+    found = {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "operations": len(package.graph.nodes),
+        "inputs": {each.name: list(each.shape) for each in package.graph.inputs},
+        "sparsity": zeros / max(1, all_of_them),
+    }
+    if as_json:
+        print_json(found)
+        return
+    takes = ", ".join(f"{each.name} {shape_text(each.shape)}" for each in package.graph.inputs)
+    console.print(
+        f"{path}: {found['bytes'] / 1e6:.2f} MB, {found['operations']} operations, sparsity "
+        f"{found['sparsity']:.2f}; takes {takes}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _shapes(given: list[str]) -> dict[str, tuple[int, ...]]:
+    """Return shapes by the name of the input, from ``NAME=1,3,224,224``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for each in given:
+        name, _, sizes = each.rpartition("=")
+        numbers = sizes.split(",")
+        if not name or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in numbers):
+            raise InvalidValue(f"the shape is {each!r:.60}; allowed is NAME=1,3,224,224")
+        shapes[name] = tuple(map(int, numbers))
+    return shapes
+
+
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders.")],

@@ -54,7 +54,8 @@ class Sessions:
         return Sessions, (self._graph, self._tensors)
 
     def _images_at_once(self) -> int:
-        if not self._graph.rows or not all(each.is_batch for each in self._graph.inputs):
+        inputs = self._graph.inputs
+        if not self._graph.rows or not inputs or not all(each.is_batch for each in inputs):
             return 0
         values = infer(self.fused, self.constants, self._graph.examples, TABLE)
         images = self._graph.inputs[0].example[0]
@@ -63,7 +64,7 @@ class Sessions:
 
     def run(self, inputs: Sequence[Array], threads: int) -> list[Array]:
         """Return the outputs for inputs that the graph's `check` let through."""
-        images = len(inputs[0]) if inputs[0].ndim else 0
+        images = len(inputs[0]) if inputs and inputs[0].ndim else 0
         if not self._most or not images:
             return self._run(inputs, threads)
         if images > self._most:
@@ -216,7 +217,9 @@ class Session:
         sizes = [4 * count(shape) for shape in shapes.values()]
         offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
         block = empty(total // 4)
-        rows = {each.name for each in self.nodes if each.operation in STEPS and STEPS[each.operation].has_rows}
+        rows = {
+            each.name for each in self.nodes if each.operation in STEPS and STEPS[each.operation].has_rows
+        }
         found: dict[str, Array] = {}
         for (name, shape), at in zip(shapes.items(), offsets, strict=True):
             lies = (count(shape[:-1]), shape[-1]) if name in rows else shape

@@ -99,7 +99,15 @@ def _mod(settings: Settings, a: Array, b: Array) -> Array:
     return np.mod(a, b)
 
 
+def _numbers(settings: Settings, *inputs: Value) -> Value:
+    if any(value.dtype == BOOL for value in inputs):
+        raise ValueError("its inputs are bool; numbers are wanted")
+    return broadcast(settings, *inputs)
+
+
 def _power_rule(settings: Settings, a: Value, b: Value) -> Value:
+    if BOOL in (a.dtype, b.dtype):
+        raise ValueError("its inputs are bool; numbers are wanted")
     return Value(broadcast_shape(a.shape, b.shape), a.dtype)
 
 
@@ -172,7 +180,7 @@ def _any_type(function: Callable[[Array], Array]) -> Operation:
     return Operation(same, lambda settings, x: function(x))
 
 
-def _pair(function: Callable[[Array, Array], Array], rule: Callable[..., Value] = broadcast) -> Operation:
+def _pair(function: Callable[[Array, Array], Array], rule: Callable[..., Value] = _numbers) -> Operation:
     return Operation(rule, lambda settings, a, b: function(a, b), (2, 2))
 
 
@@ -255,7 +263,7 @@ OPERATIONS = {
     "Sub": _pair(np.subtract),
     "Mul": _pair(np.multiply),
     "Div": _pair(divide),
-    "Mod": Operation(broadcast, _mod, (2, 2)),
+    "Mod": Operation(_numbers, _mod, (2, 2)),
     "Pow": _pair(power, _power_rule),
     "Max": Operation(broadcast, _fold(np.maximum), (1, MANY), is_view=True),
     "Min": Operation(broadcast, _fold(np.minimum), (1, MANY), is_view=True),
