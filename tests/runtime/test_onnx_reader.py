@@ -159,7 +159,7 @@ def test_nodes_that_do_not_fit(tmp_path: Path):
         17,
         {"w": np.ones((4, 2), np.float32)},
     )
-    with pytest.raises(InvalidData, match="it.onnx.*'product'.*cannot be multiplied"):
+    with pytest.raises(InvalidData, match=r"it\.onnx.*'product'.*cannot be multiplied"):
         read_onnx(file)
 
 

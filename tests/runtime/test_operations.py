@@ -498,6 +498,14 @@ PLAIN = [
     "IsInf",
 ]
 
+WITH_ALPHA = "Celu", "Elu", "LeakyRelu", "Selu", "ThresholdedRelu", "HardSigmoid"
+
+
+def power(draw: Draw) -> Case:
+    exponent = np.float32(draw(st.sampled_from((2, 0.5, 3, -1, 1.5)))).reshape(())
+    return "Pow", [np.abs(floats(draw, draw(shapes()))), exponent], {}, 1
+
+
 CASES: dict[str, Callable[[Draw], Case]] = {
     **{name: unary(name) for name in PLAIN},
     **{name: unary(name, positive=True) for name in ("Log", "Sqrt", "Reciprocal")},
@@ -509,7 +517,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     **{
         name: along(name, keepdims=whole(0, 1), select_last_index=whole(0, 1)) for name in ("ArgMax", "ArgMin")
     },
-    **{name: attribute(name, "alpha", st.sampled_from((0.5, 1.5))) for name in ("Celu", "Elu", "LeakyRelu", "Selu", "ThresholdedRelu", "HardSigmoid")},
+    **{name: attribute(name, "alpha", st.sampled_from((0.5, 1.5))) for name in WITH_ALPHA},
     **{name: gather(name) for name in ("Gather", "GatherElements")},
     **{name: blocks(name) for name in ("DepthToSpace", "SpaceToDepth")},
     "Acos": lambda draw: ("Acos", [np.tanh(floats(draw, draw(shapes())))], {}, 1),
@@ -543,7 +551,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "OneHot": one_hot,
     "PRelu": prelu,
     "Pad": pad,
-    "Pow": lambda draw: ("Pow", [np.abs(floats(draw, draw(shapes()))), np.float32(draw(st.sampled_from((2, 0.5, 3, -1, 1.5)))).reshape(())], {}, 1),
+    "Pow": power,
     "QuantizeLinear": quantize,
     "Range": ranged,
     "Reshape": reshape,
@@ -706,7 +714,7 @@ def test_values_that_no_rule_sees_are_refused_at_the_run():
         ("y",),
         False,
     )
-    with pytest.raises(InvalidValue, match="node 'y'.*an index is 7"):
+    with pytest.raises(InvalidValue, match=r"node 'y'.*an index is 7"):
         Sessions(graph, {}).run([np.zeros(2, np.float32), np.array([7])], 1)
 
 

@@ -79,7 +79,8 @@ def import_onnx(
     shapes: Annotated[
         list[str] | None,
         typer.Option(
-            "--shape", help="Sizes of an input that the file leaves open, as NAME=1,3,224,224. Repeat it."
+            "--shape",
+            help="Sizes of an input that the file leaves open, as NAME=1,3,224,224. Repeat it for several.",
         ),
     ] = None,
     as_json: Json = False,

@@ -75,7 +75,8 @@ class Writer:
         self.tensors: dict[str, np.ndarray] = {}
         self.constants: dict[tuple, str] = {}
         self.taken: set[str] = set()
-        self.prefix, self.call = "", None
+        self.prefix = ""
+        self.call: Any = None
 
     def name(self, wanted: str) -> str:
         """Return a name that is free."""
@@ -1149,7 +1150,7 @@ def _upsample(rank: int, mode: str, corners: bool, exact: bool = False) -> Funct
         settings["coordinates"] = coordinates
         if sizes is not None:
             return w.add("Resize", x.name, "", w.sizes(sizes), **settings)
-        if any(isinstance(scale, Size) for scale in scales):
+        if any(isinstance(scale, Size) for scale in scales or ()):
             raise Unsupported("a scale that depends on sizes")
         return w.add("Resize", x.name, w.constant(scales, "float32"), **settings)
 

@@ -107,7 +107,7 @@ class _Fuser:
         bias = bias or self._keep(f"{each.name}.bias", np.zeros(channels, np.float32))
         settings = {"output_padding": (0,) * (weight.ndim - 2), **each.settings}
         settings |= {"transposed": transposed, "relu": 0}
-        return Node("FusedConv", (each.inputs[0], each.inputs[1], bias), each.outputs, settings)
+        return Node("FusedConv", (*each.inputs[:2], bias), each.outputs, settings)
 
     def _convtranspose(self, each: Node) -> Node | None:
         return self._conv(each, 1)
@@ -173,7 +173,7 @@ class _Fuser:
     def _add(self, each: Node) -> Node | None:
         for name, other in (each.inputs, each.inputs[::-1]):
             made = self._alone(name, ("FusedConv", "FusedLinear"))
-            if made is None or len(made.inputs) > 3:
+            if made is None or made.inputs[3:]:
                 continue
             values = self._by_channel(made, other)
             if values is not None:
@@ -186,7 +186,7 @@ class _Fuser:
     def _mul(self, each: Node) -> Node | None:
         for name, other in (each.inputs, each.inputs[::-1]):
             made = self._alone(name, ("FusedConv", "FusedLinear"))
-            if made is None or len(made.inputs) > 3 or made.settings.get("transposed"):
+            if made is None or made.inputs[3:] or made.settings.get("transposed"):
                 continue
             values = self._by_channel(made, other)
             if values is not None:

@@ -24,7 +24,8 @@ class Network(nn.Module):
     """A pruned network that only infers, on the compiled engine where that was built.
 
     It may be called from several Python threads at once, with batches of any size, and images of any where
-    the network lets them; each size needs a moment of preparation when it is met first. Threads of one call are as many as `torch.set_num_threads` says.
+    the network lets them; each size needs a moment of preparation when it is met first. Threads of one call are
+    as many as `torch.set_num_threads` says.
 
     Attributes
     ----------

@@ -7,7 +7,7 @@ outputs, and returns the names of what it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,10 +26,13 @@ class Refused(Exception):
     """An operator in a form that no operation of a graph computes."""
 
 
-def on(*names: str) -> Callable[[Function], Function]:
+Kind = TypeVar("Kind", bound=Function)
+
+
+def on(*names: str) -> Callable[[Kind], Kind]:
     """Enter a function into the table."""
 
-    def enter(function: Function) -> Function:
+    def enter(function: Kind) -> Kind:
         OPERATORS.update(dict.fromkeys(names, function))
         return function
 
@@ -164,8 +167,12 @@ def _eye(r: Reader, i: list[str], a: dict[str, Any], o: list[str]) -> str:
     return r.add("Trilu", r.add("Trilu", ones, r.constant(k), upper=1), r.constant(k), upper=0)
 
 
-_CAST = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float32", 11: "float32", 16: "float32",
-         4: "int64", 5: "int64", 12: "int64", 13: "int64"}  # fmt: skip
+_CAST = {
+    **dict.fromkeys((1, 10, 11, 16), "float32"),
+    **dict.fromkeys((4, 5, 7, 12, 13), "int64"),
+    **{2: "uint8", 3: "int8", 6: "int32", 9: "bool"},
+}
+"""The types of ONNX by their numbers."""
 
 
 @on("Cast")
@@ -482,7 +489,7 @@ def _floats(r: Reader, x: str, scale: str, zero: str, axis: int = 1) -> str:
 
 @on("QLinearConv")
 def _q_conv(r: Reader, i: list[str], a: dict[str, Any], o: list[str]) -> str:
-    x, w = _floats(r, *i[:3]), _floats(r, *i[3:6], axis=0)
+    x, w = _floats(r, i[0], i[1], i[2]), _floats(r, i[3], i[4], i[5], 0)
     bias = ""
     if len(i) > 8 and i[8]:
         scale = r.add("Mul", i[1], i[4])
@@ -492,7 +499,7 @@ def _q_conv(r: Reader, i: list[str], a: dict[str, Any], o: list[str]) -> str:
 
 @on("QLinearMatMul")
 def _q_matmul(r: Reader, i: list[str], a: dict[str, Any], o: list[str]) -> str:
-    y = r.add("MatMul", _floats(r, *i[:3], axis=-2), _floats(r, *i[3:6], axis=-1))
+    y = r.add("MatMul", _floats(r, i[0], i[1], i[2], -2), _floats(r, i[3], i[4], i[5], -1))
     return r.add("QuantizeLinear", y, i[6], i[7], axis=-1)
 
 

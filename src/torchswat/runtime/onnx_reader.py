@@ -161,7 +161,7 @@ class _Reader:
         self.place = ""
         inputs = self._inputs(size)
         self._take_graph(self.model.graph)
-        outputs = tuple(self.renamed.get(each.name, each.name) for each in self.model.graph.output)
+        outputs = tuple(self._now(each.name) for each in self.model.graph.output)
         graph = Graph(tuple(inputs), tuple(self.nodes), outputs, rows=False)
         used = graph.readers()
         tensors = {name: tensor for name, tensor in self.tensors.items() if used[name]}
@@ -226,15 +226,14 @@ class _Reader:
         domain = proto.domain or "ai.onnx"
         self.place = proto.name or f"{proto.op_type}_{number}"
         attributes = {each.name: self._attribute(each) for each in proto.attribute}
-        inputs = [self.renamed.get(name, name) for name in proto.input]
+        inputs = [self._now(name) for name in proto.input]
         if set(inputs) & set(self.lost) - {""}:
             self.place = next(self.lost[name] for name in inputs if name in self.lost)
             raise InvalidValue(self._refusal("whose other results are read", _OTHER))
         outputs = list(proto.output)
-        if proto.op_type == "If" and inputs and self.known(inputs[0]) is not None:
-            self._take_branch(
-                attributes["then_branch" if self.known(inputs[0]).any() else "else_branch"], outputs
-            )
+        condition = self.known(inputs[0]) if proto.op_type == "If" else None
+        if condition is not None:
+            self._take_branch(attributes["then_branch" if condition.any() else "else_branch"], outputs)
             return
         name = proto.op_type if domain == "ai.onnx" else f"{domain}.{proto.op_type}"
         function = OPERATORS.get(name)
@@ -250,6 +249,10 @@ class _Reader:
             raise InvalidData(f"node {self.place!r:.80} ({name}): {error}") from None
         self._called(outputs, [made] if isinstance(made, str) else list(made))
 
+    def _now(self, name: str) -> str:
+        """Return the name under which a result of the file stands in the graph."""
+        return self.renamed.get(name, name)
+
     def _called(self, outputs: list[str], made: list[str]) -> None:
         """Let results stand under the names that the file has for them."""
         self.lost |= dict.fromkeys(outputs[len(made) :], self.place)
@@ -260,7 +263,7 @@ class _Reader:
         place = self.place
         self._take_graph(graph)
         self.place = place
-        self._called(outputs, [self.renamed.get(each.name, each.name) for each in graph.output])
+        self._called(outputs, [self._now(each.name) for each in graph.output])
 
     def _attribute(self, attribute: Any) -> Any:
         from onnx import AttributeProto, helper

@@ -144,9 +144,9 @@ class Package:
         --------
         >>> import tempfile, torchswat
         >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
-        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8), classes=list("0123456789"))
-        >>> len(Package.read(path).about.classes)
-        10
+        >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8), resize=9)
+        >>> Package.read(path).about.resize
+        9
         """
         arrays, metadata = container.read(path, _description)
         try:
@@ -303,7 +303,8 @@ def _forms(values: Any, arrays: Arrays, is_old: bool) -> dict[str, tuple[str, Sh
             )
         if not container.is_sizes(shape) or len(shape) > MOST_DIMENSIONS or (form != "dense" and not shape):
             raise InvalidData(f"tensor {name!r:.80}: the shape {shape!r:.80} is not allowed")
-        forms[name] = form, tuple(shape), TYPES[dtype]
+        sizes: Shape = tuple(map(int, shape))
+        forms[name] = form, sizes, TYPES[dtype]
         needed |= {f"{name}/{part}" for part in sparse.FORMS[form]}
     odd = sorted(needed ^ set(arrays))
     if odd:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -138,7 +139,8 @@ class Session:
         except InvalidData as error:
             raise InvalidValue(f"inputs of {list(shapes.values())} do not fit: {error}") from None
         self.is_empty = all(not count(self.values[name].shape) for name in graph.outputs)
-        self.native = module if all(map(count, shapes.values())) else None
+        self.native: Any = module
+        self.has_kernels = module is not None and all(map(count, shapes.values()))
         self.nodes = [each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)]
         self.fixed = self._plan(graph)
         self.workspace, self.wanted = empty(0), 0
@@ -204,10 +206,10 @@ class Session:
             for name in node.inputs:
                 if name in owner:
                     lives[owner[name]][1] = index
-            if self.native is not None and node.operation in STEPS:
-                if STEPS[node.operation].suits(self, node, owner):
-                    owner[node.name], lives[node.name] = node.name, [index, index]
-                    continue
+            kernel = STEPS.get(node.operation) if self.has_kernels else None
+            if kernel is not None and kernel.suits(self, node, owner):
+                owner[node.name], lives[node.name] = node.name, [index, index]
+                continue
             if TABLE[node.operation].is_view and node.inputs[0] in owner:
                 owner |= dict.fromkeys(node.outputs, owner[node.inputs[0]])
         for name in graph.outputs:

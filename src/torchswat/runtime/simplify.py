@@ -1,4 +1,4 @@
-"""What is decided once, before a network is saved: constants computed, batch norms folded, what nobody reads left out."""
+"""What is decided once, before a network is saved: constants, batch norms that are folded, what nobody reads."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def fold_batch_norms(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
         weight = tensors[names[0]]
         if before.operation == "Gemm":
             axis = 0 if before.settings["transB"] else 1
-        bias = tensors[names[1]] if len(names) > 1 else np.zeros(len(factor), np.float32)
+        bias = tensors[names[1]] if names[1:] else np.zeros(len(factor), np.float32)
         if bias.shape != factor.shape or weight.shape[axis] != len(factor):
             continue
         shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
-        own = f"{names[0]}", f"{names[1] if len(names) > 1 else before.name + '.bias'}"
-        own = tuple(_free(name, tensors, read) for name in own)
+        wanted = names[0], names[1] if names[1:] else f"{before.name}.bias"
+        own = [_free(name, tensors, read) for name in wanted]
         tensors[own[0]] = (weight * factor.reshape(shape)).astype(np.float32)
         tensors[own[1]] = (bias * factor + shift).astype(np.float32)
         makers[before.name] = replace(before, inputs=(before.inputs[0], *own))

@@ -25,6 +25,7 @@ import numpy as np
 from torchswat.errors import InvalidData
 from torchswat.runtime.container import Arrays
 
+FLOAT = np.dtype(np.float32)
 FORMS = {"dense": ("values",), "bits": ("values", "bits"), "offsets": ("values", "offsets", "starts")}
 LONGEST_ROW = 2**16
 FEWEST = 16  # entries of a tensor that may be sparse, at least
@@ -60,7 +61,7 @@ def pack(tensor: np.ndarray) -> tuple[str, Arrays]:
 
 
 def unpack(
-    form: str, shape: tuple[int, ...], arrays: Arrays, what: str, dtype: np.dtype = np.dtype(np.float32)
+    form: str, shape: tuple[int, ...], arrays: Arrays, what: str, dtype: np.dtype = FLOAT
 ) -> np.ndarray:
     """Return the dense tensor of `shape` and `dtype`; `what` names it in errors.
 

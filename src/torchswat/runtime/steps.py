@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 Slots = dict[str, Array]
-Step = Callable[[Slots], None]
+Step = Callable[[Slots], object]
 Maker = Callable[[], Step]
 """Makes a step once the workspace is there."""
 
@@ -106,7 +106,7 @@ def _call(
         whole = partial(kernel, *before, source.known, *after)
         return lambda slots: whole()
     fetch = source.fetch
-    return lambda slots: kernel(*before, fetch(slots), *after)  # type: ignore[return-value]
+    return lambda slots: kernel(*before, fetch(slots), *after)
 
 
 # ---- convolutions and products -----------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _conv_of(session: Session, node: Node) -> _Conv:
         _two(kernel),
         _two(strides),
         _two(settings["dilations"]),
-        _two(padding) if len(padding) > 1 else (0, padding[0]),
+        _two(padding) if padding[1:] else (0, padding[0]),
         settings["group"],
         weight.reshape(_maps(weight.shape)),
         prepare,
@@ -185,7 +185,7 @@ def _conv_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
         return False
     if not _all_float(session, node):
         return False
-    if len(node.inputs) > 3 and values[node.inputs[3]].shape != values[node.name].shape:
+    if node.inputs[3:] and values[node.inputs[3]].shape != values[node.name].shape:
         return False
     conv = _conv_of(session, node)
     whole = session.values[node.inputs[0]].shape[0] < ROWS_BELOW or conv.group > 1
@@ -207,7 +207,7 @@ def _conv(session: Session, node: Node) -> Maker:
     conv = _conv_of(session, node)
     source = _source(session, node.inputs[0], conv.source, conv.prepare)
     result = session.values[node.name].shape
-    residual = _source(session, node.inputs[3], result) if len(node.inputs) > 3 else None
+    residual = _source(session, node.inputs[3], result) if node.inputs[3:] else None
     return _convolve(session, node, conv, source, residual)
 
 

@@ -163,9 +163,11 @@ def _slice_rule(settings: Settings, x: Value, *lists: Value | None) -> Value:
     return Value(tuple(shape), x.dtype)
 
 
-def _parts(settings: Settings, shape: Shape, sizes: list[int] | None) -> list[int]:
+def _parts(settings: Settings, shape: Shape, given: list[int] | None) -> list[int]:
     size = shape[axis_of(settings["axis"], len(shape))]
-    if sizes is None:
+    if given is not None:
+        sizes = given
+    else:
         parts = settings["num_outputs"]
         each = -(-size // parts)
         sizes = [each] * (size // each if each else 0)

@@ -104,9 +104,10 @@ def _attention_rule(settings: Settings, q: Value, k: Value, v: Value, mask: Valu
     scores = product_shape(q.shape, (*k.shape[:-2], k.shape[-1], k.shape[-2]))
     if not scores[-1]:
         raise ValueError("there are no keys")
-    if mask is not None:
-        if mask.dtype not in (BOOL, FLOAT) or broadcast_shape(scores, mask.shape) != scores:
-            raise ValueError(f"a mask {mask.dtype} {mask.shape} does not fit the scores {scores}")
+    if mask is not None and (
+        mask.dtype not in (BOOL, FLOAT) or broadcast_shape(scores, mask.shape) != scores
+    ):
+        raise ValueError(f"a mask {mask.dtype} {mask.shape} does not fit the scores {scores}")
     return Value(product_shape(scores, v.shape), FLOAT)
 
 

@@ -288,10 +288,8 @@ def _adaptive(function: Callable[..., Array]) -> Callable[[Settings, Array], Arr
                 shape = *x.shape[:axis], number, size // number, *x.shape[axis + 1 :]
                 x = function(x.reshape(shape), axis=axis + 1)
                 continue
-            starts, ends = (
-                [f(i) for i in range(number)]
-                for f in (lambda i: i * size // number, lambda i: -(-(i + 1) * size // number))
-            )
+            starts = [at * size // number for at in range(number)]
+            ends = [-(-(at + 1) * size // number) for at in range(number)]
             parts = [
                 function(x[(*(slice(None),) * axis, slice(start, end))], axis=axis, keepdims=True)
                 for start, end in zip(starts, ends, strict=True)
