@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,8 @@ def test_inputs_of_other_shapes(shape: tuple[int, ...]):
     assert GRAPH.check([(7, 3, 100, 8)]) == {"input": (7, 3, 100, 8)}
     with pytest.raises(InvalidValue, match=r"takes \(N, 3, height, 8\)"):
         GRAPH.check([shape])
+
+
+def test_the_page_of_the_format_names_every_operation():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    assert [name for name in OPERATIONS if f"`{name}`" not in page] == []

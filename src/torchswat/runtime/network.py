@@ -52,7 +52,7 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        *inputs : Tensor of shape (N, C, H, W)
+        inputs : Tensor of shape (N, C, H, W)
             float32, on the CPU; of networks that take something else, what ``package.graph.inputs`` says.
 
         Returns

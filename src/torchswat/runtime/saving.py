@@ -43,9 +43,9 @@ def save(
         not on data.
     path : str or path
         Of the file, by custom ``.safetensors``.
-    example : Tensor or tuple of Tensor, optional
-        What the network takes, one argument each, with the number of images first. The batch is free in the
-        file; other sizes are where the network lets them.
+    example : Tensor of shape (N, C, H, W), or tuple of Tensor, optional
+        What the network takes, in float32 as a rule, one argument each, with the number of images first. That
+        number is free in the file; height and width are where the network lets them.
     input_shape : sequence of int, default (3, 32, 32)
         Channels, height and width of the images that it is made for, where there is no `example`.
     classes : sequence of str, default ()
