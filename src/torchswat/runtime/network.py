@@ -47,13 +47,15 @@ class Network(nn.Module):
         self._sessions = Sessions(package.graph, package.tensors)
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, x: Tensor, *more: Any) -> Any:
         """Return the scores of normalised images.
 
         Parameters
         ----------
-        inputs : Tensor of shape (N, C, H, W)
+        x : Tensor of shape (N, C, H, W)
             float32, on the CPU; of networks that take something else, what ``package.graph.inputs`` says.
+        *more : Tensor
+            The other inputs of networks that take several.
 
         Returns
         -------
@@ -73,15 +75,15 @@ class Network(nn.Module):
         >>> torchswat.load(path)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
         """
-        graph = self.package.graph
+        graph, inputs = self.package.graph, (x, *more)
         graph.check([tuple(x.shape) for x in inputs])
-        for x, wanted in zip(inputs, graph.inputs, strict=True):
-            if str(x.dtype) != f"torch.{wanted.dtype}" or x.device.type != "cpu":
+        for each, wanted in zip(inputs, graph.inputs, strict=True):
+            if str(each.dtype) != f"torch.{wanted.dtype}" or each.device.type != "cpu":
                 raise InvalidValue(
-                    f"the input is {x.dtype} on {x.device}; this network takes {wanted.dtype} on the CPU"
+                    f"the input is {each.dtype} on {each.device}; this network takes {wanted.dtype} on the CPU"
                 )
         loader.native()  # warns where threads are without use
-        arrays = [x.detach().numpy() for x in inputs]
+        arrays = [each.detach().numpy() for each in inputs]
         found = [torch.from_numpy(array) for array in self._sessions.run(arrays, torch.get_num_threads())]
         return found[0] if len(found) == 1 else tuple(found)
 
