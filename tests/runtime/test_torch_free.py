@@ -33,4 +33,6 @@ def test_a_session_needs_no_torch(saved: Callable[..., Path], tmp_path: Path):
     command = [sys.executable, "-c", CODE, str(path), str(tmp_path / "y.npy")]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": source})
     x = torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), torchswat.load(path)(x).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), torchswat.load(path)(x).numpy(), rtol=1e-4, atol=1e-5
+    )
