@@ -233,3 +233,21 @@ def test_gradient_checkpointing_repeats_the_pass() -> None:
         y.float().square().sum().backward()
     for p, q in zip(model.parameters(), again.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad)
+
+
+def test_compiled_layers_compute_in_float32() -> None:
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    model = sparsify_(nn.Sequential(layer), sparsity=0.5)
+    x = torch.randn(4, 4, 8, 8)
+    wide = sparsify_(nn.Sequential(copy.deepcopy(layer)), sparsity=0.5)(x)
+    with autocast():
+        y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    assert y.dtype == torch.bfloat16 and worst(y, wide.detach().double()) <= ROUNDING
+
+
+def test_rows_may_be_changed_in_place(plan: str) -> None:
+    model = sparsify_(nn.Sequential(nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, 4)), sparsity=0.5)
+    with autocast():
+        y = model(torch.randn(32, 16))
+    y.float().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -586,12 +586,12 @@ def _in_autocast(
 
 def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
     """Return whether the compiled kernels run a pass in bfloat16: plain tensors, in pairs of samples."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
     weight, (_, _, dilation, groups) = cast(Tensor, layer.weight), geometry
     if dilation != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
         return False
     if groups > 1 and not groups == len(weight) == x.shape[1]:
-        return False
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return native_for(weight, cast("Tensor | None", layer.bias)) is not None
 

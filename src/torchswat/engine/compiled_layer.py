@@ -31,6 +31,7 @@ from torchswat.engine.arguments import (
     kept_now,
     not_a_number,
 )
+from torchswat.engine.loader import kernel_for
 from torchswat.engine.packed import Shape
 from torchswat.engine.state import (
     ACTIVATION,
@@ -399,7 +400,11 @@ def _rounded(weight: Tensor) -> Tensor:
 
 def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
     """Return maps of one position, CHWN, as the rows of a matrix (N, K)."""
-    return layout.copy_to_nchw(maps, native).view(maps.shape[:2])
+    n, k = maps.shape[:2]
+    rows = torch.empty(n, k, dtype=maps.dtype, device=maps.device)  # no view: outputs may be changed in place
+    at = maps.data_ptr(), rows.data_ptr()
+    kernel_for(native, "chwn_to_nchw", maps)(*at, n, k, 1, 1, torch.get_num_threads())
+    return rows
 
 
 # ---- backward ----------------------------------------------------------------------------------------------

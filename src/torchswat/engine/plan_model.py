@@ -31,6 +31,7 @@ MARGIN = 0.95
 
 _LANES = 16  # samples (or filters) in a vector
 _TILES = ((4, 4), (4, 7), (3, 7), (3, 8), (4, 6), (2, 7), (2, 8))  # as in native/conv_tiles.h
+_SMALL_MAP = 64  # positions, as in native/slabs.h
 _TINY_VECTORS = 4  # of samples, in a tile of a map of 2x2
 _TRIMMED = (4, 8)  # maps of which the zeros around them are left out
 _FLAT_TILE = 8  # vectors of a tile of a 1x1 kernel
@@ -267,7 +268,7 @@ def _dense_matrix(z: Sizes, product: str, density: float) -> tuple[float, ...]:
 
 def _filters_together(z: Sizes) -> int:
     """Return the filters of a block of the weight gradient."""
-    vectors = 4 if z.window == 1 else 2 if z.window <= 4 else 1
+    vectors = 4 if z.window == 1 else 2 if z.window <= 4 or z.h * z.w <= _SMALL_MAP else 1
     while vectors > 1 and z.k <= vectors // 2 * _LANES:
         vectors //= 2
     return vectors * _LANES
