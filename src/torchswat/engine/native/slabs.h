@@ -93,7 +93,8 @@ struct Plan {
 static inline int choose_vectors(const ConvShape& s) {
     const int64_t rows = smaller(most_taps, ceil_div(s.r, s.stride_h));
     const int64_t taps = rows * smaller(most_taps, ceil_div(s.s, s.stride_w));
-    int vectors = taps == 1 ? 4 : taps <= 4 || int64_t(s.h) * s.w <= small_map ? 2 : 1;
+    const bool small = int64_t(s.h) * s.w <= small_map && 2 * taps <= most_accumulators;
+    int vectors = taps == 1 ? 4 : taps <= 4 || small ? 2 : 1;
     while (vectors > 1 && s.k <= vectors / 2 * W) vectors /= 2;
     return vectors;
 }
