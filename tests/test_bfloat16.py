@@ -251,3 +251,23 @@ def test_rows_may_be_changed_in_place(plan: str) -> None:
         y = model(torch.randn(32, 16))
     y.float().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+@pytest.mark.parametrize("samples", [4, 5])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6), nn.Linear(6, 5)], ids=str
+)
+def test_bfloat16_read_outside_of_autocast_is_multiplied_as_inside(
+    layer: nn.Module, samples: int, plan: str
+) -> None:
+    model = sparsify_(nn.Sequential(copy.deepcopy(layer)), sparsity=0.8)
+    x = torch.randn(samples, 6, *([] if isinstance(layer, nn.Linear) else [5, 5])).bfloat16()
+    found = []
+    for enabled in (True, False):
+        model.zero_grad()
+        source = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = model(source)
+        y.sum().backward()
+        found.append((y, source.grad, *(parameter.grad for parameter in model.parameters())))
+    for inside, outside in zip(*found, strict=True):
+        assert inside.dtype == outside.dtype and torch.equal(inside, outside)

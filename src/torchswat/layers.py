@@ -572,16 +572,19 @@ def _in_autocast(
         if cast(Any, layer).padding_mode != "zeros" or "activation" in sparse.masks:
             mask = _padded_mask(layer, x, pad)
         x, recompute = pad(x), None
-    if not _in_autocast_of(x) or x.dtype == torch.float64:
+    device, weight = x.device.type, cast(Tensor, layer.weight)
+    if _in_autocast_of(x) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    elif x.is_cpu and x.dtype is torch.bfloat16 and weight.dtype is torch.float32:
+        dtype = x.dtype  # of a layer under autocast, read by one outside of it
+    else:
         return layer._pass(x, geometry, entries, mask, recompute)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device)
     if dtype is torch.bfloat16 and _multiplies_bfloat16(layer, x, geometry):
         with torch.autocast(device, enabled=False):
             return layer._pass(x.to(dtype), geometry, entries, mask, recompute)
     # autocast does not reach into the operation: it selects by the values before they are rounded
     with torch.autocast(device, enabled=False):
-        return layer._pass(x.to(cast(Tensor, layer.weight).dtype), geometry, entries, mask).to(dtype)
+        return layer._pass(x.to(weight.dtype), geometry, entries, mask).to(dtype)
 
 
 def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
