@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchswat import sparse_layers, sparsify_
+from torchswat.batch_norm import recomputable
 from torchswat.engine import info, layout
 from torchswat.engine.arguments import kept_count
 from torchswat.engine.loader import engine
@@ -271,3 +272,20 @@ def test_bfloat16_read_outside_of_autocast_is_multiplied_as_inside(
         found.append((y, source.grad, *(parameter.grad for parameter in model.parameters())))
     for inside, outside in zip(*found, strict=True):
         assert inside.dtype == outside.dtype and torch.equal(inside, outside)
+
+
+def test_an_input_that_is_rounded_here_is_saved_and_not_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHSWAT_PLAN", "sparse")
+    layer, norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    layer = sparsify_(nn.Sequential(layer), sparsity=0.8)[0]
+    x = layout.as_chwn(torch.randn(16, 8, 6, 6)).requires_grad_()
+    relu, recompute = recomputable(norm, x, None, True, "whole")
+    assert recompute is not None and recompute.x.dtype == torch.float32
+    gradients = []
+    for known in (recompute, None):
+        layer.zero_grad()
+        with autocast():
+            y = layer.forward_recomputing(relu.detach().requires_grad_(), known)
+        y.sum().backward()
+        gradients.append(layer.weight.grad)
+    assert torch.equal(*gradients)

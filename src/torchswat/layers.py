@@ -580,6 +580,8 @@ def _in_autocast(
     else:
         return layer._pass(x, geometry, entries, mask, recompute)
     if dtype is torch.bfloat16 and _multiplies_bfloat16(layer, x, geometry):
+        if x.dtype is not dtype:
+            recompute = None  # of values before they are rounded
         with torch.autocast(device, enabled=False):
             return layer._pass(x.to(dtype), geometry, entries, mask, recompute)
     # autocast does not reach into the operation: it selects by the values before they are rounded
