@@ -289,3 +289,12 @@ def test_an_input_that_is_rounded_here_is_saved_and_not_recomputed(monkeypatch: 
         y.sum().backward()
         gradients.append(layer.weight.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Linear(6, 5)], ids=str)
+def test_one_graph_of_torch_compile(layer: nn.Module) -> None:
+    model = sparsify_(nn.Sequential(copy.deepcopy(layer)), sparsity=0.8)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 6, *([] if isinstance(layer, nn.Linear) else [5, 5]))
+    with autocast():
+        assert compiled(x).dtype == torch.bfloat16

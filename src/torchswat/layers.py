@@ -594,6 +594,8 @@ def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: tuple[Pair, Pa
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     weight, (_, _, dilation, groups) = cast(Tensor, layer.weight), geometry
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
     if dilation != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
         return False
     if groups > 1 and not groups == len(weight) == x.shape[1]:
