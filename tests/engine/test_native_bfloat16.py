@@ -196,6 +196,13 @@ def test_the_kth_largest_is_exact_with_and_without_a_hint(
     assert again.limit == found.limit and again.count == -1
 
 
+@pytest.mark.parametrize("limit", [1.0, 1.003, 1.0078125, 2.0**-140, 3e38])
+def test_a_limit_between_two_entries_counts_those_above_it(native: ModuleType, limit: float) -> None:
+    x = torch.tensor([0.0, 1.0, -1.0, 1.0078125, -1.015625, torch.inf]).bfloat16()
+    found = native.count_kept_bf16(x.data_ptr(), len(x), limit, 1)
+    assert found.greater == int((x.double().abs() >= limit).count_nonzero())
+
+
 def test_a_nan_among_what_is_selected_from_is_told(native: ModuleType) -> None:
     for n in (5, 40_000):
         x = torch.randn(n).bfloat16()

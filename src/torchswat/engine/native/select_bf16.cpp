@@ -40,6 +40,13 @@ int key_of(float value) {
     return int(bits >> 16) & magnitude;
 }
 
+// The least key that is not below the value, which may lie between two of them: an odd batch has found it in float32.
+int key_from(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return int((bits + 0xffff) >> 16) & magnitude;
+}
+
 void add_piece(const uint16_t* values, int64_t n, int first, Counts& counts) {
     vs counted[ways] = {}, largest{};
     const auto visit = [&](vs bits) __attribute__((always_inline)) {
@@ -120,7 +127,7 @@ Found search_around(const uint16_t* values, int64_t n, int64_t k, int last, int 
 
 // How many entries are of at least the limit, which is positive; and whether a NaN was met.
 Threshold count_kept_bf16(const bf16* values, int64_t n, float limit, int threads) {
-    const int key = key_of(limit);
+    const int key = key_from(limit);
     const auto* bits = reinterpret_cast<const uint16_t*>(values);
     const Counts counts = count_around(bits, n, key < 1 ? 1 : key, n <= few ? 1 : threads);
     return {limit, counts.at_least[0], 0, counts.largest > infinity};
