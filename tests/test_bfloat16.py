@@ -291,6 +291,36 @@ def test_an_input_that_is_rounded_here_is_saved_and_not_recomputed(monkeypatch: 
     assert torch.equal(*gradients)
 
 
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("flushed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 8, 2), nn.Linear(6, 5)], ids=str
+)
+def test_zeros_are_not_kept_where_subnormal_numbers_are_flushed(
+    layer: nn.Module, dtype: torch.dtype, plan: str
+) -> None:
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.masked_fill(torch.rand_like(layer.weight) < 0.9, 0))
+    model = sparsify_(nn.Sequential(layer), sparsity=0.5)
+    x = torch.randn(16, 6, *([] if isinstance(layer, nn.Linear) else [5, 5]))
+    x = x.masked_fill(torch.rand_like(x) < 0.9, 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        y = model(x)
+    y.sum().backward()
+    for name, tensor in (("weight", layer.weight), ("activation", x)):
+        share = int(tensor.count_nonzero()) / tensor.numel()
+        assert density(model[0].sparse_state, name) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Linear(6, 5)], ids=str)
 def test_one_graph_of_torch_compile(layer: nn.Module) -> None:
     model = sparsify_(nn.Sequential(copy.deepcopy(layer)), sparsity=0.8)

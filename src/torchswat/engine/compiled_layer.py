@@ -197,7 +197,8 @@ class Pass:
         found = count(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
         if found.not_a_number:
             raise self.not_a_number(what, tensor)
-        return chosen._replace(count=found.greater + found.equal)
+        equal = found.equal if found.value > 0 else 0  # zeros, where the smallest limit is flushed to zero
+        return chosen._replace(count=found.greater + equal)
 
     def not_a_number(self, what: str, tensor: Tensor) -> Exception:
         """Return the error for a NaN in an operand of the layer."""

@@ -38,14 +38,12 @@ struct Square {
 
 // ---- where entries come from ----------------------------------------------------------------------------------------
 
-inline vf size_of(vf x) { return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff); }
-
 // Floats: all of at least the threshold, and NaN.
 struct AsTheyAre {
     vf threshold;
 
     vf operator()(vf x) const { return x; }
-    vi kept(vf y) const { return ~(size_of(y) < threshold); }
+    vi kept(vf y) const { return at_least(y, threshold); }
     vi counted(vf y) const { return kept(y); }
     vi not_a_number(vf y) const { return y != y; }
     float one(float x) const { return x; }
@@ -68,8 +66,8 @@ struct AsPairs {
     vf threshold;
 
     vf select(vf first, vf second) const {
-        const vf low = keep(first, bits_of(~(size_of(first) < threshold)));
-        const vf high = keep(second, bits_of(~(size_of(second) < threshold)));
+        const vf low = keep(first, bits_of(at_least(first, threshold)));
+        const vf high = keep(second, bits_of(at_least(second, threshold)));
         return reinterpret_cast<vf>((reinterpret_cast<vpairs>(low) >> 16) | reinterpret_cast<vpairs>(high));
     }
     vf operator()(vf x) const { return select(first_of(x), second_of(x)); }
@@ -107,8 +105,8 @@ struct ByPairs {
 // Calls work(entries) with where the entries of a channel come from.
 template <class Kind, class Work>
 void from(float threshold, const float* scale, const float* shift, int64_t channel, const Work& work) {
-    if (scale) work(typename Kind::Again{{splat(threshold)}, splat(scale[channel]), splat(shift[channel])});
-    else work(typename Kind::Plain{splat(threshold)});
+    if (scale) work(typename Kind::Again{{above_zero(threshold)}, splat(scale[channel]), splat(shift[channel])});
+    else work(typename Kind::Plain{above_zero(threshold)});
 }
 
 // ---- squares --------------------------------------------------------------------------------------------------------

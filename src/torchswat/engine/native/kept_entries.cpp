@@ -23,8 +23,7 @@ template <class Entry> uint64_t marks(const Entry* x, const uint8_t* mask, float
     for (int64_t i = 0; i < entries; i += W) {
         const int lanes = int(least(W, entries - i));
         const vf value = load_first(x + i, lanes);
-        const vf size = reinterpret_cast<vf>(reinterpret_cast<vi>(value) & splat_int(0x7fffffff));
-        unsigned kept = bits_of(mask ? (value != vf{}) : (size >= splat(limit)));
+        unsigned kept = bits_of(mask ? (value != vf{}) : at_least(value, above_zero(limit)));
         if (mask) {
             unsigned marked = 0;
             for (int lane = 0; lane < lanes; ++lane) marked |= unsigned(mask[i + lane] != 0) << lane;

@@ -37,6 +37,19 @@ static inline unsigned bits_of_greater(vi a, vi b) {
 #endif
 }
 
+// A limit that zeros stay below: the smallest one arrives here as zero where subnormal numbers are flushed.
+static inline vf above_zero(float limit) {
+    int32_t bits;
+    std::memcpy(&bits, &limit, sizeof bits);
+    return reinterpret_cast<vf>(splat_int(bits < 1 ? 1 : bits));
+}
+
+// Whether a magnitude is not smaller than such a limit, or a NaN: by their bits, which are in the order of the numbers
+// and which nothing flushes.
+static inline vi at_least(vf x, vf limit) {
+    return (reinterpret_cast<vi>(x) & 0x7fffffff) >= reinterpret_cast<vi>(limit);
+}
+
 // x where the bit is set, zero elsewhere.
 static inline vf keep(vf x, unsigned bits) {
 #if defined(__AVX512F__)

@@ -86,7 +86,7 @@ int64_t copy_pairs(const float* first, const float* second, const uint8_t* mask,
     const vf limit = splat(threshold);
     const auto kept = [&](const float* weights, const uint8_t* marks, int64_t i, int lanes, int64_t& count) {
         const vf x = load_first(weights + i, lanes);
-        unsigned bits = bits_of(~(reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) < limit));
+        unsigned bits = bits_of(at_least(x, limit));
         if (marks) bits = bits_of(x != vf{}) & marked_lanes(marks + i, lanes);
         bits &= first_lanes(lanes);
         count += __builtin_popcount(bits);
@@ -151,14 +151,15 @@ struct Kept {
 // Which lanes are listed: weights that are not smaller than the threshold, NaN among them; pairs that are not zero.
 template <class M> vi lanes_listed(vf x, vf threshold) {
     if constexpr (M::channels == 2) return reinterpret_cast<vi>(x) != 0;
-    else return ~(reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) < threshold);
+    else return at_least(x, threshold);
 }
 template <class M> unsigned listed_lanes(vf x, vf threshold) { return bits_of(lanes_listed<M>(x, threshold)); }
 
 template <class M> int is_listed(const float& weight, float threshold) {
-    int32_t bits;
+    int32_t bits, limit;
     std::memcpy(&bits, &weight, sizeof bits);
-    return M::channels == 2 ? bits != 0 : !(__builtin_fabsf(weight) < threshold);
+    std::memcpy(&limit, &threshold, sizeof limit);
+    return M::channels == 2 ? bits != 0 : (bits & 0x7fffffff) >= limit;
 }
 
 // Appends the weights of one result channel that are listed, list after list; returns how many. Up to W entries behind
