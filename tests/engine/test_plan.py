@@ -403,6 +403,14 @@ def test_no_product_runs_sparse_that_has_no_kernel(monkeypatch, kernel, filters,
         assert race(shape, 0.5, repeats=1).grad_weight[0] < 1e6
 
 
+@pytest.mark.skipif(not BUILT, reason="the native engine is not built here")
+@pytest.mark.parametrize("narrow", [False, True])
+def test_kernels_too_large_for_offsets_run_dense(narrow):
+    shape = Shape((4, 1, 260, 260), (2, 1, 250, 260), (1, 1), (0, 0), narrow)
+    assert plan_model.possible(shape, ALL_SPARSE) == Choice(False, False, True)
+    assert race(shape, 0.9, repeats=1).grad_weight[0] < 1e6
+
+
 def test_maps_too_wide_for_the_kernels_offsets_run_dense(file):
     shape = Shape((2, 2, 3, 4300), (64, 2, 1, 1), (2, 2), (0, 0))
     assert not race(shape, 0.5, repeats=1).choice().grad_weight

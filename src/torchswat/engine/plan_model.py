@@ -37,7 +37,7 @@ _TRIMMED = (4, 8)  # maps of which the zeros around them are left out
 _FLAT_TILE = 8  # vectors of a tile of a 1x1 kernel
 _TILE_FLOATS = 11 * 1024  # of a block of channels
 _SLAB_FLOATS = 10 * 1024  # of the output gradient that one list of the weight gradient runs over
-_REACH = 2**16  # floats
+_REACH = 2**16  # of an offset
 _CACHE_FLOATS = 2**20  # of a map that is still in a cache when it is read
 _LEARNT_ENTRIES = 2**15
 _MILLION = 1e-6
@@ -69,11 +69,14 @@ def choice(shape: Shape, sparsity: float, threads: int | None = None) -> Choice:
 
 
 def possible(shape: Shape, chosen: Choice) -> Choice:
-    """Return `chosen` without a sparse weight gradient where there is no kernel for it.
+    """Return `chosen` without sparse products that there is no kernel for.
 
-    The kernel's 16-bit offsets reach over one row of the output gradient of a strided convolution, with all
-    the filters of a block.
+    Offsets have 16 bits. Those of forward and grad_input reach over the tile of one channel, in positions; those
+    of grad_weight over one row of the output gradient of a strided convolution, with all the filters of a block.
     """
+    height, width = (8 * s + kernel for s, kernel in zip(shape.stride, shape.weight[2:], strict=True))
+    if height * width >= _REACH:
+        chosen = replace(chosen, forward=False, grad_input=False)
     if shape.stride == (1, 1):
         return chosen
     columns = shape.input[3] // shape.stride[1] + shape.weight[3]
