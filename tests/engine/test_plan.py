@@ -25,7 +25,7 @@ from torchswat.engine.loader import engine
 from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, Shape
 from torchswat.engine.plan import TunedPlan, bucket, choose, followed, key_of, path, save, table
 from torchswat.engine.race import race
-from torchswat.engine.timings import Timing
+from torchswat.engine.timings import Timing, multiply_adds
 
 SHAPE = Shape((4, 3, 8, 8), (5, 3, 3, 3), (1, 1), (1, 1))
 POINTWISE = Shape((4, 3, 8, 8), (5, 3, 1, 1), (1, 1), (0, 0))
@@ -409,6 +409,13 @@ def test_kernels_too_large_for_offsets_run_dense(narrow):
     shape = Shape((4, 1, 260, 260), (2, 1, 250, 260), (1, 1), (0, 0), narrow)
     assert plan_model.possible(shape, ALL_SPARSE) == Choice(False, False, True)
     assert race(shape, 0.9, repeats=1).grad_weight[0] < 1e6
+
+
+@pytest.mark.skipif(not BUILT, reason="the native engine is not built here")
+def test_a_race_of_fewer_samples_has_whole_pairs(monkeypatch):
+    shape = Shape((34, 2, 4, 4), (2, 2, 3, 3), (1, 1), (1, 1), narrow=True)
+    monkeypatch.setattr("torchswat.engine.race._MOST_MULTIPLY_ADDS", multiply_adds(shape) // 2)
+    assert race(shape, 0.5, repeats=1).grad_weight[0] < 1e6
 
 
 def test_maps_too_wide_for_the_kernels_offsets_run_dense(file):
