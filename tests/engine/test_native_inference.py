@@ -48,8 +48,11 @@ def convolve(
 ) -> Tensor:
     """Run one of the two kernels of inference."""
     sizes = native.ConvShape(*astuple(shape), *shape.output)
-    make = lists.for_rows if kernel == "conv_rows" else lists.for_samples
-    packed = make(native, sizes, weight)
+    weights = weight.contiguous().numpy()
+    if kernel == "conv_rows":
+        packed = lists.for_rows(native, sizes, weights)
+    else:
+        packed = lists.for_samples(native, sizes, weights, (1, 1), threads)
     floats = (native.rows_workspace if kernel == "conv_rows" else native.conv_workspace)(sizes, threads)
     workspace = torch.full((floats,), float("nan"))
     y = empty_chwn((shape.n, shape.k, *shape.output))
