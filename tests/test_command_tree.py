@@ -200,6 +200,7 @@ RUN = {
     "import": [[], ["x.onnx", "--shape"]],
     "predict": [["image.png"]],
     "serve": [[]],
+    "benchmark": [[], ["x", "--peer"]],
     "cost": [
         ["--model"],
         ["--model", "resnet-digits", "--form"],

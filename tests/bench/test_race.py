@@ -30,3 +30,13 @@ def test_median_spread_and_the_faster_one():
     assert median([1.0, 5.0, 3.0]) == 3
     assert spread([8.0, 10.0, 12.0]) == pytest.approx(0.2) and spread([4.0]) == 0
     assert faster({"slow": [3.0, 3.0, 1.0], "fast": [2.0, 2.0, 9.0]}) == "fast"
+
+
+def test_in_turns_each_runs_before_it_is_timed_and_another_begins():
+    order = []
+    contestants = {name: lambda name=name: order.append(name) for name in "ab"}
+    assert {name: len(times) for name, times in race(contestants, 2, in_turns=True).items()} == {
+        "a": 2,
+        "b": 2,
+    }
+    assert "".join(order) == "aabb" + "bbaa" + "aabb"

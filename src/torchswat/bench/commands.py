@@ -1,4 +1,4 @@
-"""The commands ``torchswat bench ...`` and ``torchswat plan``: their words, and what they print.
+"""The commands ``torchswat bench ...``, ``benchmark`` and ``plan``: their words, and what they print.
 
 Torch is imported by the commands and not by this module: ``--isa`` must set the environment before torch
 reads it, and ``--help`` is there at once.
@@ -336,6 +336,51 @@ def _finish(record: Record, output: Path | None, as_json: bool) -> None:
 def _print_table(table: Table) -> None:
     """Print a table with a line below; where the window is narrow it is not cut but goes beyond."""
     Console(soft_wrap=True, width=max(console.width, _TABLE_WIDTH)).print(table, "")
+
+
+def benchmark(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file that `torchswat export` or torchswat.save wrote.")
+    ],
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            *("--batch-size", "-b"),
+            min=1,
+            max=2**16,
+            help="Batch size. Repeat it for several (default: 1 and 16).",
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Runtime to compare with: onnxruntime or openvino. Repeat it for several (default: all that "
+            "are installed)."
+        ),
+    ] = None,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Time the network in a file: its layers, what bounds each, and other runtimes with the same network, dense.
+
+    [dim]Examples:[/dim]
+      torchswat benchmark network.safetensors
+      torchswat benchmark network.safetensors --batch-size 1 --batch-size 64 --threads 2 --json
+    """
+    _prepare("file", isa, threads, output)
+    from torchswat.bench import file as bench
+    from torchswat.bench.show import bar
+
+    peers, rounds = tuple(peer or bench.PEERS), repeats or (5 if quick else 25)
+    bench.check_peers(peers)
+    sizes = tuple(batch_size or ())
+    with bar(messages, "rounds", len(sizes or bench.BATCH_SIZES) * (rounds + 1)) as tick:
+        record = bench.bench_file(file, sizes, rounds, peers, tick=tick)
+    _finish(record, output, as_json)
 
 
 def plan(

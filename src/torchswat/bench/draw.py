@@ -1,4 +1,4 @@
-"""Speed-up over sparsity, with the limit 1 / (1 - S) drawn in: no sparse product can do more. And memory."""
+"""Speed-up over sparsity, with the limit 1 / (1 - S) drawn in: no sparse product can do more. Memory; layers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def draw(record: Record, path: Path) -> list[Path]:
     Parameters
     ----------
     record : Record
-        Of products, steps or memory.
+        Of products, steps, memory or a file.
     path : Path
         Of the drawing; its suffix is replaced.
     """
     if record.benchmark == "memory":
         return _save_both(_draw_memory(record), path)
+    if record.benchmark == "file":
+        return _save_both(_draw_file(record), path)
     across, line = {"products": ("product", "shape"), "step": ("network", "how")}.get(
         record.benchmark, ("", "")
     )
@@ -76,6 +78,39 @@ def _draw_memory(record: Record) -> Figure:
         [], [], "o", color="white", markeredgecolor="black", markersize=4, label="target of activations"
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(_caption(record), fontsize="small", color="#555555")
+    return figure
+
+
+def _draw_file(record: Record) -> Figure:
+    """A panel of throughput over the batch size, and one of the longest layers of the largest batch."""
+    most = max((row for row in record.rows if "layers" in row), key=lambda row: row["batch_size"])
+    layers = sorted(most["layers"], key=lambda row: row["ms"])[-20:]
+    figure = Figure(figsize=(11, 1.6 + max(2.4, 0.24 * len(layers))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    names = _names(record.rows, "how")
+    sizes = sorted({row["batch_size"] for row in record.rows})
+    for index, name in enumerate(names):
+        rates = {row["batch_size"]: row["per_second"] for row in record.rows if row["how"] == name}
+        places = np.arange(len(sizes)) + (index - (len(names) - 1) / 2) * 0.8 / len(names)
+        heights = [rates.get(size, np.nan) for size in sizes]
+        left.bar(places, heights, 0.8 / len(names), color=_COLOURS[index], label=name)
+    left.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    left.set(title=record.circumstances["file"], xlabel="batch size", ylabel="a second")
+    left.legend(frameon=False, fontsize="small")
+    colours = dict(zip(("operations", "bytes", "overhead"), _COLOURS, strict=False))
+    places = np.arange(len(layers))
+    for bound, colour in colours.items():
+        mine = [at for at, row in enumerate(layers) if row["bound"] == bound]
+        times = [layers[at]["ms"] for at in mine]
+        right.barh(mine, times, color=colour, label=f"bound by {bound}")
+    right.plot([row["bound_ms"] for row in layers], places, "k|", markersize=9, label="at measured peaks")
+    labels = [f"{row['layer'][-30:]} ({row['operation']})" for row in layers]
+    right.set_yticks(places, labels, fontsize="x-small")
+    right.set(title=f"layers, batch size {most['batch_size']}", xlabel="ms")
+    right.legend(frameon=False, fontsize="small", loc="lower right")
+    for panel in (left, right):
+        panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(_caption(record), fontsize="small", color="#555555")
     return figure
 

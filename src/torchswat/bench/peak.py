@@ -44,3 +44,28 @@ def peak_gflops() -> dict[str, float] | None:
             best[name] = min(best[name], time.perf_counter() - start)
     operations = module.peak_operations() * _ROUNDS * threads
     return {name: operations / seconds / 1e9 for name, seconds in best.items()}
+
+
+SIZES = 2**19, 2**22, 2**25, 2**28
+"""Bytes read and written over and over, in all: of caches, and of memory."""
+
+
+def peak_bandwidth() -> dict[int, float]:
+    """Return the GB/s of a copy, read and written, for each of `SIZES`.
+
+    Examples
+    --------
+    >>> sorted(peak_bandwidth()) == sorted(SIZES)
+    True
+    """
+    found = {}
+    for size in SIZES:
+        source = torch.zeros(size // 8)
+        target = torch.empty_like(source)
+        best = float("inf")
+        for _ in range(_REPEATS * max(1, 2**24 // size)):
+            start = time.perf_counter()
+            target.copy_(source)
+            best = min(best, time.perf_counter() - start)
+        found[size] = size / best / 1e9
+    return found

@@ -30,7 +30,7 @@ _SETTINGS = (
 """Beginnings of the names of environment variables that change a speed."""
 _PLACES = ("TORCHSWAT_DATA",)  # change none, and are nobody's business
 
-DRAWINGS = {"products", "step", "memory"}
+DRAWINGS = {"products", "step", "memory", "file"}
 """The benchmarks that are also drawn, as SVG and PNG beside their file."""
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step``, ``programs``, ``selection``, ``inference`` or ``memory``.
+        ``products``, ``step``, ``programs``, ``selection``, ``inference``, ``memory`` or ``file``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict
@@ -81,8 +81,9 @@ def refuse_other_file(path: Path, benchmark: str) -> None:
         raise InvalidValue(f"--output is {path}, where a drawing goes: name a JSON file.")
     if path.exists():
         if (path.stat().st_size or not path.is_file()) and _benchmark_of(path) != benchmark:
+            command = "benchmark" if benchmark == "file" else f"bench {benchmark}"
             raise InvalidValue(
-                f"--output is {path}, which is no result of `bench {benchmark}`: it would be overwritten."
+                f"--output is {path}, which is no result of `{command}`: it would be overwritten."
             )
         return
     for drawing in drawings:

@@ -38,6 +38,8 @@ def tables(record: Record) -> list[Table]:
         return [_memory(record.rows), *_layers(record.rows)]
     if record.benchmark == "inference":
         return [_inference(record.rows)]
+    if record.benchmark == "file":
+        return [_file(record), *_file_layers(record.rows)]
     return [_selection(record.rows)]
 
 
@@ -221,6 +223,65 @@ def _inference(rows: list[Row]) -> Table:
             _times(row["limit"]),
         )
     table.caption, table.caption_justify = "speed-up: over the fastest of the others", "left"
+    return table
+
+
+def _file(record: Record) -> Table:
+    table = _table(
+        record.circumstances["file"],
+        ("runtime",),
+        ("batch size", "ms a batch", "95th percentile", "a second", "speed-up", "differs by"),
+    )
+    for row in record.rows:
+        table.add_row(
+            row["how"],
+            str(row["batch_size"]),
+            _ms(row["ms"], row["spread"]),
+            _ms(row["ms_95"]),
+            f"{row['per_second']:.0f}",
+            _times(row["speed_up"]),
+            "" if row["gap"] is None else f"{row['gap']:.1e}",
+        )
+    table.caption = "speed-up: over the fastest of the others; differs by: as a share of the largest output"
+    table.caption_justify = "left"
+    return table
+
+
+MOST_LAYERS = 20  # in a table; a result's file has them all
+
+
+def _file_layers(rows: list[Row]) -> list[Table]:
+    """A table for each batch size: the layers that take longest."""
+    return [_of_layers(row["layers"], row["batch_size"]) for row in rows if "layers" in row]
+
+
+def _of_layers(layers: list[Row], size: int) -> Table:
+    table = _table(
+        f"Layers, batch size {size}",
+        ("layer", "operation", "runs in", "bound by"),
+        ("kept", "ms", "share", "GFLOP/s", "GB/s", "of the bound"),
+    )
+    total = sum(row["ms"] for row in layers)
+    longest = sorted(layers, key=lambda row: -row["ms"])
+    for row in longest[:MOST_LAYERS]:
+        table.add_row(
+            row["layer"] if len(row["layer"]) <= 40 else "…" + row["layer"][-39:],
+            row["operation"],
+            row["runs_in"],
+            row["bound"],
+            "" if row["kept"] is None else f"{row['kept']:.2f}",
+            _ms(row["ms"]),
+            f"{100 * row['ms'] / total:.1f}%",
+            f"{row['operations'] / row['ms'] / 1e6:.1f}" if row["operations"] else "",
+            f"{row['bytes'] / row['ms'] / 1e6:.1f}" if row["bytes"] else "",
+            f"{100 * row['bound_ms'] / row['ms']:.0f}%",
+        )
+    rest = longest[MOST_LAYERS:]
+    if rest:
+        ms = sum(row["ms"] for row in rest)
+        table.add_row(f"{len(rest)} others", "", "", "", "", _ms(ms), f"{100 * ms / total:.1f}%", "", "", "")
+    table.caption = "bound by: what takes longest at measured peaks; overhead where both take less than a tenth of the time"
+    table.caption_justify = "left"
     return table
 
 

@@ -8,8 +8,9 @@ use. A session is used by one Python thread at a time; several run side by side,
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -30,6 +31,8 @@ from torchswat.runtime.operations.rows import FLOAT, Shape, count
 from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
 
 Array = np.ndarray
+Watch = Callable[["Session", Node, float], object]
+"""Hears of every step of a run: the session, the node and the seconds; from several threads at once."""
 
 MOST_IMAGES = 256  # that run at once
 MOST_SIZES = 8  # shapes of inputs that stay prepared
@@ -63,22 +66,23 @@ class Sessions:
         largest = max(count(value.shape) for value in values.values()) / images
         return max(1, min(MOST_IMAGES, int(MOST_FLOATS // largest)))
 
-    def run(self, inputs: Sequence[Array], threads: int) -> list[Array]:
+    def run(self, inputs: Sequence[Array], threads: int, watch: Watch | None = None) -> list[Array]:
         """Return the outputs for inputs that the graph's `check` let through."""
         images = len(inputs[0]) if inputs and inputs[0].ndim else 0
         if not self._most or not images:
-            return self._run(inputs, threads)
+            return self._run(inputs, threads, watch)
         if images > self._most:
             cuts = range(0, images, self._most)
-            return _joined([self.run([x[at : at + self._most] for x in inputs], threads) for at in cuts])
+            parts = [self.run([x[at : at + self._most] for x in inputs], threads, watch) for at in cuts]
+            return _joined(parts)
         if threads == 1 or not threads <= images < ROWS_BELOW or native() is None:
-            return self._run(inputs, threads)
+            return self._run(inputs, threads, watch)
         # Each thread takes whole images: nothing is waited for, and an image's results stay in its cache.
         alone = images - images % threads
         each = [[x[at : at + 1] for x in inputs] for at in range(alone)]
-        parts = list(self._workers(threads).map(partial(self._run, threads=1), each))
+        parts = list(self._workers(threads).map(partial(self._run, threads=1, watch=watch), each))
         if alone < images:
-            parts.append(self._run([x[alone:] for x in inputs], threads))
+            parts.append(self._run([x[alone:] for x in inputs], threads, watch))
         return _joined(parts)
 
     def _workers(self, threads: int) -> ThreadPoolExecutor:
@@ -87,7 +91,7 @@ class Sessions:
                 self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="torchswat")
             return self._pools[threads]
 
-    def _run(self, inputs: Sequence[Array], threads: int) -> list[Array]:
+    def _run(self, inputs: Sequence[Array], threads: int, watch: Watch | None) -> list[Array]:
         """Run everything at once, with the compiled kernels on so many threads."""
         module = native()
         shapes = tuple(x.shape for x in inputs)
@@ -97,7 +101,7 @@ class Sessions:
             session = pool.pop() if pool else None
         if session is None:
             session = Session(self, self._graph.check(shapes), threads, module)
-        result = session.run(inputs)
+        result = session.run(inputs, watch)
         with self._lock:
             self._idle.setdefault(key, []).append(session)
             self._idle.move_to_end(key)
@@ -154,18 +158,29 @@ class Session:
             (maker(), gone) for maker, gone in zip(makers, self._last_uses(), strict=True)
         ]
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Return the outputs, in memory of their own."""
+    def run(self, inputs: Sequence[Array], watch: Watch | None = None) -> list[Array]:
+        """Return the outputs, in memory of their own; `watch` hears of every step."""
         if self.is_empty:
             return [np.empty(self.values[name].shape, self.values[name].dtype) for name in self.outputs]
         slots = dict(self.slots)
         slots |= {each.name: x for each, x in zip(self.inputs, inputs, strict=True)}
         with np.errstate(all="ignore"):
-            for step, gone in self.steps:
+            for step, gone in self.steps if watch is None else self._watched(watch):
                 step(slots)
                 for name in gone:
                     del slots[name]
         return [np.array(slots[name], order="C") for name in self.outputs]
+
+    def _watched(self, watch: Watch) -> Iterator[tuple[Step, tuple[str, ...]]]:
+        """Return the steps, each of which says how long it took."""
+        for node, (step, gone) in zip(self.nodes, self.steps, strict=True):
+
+            def timed(slots: Slots, node: Node = node, step: Step = step) -> None:
+                start = time.perf_counter()
+                step(slots)
+                watch(self, node, time.perf_counter() - start)
+
+            yield timed, gone
 
     def lend(self, floats: int) -> None:
         """Note that a step needs a workspace of that size."""
