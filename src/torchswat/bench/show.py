@@ -280,7 +280,9 @@ def _of_layers(layers: list[Row], size: int) -> Table:
     if rest:
         ms = sum(row["ms"] for row in rest)
         table.add_row(f"{len(rest)} others", "", "", "", "", _ms(ms), f"{100 * ms / total:.1f}%", "", "", "")
-    table.caption = "bound by: what takes longest at measured peaks; overhead where both take less than a tenth of the time"
+    table.caption = (
+        "bound by: what takes longest at measured peaks; overhead where that is less than a tenth of it"
+    )
     table.caption_justify = "left"
     return table
 
