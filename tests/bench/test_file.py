@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_layers_of_images_side_by_side_are_those_of_one_run(saved):
     x = [np.zeros((5, 1, 8, 8), np.float32)]
     side_by_side, alone = (bench._layers(network, x, threads, 1, facts) for threads in (2, 1))
     assert {r["layer"]: r["operations"] for r in side_by_side} == {r["layer"]: r["operations"] for r in alone}
+
+
+def test_streams(saved):
+    record = bench_file(saved, (2,), 2, [], streams=3)
+    (row,) = record.rows
+    assert row["per_second"] == pytest.approx(1000 * 2 * 3 / row["ms"])
+    started, gate = [], threading.Barrier(3)
+    calls = [lambda at=at: [started.append(at), gate.wait(10)] for at in range(3)]
+    bench._at_once(calls)()  # ends only where the three run at once
+    assert sorted(started) == [0, 1, 2]
 
 
 def test_batch_sizes():

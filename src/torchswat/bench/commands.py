@@ -351,6 +351,9 @@ def benchmark(
             help="Batch size. Repeat it for several (default: 1 and 16).",
         ),
     ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, max=1024, help="Calls that run at once, each on so many threads.")
+    ] = 1,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -370,6 +373,7 @@ def benchmark(
     [dim]Examples:[/dim]
       torchswat benchmark network.safetensors
       torchswat benchmark network.safetensors --batch-size 1 --batch-size 64 --threads 2 --json
+      torchswat benchmark network.safetensors --threads 1 --streams 2
     """
     _prepare("file", isa, threads, output)
     from torchswat.bench import file as bench
@@ -379,7 +383,7 @@ def benchmark(
     bench.check_peers(peers)
     sizes = tuple(batch_size or ())
     with bar(messages, "rounds", len(sizes or bench.BATCH_SIZES) * (rounds + 1)) as tick:
-        record = bench.bench_file(file, sizes, rounds, peers, tick=tick)
+        record = bench.bench_file(file, sizes, rounds, peers, streams=streams, tick=tick)
     _finish(record, output, as_json)
 
 

@@ -11,6 +11,8 @@ import importlib.util
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from torchswat.training.run_folder import version_of
 
 Array = np.ndarray
 Arrays = list[np.ndarray]
+Run = Callable[[], list[np.ndarray]]
 
 BATCH_SIZES = (1, 16)
 PEERS = ("onnxruntime", "openvino")
@@ -42,10 +45,11 @@ def bench_file(
     repeats: int = 25,
     peers: Sequence[str] = PEERS,
     *,
+    streams: int = 1,
     seed: int = 0,
     tick: Tick = lambda: None,
 ) -> Record:
-    """Time the network in a file, by layer and against `peers`, on as many threads as torch has.
+    """Time the network in a file, by layer and against `peers`, each call on as many threads as torch has.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ def bench_file(
         Timed rounds; each runs every contestant twice.
     peers : sequence of str
         Among `PEERS`. One that is not installed, or refuses the network, is left out, and that is said.
+    streams : int, default 1
+        Calls that run at once. Other runtimes have a session for each.
     seed : int, default 0
         Of the inputs.
     tick : callable
@@ -81,23 +87,26 @@ def bench_file(
     sizes = batches(package.graph, batch_sizes)
     threads = torch.get_num_threads()
     facts = circumstances(seed, repeats)
-    facts |= {"file": path.name, "peers": {name: version_of(name) for name in ("onnx", *PEERS)}}
+    facts |= {
+        "file": path.name,
+        "streams": streams,
+        "peers": {name: version_of(name) for name in ("onnx", *PEERS)},
+    }
     facts |= {"peak_gflops": peak_gflops(), "peak_bandwidth": peak_bandwidth()}
     network, rows, remarks = Sessions(package.graph, package.tensors), [], []
     draw = np.random.default_rng(seed)
     for size in sizes:
         arrays = [_input(draw, each.dtype, shape) for each, shape in _shapes(package.graph, size)]
         with tempfile.TemporaryDirectory() as folder:
-            others, absent = _others(package, arrays, peers, threads, Path(folder) / "network.onnx")
+            others, absent = _others(package, arrays, peers, threads, streams, Path(folder) / "network.onnx")
             remarks += [remark for remark in absent if remark not in remarks]
-            contestants: dict[str, Callable[[], Arrays]] = {
-                "torchswat": lambda arrays=arrays: network.run(arrays, threads),
-                **others,
-            }
+            ours = partial(network.run, arrays, threads)
+            contestants = {"torchswat": _at_once([ours] * streams), **others}
             samples = race(contestants, repeats, tick, in_turns=True)
-            rows += _rows(size, samples, contestants, len(arrays[0]) if arrays[0].ndim else 1)
-        (ours,) = (row for row in rows if row["how"] == "torchswat" and row["batch_size"] == size)
-        ours["layers"] = _layers(network, arrays, threads, repeats, facts)
+            images = len(arrays[0]) if arrays[0].ndim else 1
+            rows += _rows(size, samples, contestants, images * streams)
+        (row,) = (row for row in rows if row["how"] == "torchswat" and row["batch_size"] == size)
+        row["layers"] = _layers(network, arrays, threads, repeats, facts)
     return Record("file", facts, rows, [], remarks)
 
 
@@ -136,9 +145,15 @@ def _input(draw: np.random.Generator, dtype: str, shape: Shape) -> Array:
     return np.zeros(shape, TYPES[dtype])
 
 
-def _rows(
-    size: int, samples: dict[str, list[float]], contestants: dict[str, Callable[[], Arrays]], images: int
-) -> list[Row]:
+def _at_once(runs: Sequence[Run]) -> Run:
+    """Return what makes all calls at once, each in a thread, and returns the first answer."""
+    if len(runs) == 1:
+        return runs[0]
+    pool = ThreadPoolExecutor(len(runs))
+    return lambda: list(pool.map(lambda run: run(), runs))[0]  # noqa: RUF015 (all of them are awaited)
+
+
+def _rows(size: int, samples: dict[str, list[float]], contestants: dict[str, Run], images: int) -> list[Row]:
     others = {name: times for name, times in samples.items() if name != "torchswat"}
     best = median(others[faster(others)]) if others else None
     answers = contestants["torchswat"]()
@@ -172,10 +187,10 @@ def _gap(ours: Arrays, theirs: Arrays) -> float:
 
 
 def _others(
-    package: Package, arrays: Arrays, peers: Sequence[str], threads: int, path: Path
-) -> tuple[dict[str, Callable[[], Arrays]], list[str]]:
+    package: Package, arrays: Arrays, peers: Sequence[str], threads: int, streams: int, path: Path
+) -> tuple[dict[str, Run], list[str]]:
     """Return the contestants that are there and take the network, and why the others are left out."""
-    found: dict[str, Callable[[], Arrays]] = {}
+    found: dict[str, Run] = {}
     remarks = []
     for peer in peers:
         missing = [name for name in ("onnx", peer) if importlib.util.find_spec(name) is None]
@@ -186,7 +201,7 @@ def _others(
             if not path.exists():
                 path.write_bytes(to_onnx(package, [x.shape for x in arrays]))
             feeds = {each.name: x for each, x in zip(package.graph.inputs, arrays, strict=True)}
-            run = _MAKERS[peer](path, feeds, threads)
+            run = _at_once([_MAKERS[peer](path, feeds, threads) for _ in range(streams)])
             run()
         except Exception as error:  # of a foreign runtime: no base class is theirs alone
             remarks.append(f"{peer} is left out: {str(error)[:200]}")
@@ -195,7 +210,7 @@ def _others(
     return found, remarks
 
 
-def _onnxruntime(path: Path, feeds: dict[str, Array], threads: int) -> Callable[[], Arrays]:
+def _onnxruntime(path: Path, feeds: dict[str, Array], threads: int) -> Run:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -205,7 +220,7 @@ def _onnxruntime(path: Path, feeds: dict[str, Array], threads: int) -> Callable[
     return lambda: session.run(None, feeds)
 
 
-def _openvino(path: Path, feeds: dict[str, Array], threads: int) -> Callable[[], Arrays]:
+def _openvino(path: Path, feeds: dict[str, Array], threads: int) -> Run:
     openvino = importlib.import_module("openvino")  # not among the extras: large
     settings = {
         "INFERENCE_NUM_THREADS": threads,
@@ -217,7 +232,7 @@ def _openvino(path: Path, feeds: dict[str, Array], threads: int) -> Callable[[],
     return lambda: list(request.infer(feeds).values())
 
 
-_MAKERS: dict[str, Callable[[Path, dict[str, Array], int], Callable[[], Arrays]]] = {
+_MAKERS: dict[str, Callable[[Path, dict[str, Array], int], Run]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

@@ -227,8 +227,9 @@ def _inference(rows: list[Row]) -> Table:
 
 
 def _file(record: Record) -> Table:
+    streams = record.circumstances["streams"]
     table = _table(
-        record.circumstances["file"],
+        record.circumstances["file"] + (f", {streams} calls at once" if streams > 1 else ""),
         ("runtime",),
         ("batch size", "ms a batch", "95th percentile", "a second", "speed-up", "differs by"),
     )
