@@ -1,4 +1,4 @@
-"""Whole networks: each is read, saved and loaded, and answers as torch or ONNX Runtime does, at two batch sizes."""
+"""Whole networks: each is read, saved and loaded, and answers as torch or ONNX Runtime does; rows do not mix."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .conftest import settle_
 from .networks import families, own, styles
 
 CLOSE = 1e-4  # of the largest output
+SAME_ROWS = 1e-5  # of the largest output: kernels for few and for many images add up in other orders
 HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
@@ -51,7 +52,28 @@ def agrees(model: nn.Module, shapes: tuple[tuple[int, ...], ...], path: Path) ->
     for images in (1, 3):
         inputs = [torch.randn(images, *shape) for shape in shapes]
         close(network(*inputs), model(*inputs))
+    if network.package.graph.rows:
+        rows_stand_alone(network, [torch.randn(19, *shape) for shape in shapes])
     return network
+
+
+def rows_stand_alone(network: nn.Module, inputs: list[Tensor]) -> None:
+    """Complain where an image's answer depends on the images beside it."""
+    whole = flat_outputs(network(*inputs))
+    for part in (slice(0, 1), slice(1, 4), slice(3, 19)):
+        alone = flat_outputs(network(*(x[part] for x in inputs)))
+        for rows, mine in zip(whole, alone, strict=True):
+            gap = float((rows[part] - mine).abs().max())
+            assert gap <= SAME_ROWS * max(1e-3, float(rows.abs().max())), f"{part}: {gap}"
+
+
+def test_rows_that_depend_on_the_batch_are_noticed():
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    with pytest.raises(AssertionError, match="slice"):
+        rows_stand_alone(Centred(), [torch.randn(19, 3)])
 
 
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason="transformers is not installed")
