@@ -260,7 +260,7 @@ def _of_layers(layers: list[Row], size: int) -> Table:
     table = _table(
         f"Layers, batch size {size}",
         ("layer", "operation", "runs in", "bound by"),
-        ("kept", "ms", "share", "GFLOP/s", "GB/s", "of the bound"),
+        ("kept", "ms", "share", "GFLOP/s", "GB/s", "of peak"),
     )
     total = sum(row["ms"] for row in layers)
     longest = sorted(layers, key=lambda row: -row["ms"])
