@@ -92,7 +92,7 @@ def test_styles(name: str, tmp_path: Path):
     assert network.package.graph.rows
 
 
-@pytest.mark.parametrize("name", some(own.OWN, "detector", "audio", "siamese"))
+@pytest.mark.parametrize("name", some(own.OWN, "detector", "audio", "siamese", "autoencoder"))
 def test_own(name: str, tmp_path: Path):
     torch.manual_seed(0)
     kind, shapes = own.OWN[name]

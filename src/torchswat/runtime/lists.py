@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from torchswat.runtime.memory import address, empty, lazy
+from torchswat.runtime.memory import address, aligned, empty, lazy
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,8 @@ def for_samples(
 ) -> Lists:
     """Return the lists that ``conv_forward_fused`` takes: of use for any number of samples."""
     weight = with_gaps(weight, steps)
+    if not weight.flags.c_contiguous:  # that of a transposed convolution is turned
+        weight = aligned(weight)
     starts = empty(native.weight_starts(shape, FORWARD), np.int32)
     capacity = native.weight_capacity(shape, FORWARD)
     values, offsets = lazy(capacity, np.float32), lazy(capacity, np.int16)
