@@ -37,6 +37,7 @@ from torchswat.engine.arguments import (
     share_of,
 )
 from torchswat.engine.batch_norm import RecomputeInfo
+from torchswat.engine.dense import Padding
 from torchswat.engine.function import Call, SparseFunction, run
 from torchswat.engine.loader import has_memory, native_for, native_for_bfloat16
 from torchswat.engine.ops import not_traceable
@@ -51,6 +52,8 @@ Schedule = Callable[[int], float]
 """Sparsity as a function of the iteration (the number of training passes, or of optimizer steps, so far)."""
 
 Pair = tuple[int, int]
+Geometry = tuple[Pair, Padding, Pair, int]
+"""Stride, padding, dilation and groups."""
 _REMEMBERED_SHAPES = 256
 _FILLED_LANES = 8  # samples below which vectors of samples are mostly empty
 
@@ -169,7 +172,7 @@ class SparseLayer(nn.Module):
     def _pass(
         self,
         x: Tensor,
-        geometry: tuple[Pair, Pair, Pair, int],
+        geometry: Geometry,
         entries: int,
         activation_mask: Tensor | None = None,
         recompute: RecomputeInfo | None = None,
@@ -242,7 +245,7 @@ class SparseLayer(nn.Module):
     def _arguments(
         self,
         x: Tensor,
-        geometry: tuple[Pair, Pair, Pair, int],
+        geometry: Geometry,
         entries: int,
         sparsity: float,
         products: int | None,
@@ -274,9 +277,7 @@ class SparseLayer(nn.Module):
             name=sparse.name,
         )
 
-    def _products(
-        self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int], sparsity: float
-    ) -> int | None:
+    def _products(self, x: Tensor, weight: Tensor, geometry: Geometry, sparsity: float) -> int | None:
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
         stride, padding, dilation, groups = geometry
         depthwise = groups == len(weight) == x.shape[1]
@@ -291,7 +292,7 @@ class SparseLayer(nn.Module):
             shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding, narrow)  # type: ignore[arg-type]
         return plan.products_of(plan.choose(shape, sparsity))
 
-    def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
+    def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
         """Return whether dense products work in the CHWN layout for a batch norm to come.
 
         That one follows is a guess by the order of the model's definition, on which no number depends.
@@ -312,7 +313,7 @@ class SparseLayer(nn.Module):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        geometry: tuple[Pair, Pair, Pair, int],
+        geometry: Geometry,
         entries: int,
         activation_mask: Tensor | None,
         wants_weight: bool,
@@ -482,8 +483,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         return _in_autocast(self, input, geometry, None if padding else self._pad, recompute)
 
     def _pad(self, tensor: Tensor) -> Tensor:
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(tensor, self._reversed_padding_repeated_twice, mode=mode)
+        return F.pad(tensor, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
     def takes_chwn(self, input: Tensor) -> bool:
         """Return whether an `input` (N, C, H, W) of these sizes is converted to the CHWN layout here."""
@@ -507,11 +507,13 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         return (input.shape[2] + top + bottom, input.shape[3] + left + right), kernel
 
-    def _product_padding(self) -> Pair | None:
-        """Return the padding that the products do, or None where the input is to be padded before."""
+    def _product_padding(self) -> Padding | None:
+        """Return the zeros that the products add, or None where the input is to be padded before."""
+        if self.padding_mode != "zeros":
+            return None
         left, right, top, bottom = self._reversed_padding_repeated_twice
         symmetric = left == right and top == bottom
-        return (top, left) if self.padding_mode == "zeros" and symmetric else None
+        return (top, left) if symmetric else (top, left, bottom, right)
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -543,13 +545,13 @@ class SparseLinear(SparseLayer, nn.Linear):
         return output if input.dim() == 2 else output.reshape(*input.shape[:-1], self.out_features)
 
 
-_MATRIX: tuple[Pair, Pair, Pair, int] = (1, 1), (0, 0), (1, 1), 1
+_MATRIX: Geometry = (1, 1), (0, 0), (1, 1), 1
 
 
 def _in_autocast(
     layer: SparseLayer,
     x: Tensor,
-    geometry: tuple[Pair, Pair, Pair, int],
+    geometry: Geometry,
     pad: Callable[[Tensor], Tensor] | None,
     recompute: RecomputeInfo | None,
 ) -> Tensor:
@@ -568,10 +570,8 @@ def _in_autocast(
         return cast(Any, super(SparseLayer, layer)).forward(x)
     entries, mask = x.numel(), None
     if pad is not None:
-        # what is selected before padding is padded as a mask; other values than zeros are entries again
-        if cast(Any, layer).padding_mode != "zeros" or "activation" in sparse.masks:
-            mask = _padded_mask(layer, x, pad)
-        x, recompute = pad(x), None
+        # what is selected before padding is padded as a mask, whose entries then repeat
+        mask, x, recompute = _padded_mask(layer, x, pad), pad(x), None
     device, weight = x.device.type, cast(Tensor, layer.weight)
     if _in_autocast_of(x) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -589,13 +589,11 @@ def _in_autocast(
         return layer._pass(x.to(weight.dtype), geometry, entries, mask).to(dtype)
 
 
-def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: tuple[Pair, Pair, Pair, int]) -> bool:
+def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: Geometry) -> bool:
     """Return whether the compiled kernels run a pass in bfloat16: plain tensors, in pairs of samples."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     weight, (_, _, dilation, groups) = cast(Tensor, layer.weight), geometry
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
     if dilation != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
         return False
     if groups > 1 and not groups == len(weight) == x.shape[1]:

@@ -38,7 +38,8 @@ class Arguments(NamedTuple):
     room: int
     """How many values the saved activation has room for; as many as are kept where it is negative."""
     stride: tuple[int, int]
-    padding: tuple[int, int]
+    padding: tuple[int, ...]
+    """Of height and width, or top, left, bottom and right."""
     dilation: tuple[int, int]
     groups: int
     slots: int

@@ -9,48 +9,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchswat.engine import layout
+from torchswat.engine import dense, layout
+from torchswat.engine.dense import Padding
 
 Pair = tuple[int, int]
-_convolution = torch.ops.aten.convolution.default
-_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
-def is_pointwise(weight: Tensor, padding: Pair) -> bool:
+def is_pointwise(weight: Tensor, padding: Padding) -> bool:
     """Return whether the convolution is a matrix product: a 1x1 kernel without padding."""
     return weight.shape[2:] == (1, 1) and padding == (0, 0)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Padding) -> Tensor:
     """Return the output, (N, K, P, Q) as [K][P][Q][N], of a CHWN `x` (N, C, H, W)."""
     if is_pointwise(weight, padding):
         return _matrix_forward(strided(x, stride), weight, bias)
     nhwc = layout.copy_to_channels_last(x)
-    return layout.copy_to_chwn(_convolution(nhwc, weight, bias, stride, padding, (1, 1), False, (0, 0), 1))
+    return layout.copy_to_chwn(dense.convolution(nhwc, weight, bias, stride, padding, (1, 1), 1))
 
 
 def grad_input(
-    gradient: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Pair
+    gradient: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Padding
 ) -> Tensor:
     """Return the gradient of the input, CHWN, from a CHWN `gradient` of the output."""
     if is_pointwise(weight, padding):
         return _matrix_grad_input(gradient, weight, input_size, stride)
     like = layout.empty_channels_last(input_size, gradient)
-    wanted = [True, False, False]
-    geometry = stride, padding, (1, 1), False, (0, 0), 1
     nhwc = layout.copy_to_channels_last(gradient)
-    return layout.copy_to_chwn(_convolution_backward(nhwc, like, weight, None, *geometry, wanted)[0])
+    wanted = True, False, False
+    grads = dense.convolution_backward(nhwc, like, weight, stride, padding, (1, 1), 1, wanted)
+    return layout.copy_to_chwn(grads[0])
 
 
-def grad_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+def grad_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Padding) -> Tensor:
     """Return the gradient of the weight, of which the shape alone is read, from two CHWN operands."""
     if is_pointwise(weight, padding):
         rows = _rows(gradient) @ _rows(strided(x, stride)).T
         return rows.view(gradient.shape[1], x.shape[1], 1, 1)
-    wanted = [False, True, False]
-    geometry = stride, padding, (1, 1), False, (0, 0), 1
     operands = layout.copy_to_channels_last(gradient), layout.copy_to_channels_last(x)
-    return _convolution_backward(*operands, weight, None, *geometry, wanted)[1].contiguous()
+    wanted = False, True, False
+    grads = dense.convolution_backward(*operands, weight, stride, padding, (1, 1), 1, wanted)
+    return grads[1].contiguous()
 
 
 def strided(x: Tensor, stride: Pair) -> Tensor:

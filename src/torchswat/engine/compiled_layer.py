@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchswat.engine import chwn, layout, plan, saved
+from torchswat.engine import chwn, dense, layout, plan, saved
 from torchswat.engine.arguments import (
     EXACT,
     FORWARD_SPARSE,
@@ -31,6 +31,7 @@ from torchswat.engine.arguments import (
     kept_now,
     not_a_number,
 )
+from torchswat.engine.dense import Padding
 from torchswat.engine.loader import kernel_for
 from torchswat.engine.packed import Shape
 from torchswat.engine.state import (
@@ -49,8 +50,6 @@ CHWN_SAVED, NOT_SAVED, NARROW = 8, 16, 32
 """Bits of the record beside those of the products: how the activation is saved, and whether it is bfloat16."""
 
 Pair = tuple[int, int]
-_convolution = torch.ops.aten.convolution.default
-_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Sizes(NamedTuple):
@@ -65,13 +64,13 @@ class Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Pair) -> Sizes:
+def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Padding) -> Sizes:
     """Return the sizes of a layer with an input and a weight of these shapes, four-dimensional or matrices."""
     n, c, h, w = (*x, 1, 1)[:4]
     k, _, r, s = (*weight, 1, 1)[:4]
-    p = (h + 2 * padding[0] - r) // stride[0] + 1
-    q = (w + 2 * padding[1] - s) // stride[1] + 1
-    shape = module.ConvShape(n, c, h, w, k, r, s, *stride, *padding, p, q)
+    p = (h + padding[0] + padding[-2] - r) // stride[0] + 1
+    q = (w + padding[1] + padding[-1] - s) // stride[1] + 1
+    shape = module.ConvShape(n, c, h, w, k, r, s, *stride, *padding[:2], p, q)
     weights = k * weight[1] * r * s
     return Sizes(shape, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w)
 
@@ -331,7 +330,7 @@ def forward_dense(
         )
     if a.chwn:
         return chwn.forward(source, used, bias, a.stride, a.padding)
-    return _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+    return dense.convolution(x, used, bias, a.stride, a.padding, a.dilation, a.groups)
 
 
 @lru_cache(maxsize=256)
@@ -379,7 +378,7 @@ def _dense_forward(
     if x.dim() == 2:
         y = torch.nn.functional.linear(x, used, bias)
     else:
-        y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+        y = dense.convolution(x, used, bias, a.stride, a.padding, a.dilation, a.groups)
     return y, kept, Facts(0, found.weight_limit, found.weight_ties, found.activation_limit), record
 
 
@@ -523,9 +522,9 @@ def _in_torch(
         x = saved.restore_flat(this.native, kept, like)
     used = weight if chosen is None else masked(this.native, weight, chosen)
     used = used.to(this.gradient.dtype)
-    geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
-    grad_input, grad_weight, grad_bias = _convolution_backward(
-        this.gradient, like if x is None else x, used, weight.shape[:1], *geometry, wanted
+    geometry = a.stride, a.padding, a.dilation, a.groups
+    grad_input, grad_weight, grad_bias = dense.convolution_backward(
+        this.gradient, like if x is None else x, used, *geometry, wanted
     )
     if wanted[0] and layout.layout_of(grad_input) != this.input_layout:
         grad_input = layout.empty_in(this.input_layout, this.input_size, this.gradient).copy_(grad_input)

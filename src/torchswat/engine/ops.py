@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchswat.engine import compiled_layer, layout, reference_layer, saved
+from torchswat.engine import compiled_layer, dense, layout, reference_layer, saved
 from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, GRAD_WEIGHT_SPARSE, Arguments, moment_of
 from torchswat.engine.loader import native, native_for
 from torchswat.engine.state import PRODUCTS, WORDS
@@ -27,13 +27,13 @@ library = torch.library.Library("torchswat", "FRAGMENT")
 library.define(
     "sparse_forward(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? weight_mask, "
     "Tensor? activation_mask, Tensor? schedule, float sparsity, SymInt kept_weights, SymInt kept_activations, "
-    "SymInt room, int[2] stride, int[2] padding, int[2] dilation, int groups, int slots, int search, int period, "
+    "SymInt room, int[2] stride, int[] padding, int[2] dilation, int groups, int slots, int search, int period, "
     "int warmup, int products, bool chwn, int training, bool save, bool recompute, str name) "
     "-> (Tensor, Tensor, Tensor)"
 )
 library.define(
     "sparse_backward(Tensor gradient, Tensor? x, Tensor weight, Tensor saved, Tensor record, Tensor? weight_mask, "
-    "SymInt[] input_size, int input_layout, int[2] stride, int[2] padding, int[2] dilation, int groups, int slots, "
+    "SymInt[] input_size, int input_layout, int[2] stride, int[] padding, int[2] dilation, int groups, int slots, "
     "bool chwn, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
     """What the backward pass needs to know of `Arguments`."""
 
     stride: tuple[int, int]
-    padding: tuple[int, int]
+    padding: tuple[int, ...]
     dilation: tuple[int, int]
     groups: int
     slots: int
@@ -134,6 +134,10 @@ def _check_geometry(x: Tensor, weight: Tensor, a: Any) -> None:
     _check(
         x.dim() in (2, 4) and weight.dim() == x.dim(), "x", x, "(N, C, H, W) or (N, C), with a weight as deep"
     )
+    if len(a.padding) not in (2, 4):
+        raise InvalidValue(
+            f"padding is {a.padding}; allowed is (height, width) or (top, left, bottom, right)."
+        )
     if min(a.stride) < 1 or min(a.padding) < 0 or min(a.dilation) < 1 or a.groups < 1:
         raise InvalidValue(
             f"stride {a.stride}, padding {a.padding}, dilation {a.dilation}, groups {a.groups}; allowed are at least "
@@ -167,7 +171,7 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
     for i in (0, 1):
         reach = a.dilation[i] * (weight.shape[2 + i] - 1) + 1
         _check(
-            weight.shape[2 + i] > 0 and x.shape[2 + i] + 2 * a.padding[i] >= reach,
+            weight.shape[2 + i] > 0 and x.shape[2 + i] + a.padding[i] + a.padding[i - 2] >= reach,
             "x",
             x,
             "maps of the kernel's size",
@@ -179,7 +183,9 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
 
 def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:
     sides = [
-        (x.shape[2 + i] + 2 * a.padding[i] - a.dilation[i] * (weight.shape[2 + i] - 1) - 1) // a.stride[i] + 1
+        (x.shape[2 + i] + a.padding[i] + a.padding[i - 2] - a.dilation[i] * (weight.shape[2 + i] - 1) - 1)
+        // a.stride[i]
+        + 1
         for i in (0, 1)
     ]
     return [x.shape[0], weight.shape[0], *sides]
@@ -208,9 +214,7 @@ def _fake_forward(x, weight, bias, state, weight_mask, activation_mask, schedule
     elif a.chwn:
         y = layout.empty_chwn(_output_size(x, weight, a), x)
     else:
-        y = torch.ops.aten.convolution.default(
-            x, weight, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups
-        )
+        y = dense.convolution(x, weight, bias, a.stride, a.padding, a.dilation, a.groups)
     size = 0
     if a.save and a.slots & GRAD_WEIGHT_ACTIVATION and not a.recompute:
         values = a.kept_activations if isinstance(a.room, int) and a.room < 0 else a.room

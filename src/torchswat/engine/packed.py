@@ -35,14 +35,15 @@ class Shape:
     input: tuple[int, int, int, int]
     weight: tuple[int, int, int, int]
     stride: tuple[int, int]
-    padding: tuple[int, int]
+    padding: tuple[int, ...]
+    """Of height and width, or top, left, bottom and right (`torchswat.engine.dense`)."""
     narrow: bool = False
     """Whether activations and gradients are bfloat16 instead of float32."""
 
     def __str__(self) -> str:
         n, c, h, w = self.input
         k, _, r, s = self.weight
-        stride, padding = ("{}{}".format(*pair) for pair in (self.stride, self.padding))
+        stride, padding = ("".join(map(str, sides)) for sides in (self.stride, self.padding))
         return f"{n}x{c}x{h}x{w}-{k}x{r}x{s}-s{stride}-p{padding}{'-bf16' * self.narrow}"
 
     @property

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchswat.engine import dense
 from torchswat.engine.topk import Selection
 
 Pair = tuple[int, int]
@@ -74,13 +74,13 @@ class Conv2dProducts(Products):
     """The products of a two-dimensional convolution with zero padding."""
 
     stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
+    padding: dense.Padding = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
     bias_dims = (0, 2, 3)
 
     def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
-        return F.conv2d(activation, weight[0], bias, self.stride, self.padding, self.dilation, self.groups)
+        return dense.convolution(activation, weight[0], bias, *self._geometry)
 
     def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
         return self._backward(gradient, like, weight[0], (True, False, False))[0]
@@ -91,8 +91,11 @@ class Conv2dProducts(Products):
     def _backward(
         self, gradient: Tensor, activation: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
     ):
-        geometry = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
-        return torch.ops.aten.convolution_backward(gradient, activation, weight, None, *geometry, wanted)
+        return dense.convolution_backward(gradient, activation, weight, *self._geometry, wanted)
+
+    @property
+    def _geometry(self) -> tuple[Pair, dense.Padding, Pair, int]:
+        return self.stride, self.padding, self.dilation, self.groups
 
 
 @dataclass(frozen=True)

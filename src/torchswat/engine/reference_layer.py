@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchswat.engine import layout, saved
+from torchswat.engine import dense, layout, saved
 from torchswat.engine.arguments import (
     EXACT,
     FORWARD_WEIGHT,
@@ -36,9 +36,6 @@ from torchswat.engine.state import (
     put,
 )
 from torchswat.engine.topk import largest_mask
-
-_convolution = torch.ops.aten.convolution.default
-_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 def forward(
@@ -92,7 +89,7 @@ def forward(
             kept = full
     if x.dim() == 2:
         return torch.nn.functional.linear(x, used, bias), kept, record
-    y = _convolution(x, used, bias, a.stride, a.padding, a.dilation, False, (0, 0), a.groups)
+    y = dense.convolution(x, used, bias, a.stride, a.padding, a.dilation, a.groups)
     if a.chwn and not layout.is_chwn(y):
         y = layout.empty_chwn(y.shape, y).copy_(y)
     return y, kept, record
@@ -175,5 +172,5 @@ def _rank(weight: Tensor, limit: float, ties: int) -> int:
 
 
 def _products(gradient: Tensor, x: Tensor, weight: Tensor, a: Any, wanted: tuple[bool, bool, bool]):
-    geometry = a.stride, a.padding, a.dilation, False, (0, 0), a.groups
-    return _convolution_backward(gradient, x, weight, None, *geometry, wanted)
+    geometry = a.stride, a.padding, a.dilation, a.groups
+    return dense.convolution_backward(gradient, x, weight, *geometry, wanted)

@@ -28,7 +28,8 @@ bool is_3x3(const ConvShape& s) { return s.r == 3 && s.s == 3 && s.stride_h == 1
 
 // Whether each of the one or two tiles along this axis ends at an edge of the map.
 bool trims(const Axis& axis, int pad) {
-    return pad == 1 && (axis.source_size == trimmed_tile || axis.source_size == 2 * trimmed_tile);
+    return pad == 1 && axis.steps == axis.source_size &&
+           (axis.source_size == trimmed_tile || axis.source_size == 2 * trimmed_tile);
 }
 
 void trim(Axis& axis) {
@@ -37,7 +38,7 @@ void trim(Axis& axis) {
     axis.extent = trimmed_tile + 2 - (axis.tiles() == 1 ? 2 : 1);
 }
 
-bool is_tiny(const Axis& axis, int pad) { return pad == 1 && axis.source_size == tiny_map; }
+bool is_tiny(const Axis& axis, int pad) { return pad == 1 && axis.source_size == tiny_map && axis.steps == tiny_map; }
 
 void cut(Axis& axis, int tile) {
     axis.tile = tile;
