@@ -74,6 +74,7 @@ LAYERS = {
     "1x1": (nn.Conv2d(16, 33, 1), (16, 16, 7, 7)),
     "1x1 strided": (nn.Conv2d(16, 8, 1, stride=2), (32, 16, 8, 8)),
     "5x5": (nn.Conv2d(4, 6, 5, padding=2), (6, 4, 11, 10)),
+    "groups": (nn.Conv2d(12, 20, 3, padding=1, groups=4), (18, 12, 9, 8)),
     "depthwise": (nn.Conv2d(12, 12, 3, padding=1, groups=12), (18, 12, 9, 8)),
     "depthwise strided": (nn.Conv2d(5, 5, 5, stride=2, padding=2, groups=5, bias=False), (32, 5, 9, 8)),
     "rows": (nn.Linear(24, 17), (32, 24)),
@@ -153,7 +154,6 @@ def test_an_odd_batch_and_layers_without_kernels_run_in_float32() -> None:
     for layer, size in (
         (nn.Conv2d(4, 4, 3, padding=1), (5, 4, 8, 8)),
         (nn.Conv2d(4, 4, 3, padding=2, dilation=2), (4, 4, 8, 8)),
-        (nn.Conv2d(4, 4, 3, groups=2), (4, 4, 8, 8)),
     ):
         model = sparsify_(nn.Sequential(layer), sparsity=0.5)
         x = torch.randn(size, requires_grad=True)

@@ -75,6 +75,21 @@ def test_padding_of_which_one_side_is_longer(kernel, samples, more, plan, dtype,
     check(layer, torch.randn(size), plan, dtype)
 
 
+GROUPS = st.sampled_from(
+    [(2, 3, 4), (3, 1, 2), (2, 17, 16), (4, 8, 33)]
+)  # groups; channels and filters of each
+
+
+@given(GROUPS, PAIRS, st.sampled_from([2, 18]), PAIRS, st.sampled_from([1, 2]), PLANS, DTYPES)
+def test_groups(sizes, kernel, samples, more, stride, plan, dtype):
+    groups, channels, filters = sizes
+    layer = nn.Conv2d(
+        groups * channels, groups * filters, kernel, stride, (kernel[0] // 2, 1), 1, groups, filters > 4
+    )
+    x = torch.randn(samples, groups * channels, kernel[0] + more[0], kernel[1] + more[1])
+    check(layer, x, plan, dtype)
+
+
 @pytest.mark.parametrize("plan", ["sparse", "dense"])
 @pytest.mark.parametrize("order", [layout.NCHW, layout.CHANNELS_LAST, layout.CHWN])
 def test_one_side_is_longer_in_every_layout(plan, order):

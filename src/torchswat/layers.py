@@ -41,7 +41,7 @@ from torchswat.engine.dense import Padding
 from torchswat.engine.function import Call, SparseFunction, run
 from torchswat.engine.loader import has_memory, native_for, native_for_bfloat16
 from torchswat.engine.ops import not_traceable
-from torchswat.engine.packed import Shape
+from torchswat.engine.packed import shape_of
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
 from torchswat.errors import InvalidValue, NotFinite
 from torchswat.masked import MaskedProducts, Masks
@@ -280,16 +280,11 @@ class SparseLayer(nn.Module):
     def _products(self, x: Tensor, weight: Tensor, geometry: Geometry, sparsity: float) -> int | None:
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
         stride, padding, dilation, groups = geometry
-        depthwise = groups == len(weight) == x.shape[1]
-        if not (groups == 1 or depthwise) or dilation != (1, 1):
+        if dilation != (1, 1):
             return None
-        if groups > 1:
+        if _is_depthwise(x, weight, groups):
             return 0
-        narrow = x.dtype is torch.bfloat16
-        if x.dim() == 4:
-            shape = Shape(x.shape, weight.shape, stride, padding, narrow)  # type: ignore[arg-type]
-        else:
-            shape = Shape((*x.shape, 1, 1), (*weight.shape, 1, 1), stride, padding, narrow)  # type: ignore[arg-type]
+        shape = shape_of(x.shape, weight.shape, stride, padding, groups, x.dtype is torch.bfloat16)
         return plan.products_of(plan.choose(shape, sparsity))
 
     def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -297,8 +292,10 @@ class SparseLayer(nn.Module):
 
         That one follows is a guess by the order of the model's definition, on which no number depends.
         """
-        matrix = weight.shape[2:] == (1, 1) and geometry[1] == (0, 0)
-        return self.sparse.before_norm and (geometry[3] > 1 or matrix) and len(x) >= _FILLED_LANES
+        groups = geometry[3]
+        works = weight.shape[2:] == (1, 1) and geometry[1] == (0, 0) and groups == 1
+        works = works or _is_depthwise(x, weight, groups)
+        return self.sparse.before_norm and works and len(x) >= _FILLED_LANES
 
     @property
     def _period(self) -> int:
@@ -333,7 +330,7 @@ class SparseLayer(nn.Module):
                 "torch.compiler.disable on the model, or train it in eager mode."
             )
         on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-        fits = groups == 1 and dilation == (1, 1) and on_cpu
+        fits = dilation == (1, 1) and on_cpu and not _is_depthwise(x, weight, groups)
         y, _, record = torch.ops.torchswat.sparse_forward(
             x, weight, bias, self.sparse_state, None, activation_mask, self._schedule(),
             sparsity, weight.numel() - weight.numel() * zeros // of, kept, kept if exact else x.numel(),
@@ -490,15 +487,17 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         (height, width), kernel = self._extents(input)
         fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]
         padding = self._product_padding()
-        if not fits or padding is None or self.groups != 1 or self.dilation != (1, 1) or not input.numel():
-            return False
         weight, narrow = self.weight, input.dtype is torch.bfloat16
+        if not fits or padding is None or self.dilation != (1, 1) or not input.numel():
+            return False
+        if _is_depthwise(input, weight, self.groups):
+            return False
         native = native_for_bfloat16(input, weight) if narrow else native_for(input, weight)
         if not self.sparse.packable or native is None:
             return False
         sparsity = self.sparse.sparsity_now(self._this_iteration())
-        sizes = tuple(input.shape), tuple(weight.shape)
-        shape = Shape(*sizes, self.stride, padding, narrow)  # type: ignore[arg-type]
+        geometry: Any = input.shape, weight.shape, self.stride, padding, self.groups, narrow
+        shape = shape_of(*geometry)
         return sparsity > 0 and plan.products_of(plan.choose(shape, sparsity)) != 0
 
     def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
@@ -543,6 +542,11 @@ class SparseLinear(SparseLayer, nn.Linear):
         else:
             output = _masked_pass(self, matrix, LinearProducts(), None)
         return output if input.dim() == 2 else output.reshape(*input.shape[:-1], self.out_features)
+
+
+def _is_depthwise(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Return whether every channel has a kernel of its own."""
+    return groups > 1 and groups == len(weight) == x.shape[1]
 
 
 _MATRIX: Geometry = (1, 1), (0, 0), (1, 1), 1
@@ -593,10 +597,8 @@ def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: Geometry) -> b
     """Return whether the compiled kernels run a pass in bfloat16: plain tensors, in pairs of samples."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    weight, (_, _, dilation, groups) = cast(Tensor, layer.weight), geometry
-    if dilation != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
-        return False
-    if groups > 1 and not groups == len(weight) == x.shape[1]:
+    weight = cast(Tensor, layer.weight)
+    if geometry[2] != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
         return False
     return native_for(weight, cast("Tensor | None", layer.bias)) is not None
 

@@ -90,7 +90,8 @@ def _steps(shape: Shape, settings: Sparsity) -> list[Callable[[], None]]:
         layers = [nn.Linear(shape.input[1], k) for _ in range(2)]
         return [_step(sparsify_(layers[0], settings), x), _step(layers[1], x)]
     x = torch.randn(shape.input)
-    geometry = shape.input[1], k, tuple(kernel), shape.stride, shape.padding
+    padding = shape.padding if len(shape.padding) == 2 else "same"  # the only one with a longer side
+    geometry = shape.input[1], k, tuple(kernel), shape.stride, padding
     ours, *theirs = (nn.Conv2d(*geometry) for _ in range(3))  # type: ignore[arg-type]
     sparsify_(ours, settings)
     first = layout.copy_to_chwn(x) if ours.takes_chwn(x) else x  # type: ignore[operator]

@@ -320,8 +320,6 @@ def _kernels(layer: SparseLayer) -> str:
     if not layer.sparse.algorithm.is_packable:
         return f"torch: {layer.sparse.algorithm.name!r} selects operands that the kernels do not"
     depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
-    if isinstance(layer, nn.Conv2d) and layer.groups != 1 and not depthwise:
-        return f"torch on selected operands: groups={layer.groups}"
     if isinstance(layer, nn.Conv2d) and tuple(layer.dilation) != (1, 1):
         return f"torch on selected operands: dilation={tuple(layer.dilation)}"
     kernels = _kernels_of(layer)

@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -184,6 +184,8 @@ def expected_layers(model: nn.Module, met: list[Met]) -> dict[str, Expected]:
     layers = dict(sparse_layers(model))
     for name, shape, sparsity in _at_most_sparsity(met):
         one = expected_layer(layers[name].sparse, shape, sparsity)
+        groups = cast(int, getattr(layers[name], "groups", 1))  # the shape is that of one of them
+        one = replace(one, sparse=groups * one.sparse, dense=groups * one.dense)
         before = found.get(name)
         found[name] = one if before is None else _both(before, one)
     return found

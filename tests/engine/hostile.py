@@ -46,7 +46,8 @@ words = st.one_of(
 CALLS = [
     Call((3, 4, 5, 6), 4, padding=(1, 1)),
     Call((17, 2, 4, 4), 3, (1, 1), stride=(2, 2), bias=False),
-    Call((3, 4, 5, 6), 4, groups=2, products=0),
+    Call((3, 4, 5, 6), 4, groups=2),
+    Call((3, 4, 5, 6), 4, groups=4),
     Call((3, 4, 5, 6), 4, dilation=(2, 1), products=0, slots=3),
     Call((6, 5), 4),
     Call((6, 5), 4, products=0, exact=False),

@@ -205,7 +205,7 @@ def test_results_are_chwn_and_no_views(choice, kernel, stride):
 
 
 def test_what_the_engine_does_not_do_agrees_too():
-    """Groups, dilation and other paddings run in plain torch, in one network with the rest."""
+    """Dilation and other paddings run in plain torch, in one network with groups and the rest."""
     layers = [
         *(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, dilation=2)),
         *(

@@ -15,40 +15,44 @@ from torchswat.engine.dense import Padding
 Pair = tuple[int, int]
 
 
-def is_pointwise(weight: Tensor, padding: Padding) -> bool:
-    """Return whether the convolution is a matrix product: a 1x1 kernel without padding."""
-    return weight.shape[2:] == (1, 1) and padding == (0, 0)
+def is_pointwise(weight: Tensor, padding: Padding, groups: int) -> bool:
+    """Return whether the convolution is a matrix product: a 1x1 kernel without padding and groups."""
+    return groups == 1 and weight.shape[2:] == (1, 1) and padding == (0, 0)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Padding) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, groups: int
+) -> Tensor:
     """Return the output, (N, K, P, Q) as [K][P][Q][N], of a CHWN `x` (N, C, H, W)."""
-    if is_pointwise(weight, padding):
+    if is_pointwise(weight, padding, groups):
         return _matrix_forward(strided(x, stride), weight, bias)
     nhwc = layout.copy_to_channels_last(x)
-    return layout.copy_to_chwn(dense.convolution(nhwc, weight, bias, stride, padding, (1, 1), 1))
+    return layout.copy_to_chwn(dense.convolution(nhwc, weight, bias, stride, padding, (1, 1), groups))
 
 
 def grad_input(
-    gradient: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Padding
+    gradient: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Padding, groups: int
 ) -> Tensor:
     """Return the gradient of the input, CHWN, from a CHWN `gradient` of the output."""
-    if is_pointwise(weight, padding):
+    if is_pointwise(weight, padding, groups):
         return _matrix_grad_input(gradient, weight, input_size, stride)
     like = layout.empty_channels_last(input_size, gradient)
     nhwc = layout.copy_to_channels_last(gradient)
     wanted = True, False, False
-    grads = dense.convolution_backward(nhwc, like, weight, stride, padding, (1, 1), 1, wanted)
+    grads = dense.convolution_backward(nhwc, like, weight, stride, padding, (1, 1), groups, wanted)
     return layout.copy_to_chwn(grads[0])
 
 
-def grad_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Padding) -> Tensor:
+def grad_weight(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Padding, groups: int
+) -> Tensor:
     """Return the gradient of the weight, of which the shape alone is read, from two CHWN operands."""
-    if is_pointwise(weight, padding):
+    if is_pointwise(weight, padding, groups):
         rows = _rows(gradient) @ _rows(strided(x, stride)).T
         return rows.view(gradient.shape[1], x.shape[1], 1, 1)
     operands = layout.copy_to_channels_last(gradient), layout.copy_to_channels_last(x)
     wanted = False, True, False
-    grads = dense.convolution_backward(*operands, weight, stride, padding, (1, 1), 1, wanted)
+    grads = dense.convolution_backward(*operands, weight, stride, padding, (1, 1), groups, wanted)
     return grads[1].contiguous()
 
 

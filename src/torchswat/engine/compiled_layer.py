@@ -10,6 +10,7 @@ product alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from torchswat.engine.arguments import (
 )
 from torchswat.engine.dense import Padding
 from torchswat.engine.loader import kernel_for
-from torchswat.engine.packed import Shape
+from torchswat.engine.packed import shape_of
 from torchswat.engine.state import (
     ACTIVATION,
     ACTIVATION_LIMIT,
@@ -55,7 +56,9 @@ Pair = tuple[int, int]
 class Sizes(NamedTuple):
     """The sizes of a layer's products."""
 
-    shape: Any  # native.ConvShape
+    shape: Any  # native.ConvShape, of each group
+    whole: Any  # native.ConvShape, of all channels: what the kernels of depthwise convolutions take
+    groups: int
     input: tuple[int, int, int, int]
     weight: tuple[int, int, int, int]
     output: tuple[int, int, int, int]
@@ -64,15 +67,19 @@ class Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Padding) -> Sizes:
+def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Padding, groups: int) -> Sizes:
     """Return the sizes of a layer with an input and a weight of these shapes, four-dimensional or matrices."""
     n, c, h, w = (*x, 1, 1)[:4]
     k, _, r, s = (*weight, 1, 1)[:4]
     p = (h + padding[0] + padding[-2] - r) // stride[0] + 1
     q = (w + padding[1] + padding[-1] - s) // stride[1] + 1
-    shape = module.ConvShape(n, c, h, w, k, r, s, *stride, *padding[:2], p, q)
+    how = r, s, *stride, *padding[:2], p, q
+    shape = module.ConvShape(n, c // groups, h, w, k // groups, *how)
+    whole = module.ConvShape(n, c, h, w, k, *how)
     weights = k * weight[1] * r * s
-    return Sizes(shape, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w)
+    return Sizes(
+        shape, whole, groups, (n, c, h, w), (k, weight[1], r, s), (n, k, p, q), weights, n * c * h * w
+    )
 
 
 def is_depthwise(input_size: tuple[int, ...], weight: Tensor, a: Any) -> bool:
@@ -253,11 +260,11 @@ def forward(
         return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
-    sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding)
+    sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding, a.groups)
     this = Pass(native, sizes, state, schedule, a, moment, inplace)
     products = a.products
     if products < 0:
-        shape = Shape(sizes.input, sizes.weight, a.stride, a.padding)  # of float32: bfloat16 is not traced
+        shape = shape_of(x.shape, weight.shape, a.stride, a.padding, a.groups)  # bfloat16 is not traced
         products = plan.products_of(plan.choose(shape, this.sparsity))
         if x.dim() == 2:  # of a matrix the format that is saved is fixed when it is traced
             products &= ~GRAD_WEIGHT_SPARSE
@@ -284,10 +291,10 @@ def forward(
         kept, of_activation, how = this.save(operand, compressed, mask)
         products |= how
     if products & FORWARD_SPARSE and of_weight is not None:
-        y, packed = forward_sparse(native, sizes, source, weight, of_weight, bias, linear)
-        if packed.not_a_number:
+        y, count, nan = forward_sparse(native, sizes, source, weight, of_weight, bias, linear)
+        if nan:
             raise this.not_a_number("weight", weight)
-        of_weight = of_weight._replace(count=packed.count)
+        of_weight = of_weight._replace(count=count)
     else:
         if of_weight is not None:
             of_weight = this.counted(weight, of_weight, "weight")
@@ -302,15 +309,29 @@ def forward(
 
 def forward_sparse(
     native, sizes: Sizes, source: Tensor, weight: Tensor, chosen: Chosen, bias: Tensor | None, linear: bool
-) -> tuple[Tensor, Any]:
-    """Return the output by the weights that are `chosen`, and what packing them has found; `source` is CHWN."""
+) -> tuple[Tensor, int, bool]:
+    """Return the output by the weights that are `chosen`, their number, and whether one is NaN; `source` is CHWN."""
     y = layout.empty_chwn(sizes.output, source)
-    mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
     bias = None if bias is None else bias.contiguous()
-    at = weight.data_ptr(), mask, chosen.limit, 0 if bias is None else bias.data_ptr(), y.data_ptr()
     multiply = native.sparse_forward_pairs if source.dtype is torch.bfloat16 else native.sparse_forward
-    packed = multiply(sizes.shape, source.data_ptr(), *at, torch.get_num_threads())
-    return _rows(native, y, sizes) if linear else y, packed
+    threads, count, nan = torch.get_num_threads(), 0, False
+    for x, w, mask, b, to in _by_group(sizes, source, weight, chosen.mask, bias, y):
+        packed = multiply(sizes.shape, x, w, mask, chosen.limit, b, to, threads)
+        count, nan = count + packed.count, nan or packed.not_a_number
+    return _rows(native, y, sizes) if linear else y, count, nan
+
+
+def _by_group(sizes: Sizes, *operands: Tensor | None) -> Iterator[list[int]]:
+    """Yield for each group where its share of each operand begins; 0 of None.
+
+    Weights, and activations in the CHWN layout, hold the channels of a group in one stretch of memory.
+    """
+    places = [
+        (0, 0) if t is None else (t.data_ptr(), t.numel() * t.element_size() // sizes.groups)
+        for t in operands
+    ]
+    for group in range(sizes.groups):
+        yield [place + group * size for place, size in places]
 
 
 def forward_dense(
@@ -329,7 +350,7 @@ def forward_dense(
             y if a.chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
         )
     if a.chwn:
-        return chwn.forward(source, used, bias, a.stride, a.padding)
+        return chwn.forward(source, used, bias, a.stride, a.padding, a.groups)
     return dense.convolution(x, used, bias, a.stride, a.padding, a.dilation, a.groups)
 
 
@@ -389,7 +410,7 @@ def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tenso
     if source.dtype is torch.bfloat16:
         multiply, weight = native.depthwise_forward_bf16, _rounded(weight)
     at = source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    multiply(sizes.shape, *at, torch.get_num_threads())
+    multiply(sizes.whole, *at, torch.get_num_threads())
     return y
 
 
@@ -457,7 +478,7 @@ def backward(
         return _dense_backward(native, gradient, x, weight, kept, facts, input_size, a, wanted)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
-    sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding)
+    sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding, a.groups)
     maps, depthwise = gradient, is_depthwise(input_size, weight, a)
     if a.chwn or depthwise:
         maps = layout.as_chwn(gradient, native)
@@ -546,26 +567,26 @@ def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
     native, weight, a = this.native, this.weight, this.a
     if chosen is not None and this.products & GRAD_INPUT_SPARSE:
         result = layout.empty_chwn(this.sizes.input, this.maps)
-        mask = 0 if chosen.mask is None else chosen.mask.data_ptr()
-        at = weight.data_ptr(), mask, chosen.limit, result.data_ptr(), torch.get_num_threads()
         multiply = native.sparse_grad_input_pairs if this.narrow else native.sparse_grad_input
-        multiply(this.sizes.shape, this.maps.data_ptr(), *at)
+        threads = torch.get_num_threads()
+        for maps, w, mask, to in _by_group(this.sizes, this.maps, weight, chosen.mask, result):
+            multiply(this.sizes.shape, maps, w, mask, chosen.limit, to, threads)
         if this.linear:
             return _rows(native, result, this.sizes)
         return layout.copy_from_chwn(result, this.input_layout, native)
     used = weight if chosen is None else masked(native, weight, chosen)
     if this.linear:
         return torch.mm(this.gradient, used.to(this.gradient.dtype))
-    if a.groups > 1:
+    if is_depthwise(this.input_size, weight, a):
         result = layout.empty_chwn(this.sizes.input, this.maps)
         multiply, used = native.depthwise_grad_input, used.contiguous()
         if this.narrow:
             multiply, used = native.depthwise_grad_input_bf16, _rounded(used)
         at = this.maps.data_ptr(), used.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        multiply(this.sizes.shape, *at)
+        multiply(this.sizes.whole, *at)
     else:
         used = used.to(this.maps.dtype)
-        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding)
+        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding, a.groups)
     return layout.copy_from_chwn(result, this.input_layout, native)
 
 
@@ -586,9 +607,12 @@ def grad_weight_of(
         products |= CHWN_SAVED
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-        addresses = saved.chwn_addresses(kept, this.sizes.input, this.narrow)
-        at = *addresses, this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
-        (native.grad_weight_pairs if this.narrow else native.grad_weight)(this.sizes.shape, *at)
+        multiply = native.grad_weight_pairs if this.narrow else native.grad_weight
+        threads = torch.get_num_threads()
+        for group, (maps, to) in enumerate(_by_group(this.sizes, this.maps, result)):
+            channel = group * weight.shape[1]
+            at = saved.chwn_addresses(kept, this.sizes.input, this.narrow, channel)
+            multiply(this.sizes.shape, *at, maps, to, threads)
         return result
     if selected and products & CHWN_SAVED:
         x = saved.expand(native, kept, this.sizes.input, this.maps)
@@ -598,11 +622,12 @@ def grad_weight_of(
     assert x is not None
     if this.linear:
         return torch.mm(this.gradient.t(), x).to(weight.dtype)
-    if a.groups > 1:
+    if is_depthwise(this.input_size, weight, a):
         x, result = layout.as_chwn(x, native), torch.empty(weight.shape, dtype=torch.float32, device="cpu")
         at = x.data_ptr(), this.maps.data_ptr(), result.data_ptr(), torch.get_num_threads()
         multiply = native.depthwise_grad_weight_bf16 if this.narrow else native.depthwise_grad_weight
-        multiply(this.sizes.shape, *at)
+        multiply(this.sizes.whole, *at)
         return result
     like = weight.new_empty(weight.shape, dtype=x.dtype)
-    return chwn.grad_weight(this.maps, layout.as_chwn(x, native), like, a.stride, a.padding).to(weight.dtype)
+    x = layout.as_chwn(x, native)
+    return chwn.grad_weight(this.maps, x, like, a.stride, a.padding, a.groups).to(weight.dtype)

@@ -176,9 +176,8 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
             x,
             "maps of the kernel's size",
         )
-    depthwise = a.groups == x.shape[1] == weight.shape[0]
-    if a.chwn and ((a.groups != 1 and not depthwise) or a.dilation != (1, 1)):
-        raise InvalidValue("the CHWN layout is of convolutions without dilation, whole or depthwise.")
+    if a.chwn and a.dilation != (1, 1):
+        raise InvalidValue("the CHWN layout is of convolutions without dilation.")
 
 
 def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:

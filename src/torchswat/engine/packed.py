@@ -52,6 +52,29 @@ class Shape:
         return self.weight[2:] == (1, 1) and self.padding == (0, 0)
 
 
+def shape_of(
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, ...],
+    groups: int = 1,
+    narrow: bool = False,
+) -> Shape:
+    """Return the shape of a layer's products, or of those of each of its groups.
+
+    A fully connected layer is a 1x1 convolution on maps of one position.
+
+    Examples
+    --------
+    >>> str(shape_of((16, 8, 6, 6), (12, 4, 3, 3), (1, 1), (1, 1), groups=2))
+    '16x4x6x6-6x3x3-s11-p11'
+    """
+    n, c, h, w = (*input_size, 1, 1)[:4]
+    k, _, r, s = (*weight_size, 1, 1)[:4]
+    c, k = c // groups, k // groups
+    return Shape((n, c, h, w), (k, c, r, s), stride, padding, narrow)
+
+
 @dataclass(frozen=True)
 class PackedConv2dProducts(Conv2dProducts):
     """A convolution without groups and dilation, its operands packed where that is faster."""

@@ -91,7 +91,7 @@ def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1)) 
     assert module is not None
     draw = torch.Generator().manual_seed(0)
     matrix = is_matrix(shape)
-    sizes = compiled_layer.sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding)
+    sizes = compiled_layer.sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding, 1)
     limit = NormalDist().inv_cdf((1 + sparsity) / 2)  # of the magnitudes of normal numbers
     chosen = compiled_layer.Chosen(limit)
     slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION

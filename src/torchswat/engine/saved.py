@@ -105,11 +105,17 @@ def compress(
     return saved, found.count, found.not_a_number
 
 
-def chwn_addresses(saved: Tensor, size: Sequence[int], narrow: bool = False) -> tuple[int, int, int]:
-    """Return where values, bits and starts of the CHWN format of an activation of `size` lie."""
-    starts, bits = _chwn_parts(_paired(size, narrow))
-    at = saved.data_ptr()
-    return at + starts + bits, at + starts, at
+def chwn_addresses(
+    saved: Tensor, size: Sequence[int], narrow: bool = False, channel: int = 0
+) -> tuple[int, int, int]:
+    """Return where values, bits and starts of the CHWN format of an activation of `size` lie.
+
+    Bits and starts are those from `channel` on; starts count from the first value of all.
+    """
+    n, c, h, w = _paired(size, narrow)
+    starts, bits = _chwn_parts((n, c, h, w))
+    at, words = saved.data_ptr(), (h * w + UNIT - 1) // UNIT
+    return at + starts + bits, at + starts + 2 * channel * words * n, at + 8 * channel
 
 
 def expand(native, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
