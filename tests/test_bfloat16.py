@@ -153,7 +153,7 @@ def test_other_selections_train(option: dict, plan: str) -> None:
 def test_an_odd_batch_and_layers_without_kernels_run_in_float32() -> None:
     for layer, size in (
         (nn.Conv2d(4, 4, 3, padding=1), (5, 4, 8, 8)),
-        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), (4, 4, 8, 8)),
+        (nn.Conv2d(4, 4, 3, padding=9, dilation=9), (4, 4, 8, 8)),
     ):
         model = sparsify_(nn.Sequential(layer), sparsity=0.5)
         x = torch.randn(size, requires_grad=True)

@@ -90,6 +90,19 @@ def test_groups(sizes, kernel, samples, more, stride, plan, dtype):
     check(layer, x, plan, dtype)
 
 
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    *(st.sampled_from([2, 18]), PAIRS, st.sampled_from([1, 2]), PLANS, DTYPES),
+)
+def test_dilation(dilation, kernel, stride, samples, more, groups, plan, dtype):
+    padding = "same" if stride == (1, 1) else (1, 2)
+    layer = nn.Conv2d(6 * groups, 8 * groups, kernel, stride, padding, dilation, groups)
+    size = (d * (k - 1) + m for d, k, m in zip(dilation, kernel, more, strict=True))
+    check(layer, torch.randn(samples, 6 * groups, *size), plan, dtype)
+
+
 @pytest.mark.parametrize("plan", ["sparse", "dense"])
 @pytest.mark.parametrize("order", [layout.NCHW, layout.CHANNELS_LAST, layout.CHWN])
 def test_one_side_is_longer_in_every_layout(plan, order):

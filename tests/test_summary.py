@@ -91,7 +91,7 @@ def test_every_layer_is_named_with_what_it_is_and_why():
 def test_the_kernels_in_use_and_why():
     kinds = {
         "plain": nn.Conv2d(4, 4, 3),
-        "dilation=(2, 2)": nn.Conv2d(4, 4, 3, dilation=2),
+        "dilation=(9, 9)": nn.Conv2d(4, 4, 3, dilation=9),
         "float64": nn.Linear(4, 4).double(),
         "bfloat16": nn.Linear(4, 4).bfloat16(),
         "on meta": nn.Linear(4, 4, device="meta"),
@@ -103,6 +103,8 @@ def test_the_kernels_in_use_and_why():
         )
     depthwise = sparsify_(nn.Conv2d(4, 4, 3, groups=4))
     assert summary(depthwise).layers[0].kernels == summary(model).layers[0].kernels + ", depthwise"
+    dilated = sparsify_(nn.Conv2d(4, 4, 3, dilation=2))
+    assert summary(dilated).layers[0].kernels == summary(model).layers[0].kernels + ", weight gradient dense"
     with engine("reference"):
         assert all("compiled (" not in layer.kernels for layer in summary(model).layers)
     assert "'meprop' selects operands" in summary(sparsify_(nn.Linear(2, 2), "meprop")).layers[0].kernels

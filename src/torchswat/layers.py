@@ -55,6 +55,7 @@ Pair = tuple[int, int]
 Geometry = tuple[Pair, Padding, Pair, int]
 """Stride, padding, dilation and groups."""
 _REMEMBERED_SHAPES = 256
+_FARTHEST_TAP = 16  # positions that a tile reaches over, of kernels with gaps between their taps
 _FILLED_LANES = 8  # samples below which vectors of samples are mostly empty
 
 
@@ -279,12 +280,11 @@ class SparseLayer(nn.Module):
 
     def _products(self, x: Tensor, weight: Tensor, geometry: Geometry, sparsity: float) -> int | None:
         """Return which products run sparse, or None where the compiled kernels have none for this layer."""
-        stride, padding, dilation, groups = geometry
-        if dilation != (1, 1):
+        if not has_kernels(x.shape[1], weight, *geometry[2:]):
             return None
-        if _is_depthwise(x, weight, groups):
+        if _is_depthwise(x, weight, geometry[3]):
             return 0
-        shape = shape_of(x.shape, weight.shape, stride, padding, groups, x.dtype is torch.bfloat16)
+        shape = shape_of(x.shape, weight.shape, *geometry, x.dtype is torch.bfloat16)
         return plan.products_of(plan.choose(shape, sparsity))
 
     def _prefers_chwn(self, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -330,7 +330,9 @@ class SparseLayer(nn.Module):
                 "torch.compiler.disable on the model, or train it in eager mode."
             )
         on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-        fits = dilation == (1, 1) and on_cpu and not _is_depthwise(x, weight, groups)
+        fits = (
+            on_cpu and has_kernels(x.shape[1], weight, *geometry[2:]) and not _is_depthwise(x, weight, groups)
+        )
         y, _, record = torch.ops.torchswat.sparse_forward(
             x, weight, bias, self.sparse_state, None, activation_mask, self._schedule(),
             sparsity, weight.numel() - weight.numel() * zeros // of, kept, kept if exact else x.numel(),
@@ -488,16 +490,18 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         fits = input.shape[1] == self.in_channels and height >= kernel[0] and width >= kernel[1]
         padding = self._product_padding()
         weight, narrow = self.weight, input.dtype is torch.bfloat16
-        if not fits or padding is None or self.dilation != (1, 1) or not input.numel():
+        if not fits or padding is None or not input.numel():
             return False
-        if _is_depthwise(input, weight, self.groups):
+        geometry: Geometry = self.stride, padding, self.dilation, self.groups  # type: ignore[assignment]
+        if _is_depthwise(input, weight, self.groups) or not has_kernels(
+            self.in_channels, weight, *geometry[2:]
+        ):
             return False
         native = native_for_bfloat16(input, weight) if narrow else native_for(input, weight)
         if not self.sparse.packable or native is None:
             return False
         sparsity = self.sparse.sparsity_now(self._this_iteration())
-        geometry: Any = input.shape, weight.shape, self.stride, padding, self.groups, narrow
-        shape = shape_of(*geometry)
+        shape = shape_of(input.shape, weight.shape, *geometry, narrow)
         return sparsity > 0 and plan.products_of(plan.choose(shape, sparsity)) != 0
 
     def _extents(self, input: Tensor) -> tuple[tuple[int, int], list[int]]:
@@ -549,6 +553,14 @@ def _is_depthwise(x: Tensor, weight: Tensor, groups: int) -> bool:
     return groups > 1 and groups == len(weight) == x.shape[1]
 
 
+def has_kernels(channels: int, weight: Tensor, dilation: Pair, groups: int) -> bool:
+    """Return whether the compiled kernels know the geometry: taps apart from each other only so far."""
+    if dilation == (1, 1):
+        return True
+    near = all(d * (k - 1) <= _FARTHEST_TAP for d, k in zip(dilation, weight.shape[2:], strict=True))
+    return near and not (groups > 1 and groups == channels == len(weight))
+
+
 _MATRIX: Geometry = (1, 1), (0, 0), (1, 1), 1
 
 
@@ -598,7 +610,7 @@ def _multiplies_bfloat16(layer: SparseLayer, x: Tensor, geometry: Geometry) -> b
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     weight = cast(Tensor, layer.weight)
-    if geometry[2] != (1, 1) or len(x) % 2 or not x.numel() or not has_memory(x):
+    if not has_kernels(x.shape[1], weight, *geometry[2:]) or len(x) % 2 or not x.numel() or not has_memory(x):
         return False
     return native_for(weight, cast("Tensor | None", layer.bias)) is not None
 

@@ -91,7 +91,7 @@ def _steps(shape: Shape, settings: Sparsity) -> list[Callable[[], None]]:
         return [_step(sparsify_(layers[0], settings), x), _step(layers[1], x)]
     x = torch.randn(shape.input)
     padding = shape.padding if len(shape.padding) == 2 else "same"  # the only one with a longer side
-    geometry = shape.input[1], k, tuple(kernel), shape.stride, padding
+    geometry = shape.input[1], k, tuple(kernel), shape.stride, padding, shape.dilation
     ours, *theirs = (nn.Conv2d(*geometry) for _ in range(3))  # type: ignore[arg-type]
     sparsify_(ours, settings)
     first = layout.copy_to_chwn(x) if ours.takes_chwn(x) else x  # type: ignore[operator]

@@ -22,7 +22,7 @@ from torchswat.engine.loader import native_for
 from torchswat.errors import InvalidValue
 from torchswat.expectation import Expected, total, warn_if_slower
 from torchswat.fused import STATE
-from torchswat.layers import SparseLayer
+from torchswat.layers import SparseLayer, has_kernels
 from torchswat.progress import Progress
 from torchswat.switched import SWITCHED_CLASSES
 from torchswat.tuning import expected_layers, sizes_met
@@ -320,9 +320,13 @@ def _kernels(layer: SparseLayer) -> str:
     if not layer.sparse.algorithm.is_packable:
         return f"torch: {layer.sparse.algorithm.name!r} selects operands that the kernels do not"
     depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
-    if isinstance(layer, nn.Conv2d) and tuple(layer.dilation) != (1, 1):
-        return f"torch on selected operands: dilation={tuple(layer.dilation)}"
     kernels = _kernels_of(layer)
+    dilation = tuple(layer.dilation) if isinstance(layer, nn.Conv2d) else (1, 1)
+    if isinstance(layer, nn.Conv2d) and dilation != (1, 1):
+        known = has_kernels(layer.in_channels, layer.weight, dilation, layer.groups)  # type: ignore[arg-type]
+        if not known:
+            return f"torch on selected operands: dilation={dilation}"
+        return f"{kernels}, weight gradient dense" if "compiled" in kernels else kernels
     return (
         f"{kernels}, depthwise"
         if depthwise and cast(int, layer.groups) > 1 and "compiled" in kernels

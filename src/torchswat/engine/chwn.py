@@ -21,17 +21,29 @@ def is_pointwise(weight: Tensor, padding: Padding, groups: int) -> bool:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
 ) -> Tensor:
     """Return the output, (N, K, P, Q) as [K][P][Q][N], of a CHWN `x` (N, C, H, W)."""
     if is_pointwise(weight, padding, groups):
         return _matrix_forward(strided(x, stride), weight, bias)
     nhwc = layout.copy_to_channels_last(x)
-    return layout.copy_to_chwn(dense.convolution(nhwc, weight, bias, stride, padding, (1, 1), groups))
+    return layout.copy_to_chwn(dense.convolution(nhwc, weight, bias, stride, padding, dilation, groups))
 
 
 def grad_input(
-    gradient: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Padding, groups: int
+    gradient: Tensor,
+    weight: Tensor,
+    input_size: tuple[int, ...],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
 ) -> Tensor:
     """Return the gradient of the input, CHWN, from a CHWN `gradient` of the output."""
     if is_pointwise(weight, padding, groups):
@@ -39,12 +51,12 @@ def grad_input(
     like = layout.empty_channels_last(input_size, gradient)
     nhwc = layout.copy_to_channels_last(gradient)
     wanted = True, False, False
-    grads = dense.convolution_backward(nhwc, like, weight, stride, padding, (1, 1), groups, wanted)
+    grads = dense.convolution_backward(nhwc, like, weight, stride, padding, dilation, groups, wanted)
     return layout.copy_to_chwn(grads[0])
 
 
 def grad_weight(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Padding, groups: int
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Tensor:
     """Return the gradient of the weight, of which the shape alone is read, from two CHWN operands."""
     if is_pointwise(weight, padding, groups):
@@ -52,7 +64,7 @@ def grad_weight(
         return rows.view(gradient.shape[1], x.shape[1], 1, 1)
     operands = layout.copy_to_channels_last(gradient), layout.copy_to_channels_last(x)
     wanted = False, True, False
-    grads = dense.convolution_backward(*operands, weight, stride, padding, (1, 1), groups, wanted)
+    grads = dense.convolution_backward(*operands, weight, stride, padding, dilation, groups, wanted)
     return grads[1].contiguous()
 
 

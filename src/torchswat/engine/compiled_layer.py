@@ -67,13 +67,15 @@ class Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def sizes_of(module: Any, x: tuple, weight: tuple, stride: Pair, padding: Padding, groups: int) -> Sizes:
+def sizes_of(
+    module: Any, x: tuple, weight: tuple, stride: Pair, padding: Padding, dilation: Pair, groups: int
+) -> Sizes:
     """Return the sizes of a layer with an input and a weight of these shapes, four-dimensional or matrices."""
     n, c, h, w = (*x, 1, 1)[:4]
     k, _, r, s = (*weight, 1, 1)[:4]
-    p = (h + padding[0] + padding[-2] - r) // stride[0] + 1
-    q = (w + padding[1] + padding[-1] - s) // stride[1] + 1
-    how = r, s, *stride, *padding[:2], p, q
+    p = (h + padding[0] + padding[-2] - dilation[0] * (r - 1) - 1) // stride[0] + 1
+    q = (w + padding[1] + padding[-1] - dilation[1] * (s - 1) - 1) // stride[1] + 1
+    how = r, s, *stride, *padding[:2], p, q, *dilation
     shape = module.ConvShape(n, c // groups, h, w, k // groups, *how)
     whole = module.ConvShape(n, c, h, w, k, *how)
     weights = k * weight[1] * r * s
@@ -260,11 +262,13 @@ def forward(
         return _dense_forward(native, x, weight, bias, state, a, moment, inplace)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
-    sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding, a.groups)
+    sizes = sizes_of(native, x.shape, weight.shape, a.stride, a.padding, a.dilation, a.groups)
     this = Pass(native, sizes, state, schedule, a, moment, inplace)
     products = a.products
     if products < 0:
-        shape = shape_of(x.shape, weight.shape, a.stride, a.padding, a.groups)  # bfloat16 is not traced
+        shape = shape_of(
+            x.shape, weight.shape, a.stride, a.padding, a.dilation, a.groups
+        )  # bfloat16 is not traced
         products = plan.products_of(plan.choose(shape, this.sparsity))
         if x.dim() == 2:  # of a matrix the format that is saved is fixed when it is traced
             products &= ~GRAD_WEIGHT_SPARSE
@@ -273,6 +277,8 @@ def forward(
         of_weight = this.select(weight, WEIGHT, weight_mask)
     if not a.slots & FORWARD_WEIGHT:
         products &= ~FORWARD_SPARSE
+    if a.dilation != (1, 1):  # for which there is no kernel
+        products &= ~GRAD_WEIGHT_SPARSE
     linear, depthwise = x.dim() == 2, is_depthwise(x.shape, weight, a)
     source, in_chwn = x, a.chwn
     if linear and products & (FORWARD_SPARSE | GRAD_WEIGHT_SPARSE):
@@ -350,7 +356,7 @@ def forward_dense(
             y if a.chwn else layout.copy_from_chwn(y, layout.NCHW if order == layout.CHWN else order, native)
         )
     if a.chwn:
-        return chwn.forward(source, used, bias, a.stride, a.padding, a.groups)
+        return chwn.forward(source, used, bias, a.stride, a.padding, a.dilation, a.groups)
     return dense.convolution(x, used, bias, a.stride, a.padding, a.dilation, a.groups)
 
 
@@ -478,7 +484,7 @@ def backward(
         return _dense_backward(native, gradient, x, weight, kept, facts, input_size, a, wanted)
     weight = weight.contiguous()
     weight_mask = None if weight_mask is None else weight_mask.contiguous()
-    sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding, a.groups)
+    sizes = sizes_of(native, input_size, weight.shape, a.stride, a.padding, a.dilation, a.groups)
     maps, depthwise = gradient, is_depthwise(input_size, weight, a)
     if a.chwn or depthwise:
         maps = layout.as_chwn(gradient, native)
@@ -586,7 +592,7 @@ def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
         multiply(this.sizes.whole, *at)
     else:
         used = used.to(this.maps.dtype)
-        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding, a.groups)
+        result = chwn.grad_input(this.maps, used, this.input_size, a.stride, a.padding, a.dilation, a.groups)
     return layout.copy_from_chwn(result, this.input_layout, native)
 
 
@@ -630,4 +636,4 @@ def grad_weight_of(
         return result
     like = weight.new_empty(weight.shape, dtype=x.dtype)
     x = layout.as_chwn(x, native)
-    return chwn.grad_weight(this.maps, x, like, a.stride, a.padding, a.groups).to(weight.dtype)
+    return chwn.grad_weight(this.maps, x, like, a.stride, a.padding, a.dilation, a.groups).to(weight.dtype)

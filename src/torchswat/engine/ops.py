@@ -176,8 +176,6 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, a: Any) -> N
             x,
             "maps of the kernel's size",
         )
-    if a.chwn and a.dilation != (1, 1):
-        raise InvalidValue("the CHWN layout is of convolutions without dilation.")
 
 
 def _output_size(x: Tensor, weight: Tensor, a: Any) -> list[int]:

@@ -96,6 +96,7 @@ class TunedPlan:
             shape.weight,
             shape.stride,
             shape.padding,
+            shape.dilation,
             shape.narrow,
             step,
             threads,

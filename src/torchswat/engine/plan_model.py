@@ -56,7 +56,7 @@ def kind_of(shape: Shape) -> str:
         return "matrix"
     if shape.is_pointwise:
         return "1x1 strided" if strided else "1x1"
-    if kernel == (3, 3):
+    if kernel == (3, 3) and not shape.is_dilated:
         return "3x3 strided" if strided else "3x3"
     return "other"
 
@@ -71,12 +71,15 @@ def choice(shape: Shape, sparsity: float, threads: int | None = None) -> Choice:
 def possible(shape: Shape, chosen: Choice) -> Choice:
     """Return `chosen` without sparse products that there is no kernel for.
 
-    Offsets have 16 bits. Those of forward and grad_input reach over the tile of one channel, in positions; those
-    of grad_weight over one row of the output gradient of a strided convolution, with all the filters of a block.
+    There is no weight gradient for dilation. Offsets have 16 bits. Those of forward and grad_input reach over the
+    tile of one channel, in positions; those of grad_weight over one row of the output gradient of a strided
+    convolution, with all the filters of a block.
     """
     height, width = (8 * s + kernel for s, kernel in zip(shape.stride, shape.weight[2:], strict=True))
     if height * width >= _REACH:
         chosen = replace(chosen, forward=False, grad_input=False)
+    if shape.is_dilated:
+        return replace(chosen, grad_weight=False)
     if shape.stride == (1, 1):
         return chosen
     columns = shape.input[3] // shape.stride[1] + shape.weight[3]
@@ -168,6 +171,8 @@ class Sizes:
     window: int  # taps that one input position meets, at most 3 x 3 of which are done at once
     p: int
     q: int
+    height: int  # of the kernel, with the gaps between its taps
+    width: int
 
     @classmethod
     def of(cls, shape: Shape) -> Sizes:
@@ -177,7 +182,7 @@ class Sizes:
         ]
         k, _, r, s = shape.weight
         stride = shape.stride[0] * shape.stride[1]
-        return cls(*shape.input, k, r, s, stride, taps[0] * taps[1], *output_positions(shape))
+        return cls(*shape.input, k, r, s, stride, taps[0] * taps[1], *output_positions(shape), *shape.extent)
 
 
 def amounts(kind: str, z: Sizes, product: str, way: str, density: float) -> tuple[float, ...]:
@@ -218,7 +223,7 @@ def _sparse_weights(kind: str, z: Sizes, forward: bool, density: float) -> tuple
         source_floats, result_floats = (
             (input_floats, output_floats) if forward else (output_floats, input_floats)
         )
-        reach = (height + z.r - 1) * (width + z.s - 1)
+        reach = (height + z.height - 1) * (width + z.width - 1)
     blocks = -(-source * reach * _LANES // _TILE_FLOATS)
     return (
         density * weights * vectors * _LANES * inside,

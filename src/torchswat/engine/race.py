@@ -91,11 +91,13 @@ def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1)) 
     assert module is not None
     draw = torch.Generator().manual_seed(0)
     matrix = is_matrix(shape)
-    sizes = compiled_layer.sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding, 1)
+    sizes = compiled_layer.sizes_of(
+        module, shape.input, shape.weight, shape.stride, shape.padding, shape.dilation, 1
+    )
     limit = NormalDist().inv_cdf((1 + sparsity) / 2)  # of the magnitudes of normal numbers
     chosen = compiled_layer.Chosen(limit)
     slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION
-    a = Geometry(shape.stride, shape.padding, (1, 1), 1, slots, not matrix)
+    a = Geometry(shape.stride, shape.padding, shape.dilation, 1, slots, not matrix)
     (n, c, *_), k, (p, q) = shape.input, shape.weight[0], output_positions(shape)
     if matrix:
         x, gradient, weight = _random(draw, n, c), _random(draw, n, k), _random(draw, k, c)

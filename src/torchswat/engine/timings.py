@@ -32,7 +32,7 @@ def is_matrix(shape: Shape) -> bool:
 def output_positions(shape: Shape) -> tuple[int, int]:
     """Return height and width of the output."""
     before, after = shape.padding[:2], shape.padding[-2:]
-    sizes = zip(shape.input[2:], shape.weight[2:], shape.stride, before, after, strict=True)
+    sizes = zip(shape.input[2:], shape.extent, shape.stride, before, after, strict=True)
     height, width = (
         (size + before + after - kernel) // stride + 1 for size, kernel, stride, before, after in sizes
     )

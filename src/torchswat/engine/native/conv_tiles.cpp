@@ -24,7 +24,10 @@ Axis axis_of(Product product, int in, int out, int kernel, int stride, int pad) 
     return axis;
 }
 
-bool is_3x3(const ConvShape& s) { return s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1; }
+bool is_3x3(const ConvShape& s) {
+    const bool adjacent = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
+    return s.r == 3 && s.s == 3 && adjacent;
+}
 
 // Whether each of the one or two tiles along this axis ends at an edge of the map.
 bool trims(const Axis& axis, int pad) {
@@ -67,8 +70,9 @@ double cost(const Tiles& t, const ConvShape& shape) {
 Tiles tiles_of(const ConvShape& shape, Product product, int together) {
     const bool forward = product == Product::forward;
     Tiles best{};
-    best.h = axis_of(product, shape.h, shape.out_h, shape.r, shape.stride_h, shape.pad_h);
-    best.w = axis_of(product, shape.w, shape.out_w, shape.s, shape.stride_w, shape.pad_w);
+    const int height = shape.dilation_h * (shape.r - 1) + 1, width = shape.dilation_w * (shape.s - 1) + 1;
+    best.h = axis_of(product, shape.h, shape.out_h, height, shape.stride_h, shape.pad_h);
+    best.w = axis_of(product, shape.w, shape.out_w, width, shape.stride_w, shape.pad_w);
     best.channels = ceil_div(forward ? shape.c : shape.k, together);
     best.results = forward ? shape.k : shape.c;
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
@@ -115,6 +119,7 @@ Tiles tiles_of(const ConvShape& shape, Product product, int together) {
 }
 
 Tap tap_of(const ConvShape& shape, const Tiles& t, Product product, int r, int s) {
+    r *= shape.dilation_h, s *= shape.dilation_w;
     int phase_h = 0, phase_w = 0, result_class = 0, at_h, at_w;
     if (product == Product::forward) {
         phase_h = r % shape.stride_h, phase_w = s % shape.stride_w;

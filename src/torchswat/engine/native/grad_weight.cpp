@@ -300,6 +300,7 @@ void run_share(const ConvShape& s, const Plan& p, const Share& share, const Entr
 template <class M>
 void run_all(const ConvShape& shape, const float* values, const uint16_t* bits, const int64_t* starts,
              const float* grad, float* grad_weight, int threads) {
+    if (shape.dilation_h > 1 || shape.dilation_w > 1) invalid("grad_weight: there is no kernel for dilation");
     const int64_t channels = shape.c, kept = starts[channels];
     if (kept > UINT32_MAX) invalid("grad_weight: more than 4 billion kept activations");
     const Plan p(shape);

@@ -1,7 +1,8 @@
 // Sizes of one convolution, the same for its three products.
 //
 //     X [c][h][w][n]   W [k][c][r][s]   Y [k][out_h][out_w][n]        (samples innermost, float32)
-//     Y(k,p,q) = sum over c,r,s of W(k,c,r,s) * X(c, p*stride_h + r - pad_h, q*stride_w + s - pad_w)
+//     Y(k,p,q) = sum over c,r,s of W(k,c,r,s) * X(c, p*stride_h + r*dilation_h - pad_h,
+//                                                          q*stride_w + s*dilation_w - pad_w)
 #pragma once
 #include <cstdint>
 
@@ -16,6 +17,7 @@ struct ConvShape {
     int k, r, s;           // filters, height and width of the kernel
     int stride_h, stride_w, pad_h, pad_w;
     int out_h, out_w;      // height and width of the output
+    int dilation_h = 1, dilation_w = 1;  // of the products with sparse weights; the others take 1 alone
 
     int64_t input_map() const { return int64_t(h) * w * n; }           // floats of one input channel
     int64_t output_map() const { return int64_t(out_h) * out_w * n; }  // floats of one output channel
