@@ -81,6 +81,13 @@ def products(title: str, name: str) -> list[str]:
     for title_of_row, values in (("geometric mean", means), ("target", targets)):
         cells = [f"{values[s]:.2f}x" if values[s] else "" for s in sparsities]
         lines.append(f"| {title_of_row} | | | " + " | ".join(cells) + " |")
+    for title_of_row, key in (
+        ("in bfloat16, over dense bfloat16", "bfloat16_speed_up"),
+        ("the same, weights in blocks of 2x2", "blocks_speed_up"),
+    ):
+        if all(key in row for row in found["summary"]):
+            cells = [f"{row[key]:.2f}x" for row in found["summary"]]
+            lines.append(f"| geometric mean {title_of_row} | | | " + " | ".join(cells) + " |")
     peak = found["circumstances"].get("peak_gflops")
     if peak:
         lines += [
@@ -110,6 +117,8 @@ def others(title: str, name: str) -> list[str]:
 def main() -> None:
     """Write the page."""
     lines = ["# Speed", "", "Made by `python benchmarks/speed_page.py` from the files beside it."]
+    lines += steps("Whole training steps, AMD Zen 5, in float32 and bfloat16", "step-zen5")
+    lines += products("Single products, AMD Zen 5, in float32 and bfloat16", "products-zen5")
     lines += steps("Whole training steps", "step")
     lines += steps("Whole training steps, ResNet-50 at 224x224, batch 16", "step-resnet50")
     lines += steps("Whole training steps, DenseNet-BC-121, CIFAR size, batch 64", "step-densenet121")
