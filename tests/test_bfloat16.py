@@ -254,6 +254,7 @@ def test_rows_may_be_changed_in_place(plan: str) -> None:
     y.float().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
+
 @pytest.mark.parametrize("samples", [4, 5])
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6), nn.Linear(6, 5)], ids=str
