@@ -23,6 +23,7 @@ OPTIONS = {
     "import": "help json output shape",
     "predict": "help json threads top",
     "serve": "body-seconds header-seconds help host max-batch max-bytes max-connections max-waiting port threads",
+    "benchmark": "batch-size help isa json output peer quick repeats streams threads",
     "recipes": "help json",
     "models": "help json",
     "algorithms": "help json",

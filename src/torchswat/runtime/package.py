@@ -78,8 +78,8 @@ class Package:
     >>> import tempfile, torchswat
     >>> path = Path(tempfile.mkdtemp()) / "digits.safetensors"
     >>> torchswat.save(torchswat.models.create("resnet-digits"), path, input_shape=(1, 8, 8))
-    >>> Package.read(path).graph.nodes[0].operation
-    'Conv'
+    >>> "Conv" in {node.operation for node in Package.read(path).graph.nodes}
+    True
     """
 
     graph: Graph
