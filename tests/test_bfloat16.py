@@ -22,6 +22,8 @@ from torchswat.errors import NotFinite
 pytestmark = pytest.mark.skipif(info()["engine"] != "native", reason="the native engine is not built here")
 
 ROUNDING = 2.0**-8
+OF_TORCH = 4 * ROUNDING
+"""Of torch's dense products, which round more than once on processors that do not multiply bfloat16."""
 
 
 @pytest.fixture(params=["sparse", "dense"])
@@ -94,8 +96,10 @@ def test_a_layer_multiplies_rounded_operands(name: str, sparsity: float, plan: s
     y.backward(gradient)
     wanted = expected(layer, x, gradient, sparsity)
     assert y.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
-    assert worst(y, wanted[0]) <= ROUNDING and worst(x.grad, wanted[1]) <= ROUNDING
-    rounding = 1e-5 if plan == "sparse" or "depthwise" in name else ROUNDING
+    own = plan == "sparse" or "depthwise" in name
+    most = ROUNDING if own else OF_TORCH
+    assert worst(y, wanted[0]) <= most and worst(x.grad, wanted[1]) <= most
+    rounding = 1e-5 if own else OF_TORCH
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
     assert worst(layer.weight.grad, wanted[2]) <= rounding
     if layer.bias is not None:
@@ -127,10 +131,10 @@ def test_rows_of_the_table(algorithm: str, plan: str) -> None:
     gradient = torch.randn(y.shape).bfloat16()
     y.backward(gradient)
     weights = 0.0 if algorithm == "saw" else 0.7
-    assert worst(y, expected(layer, x, gradient, weights)[0]) <= ROUNDING
+    assert worst(y, expected(layer, x, gradient, weights)[0]) <= OF_TORCH
     activations = 0.0 if algorithm == "forward-weight" else 0.7
     assert layer.weight.grad is not None
-    assert worst(layer.weight.grad, expected(layer, x, gradient, activations)[2]) <= ROUNDING
+    assert worst(layer.weight.grad, expected(layer, x, gradient, activations)[2]) <= OF_TORCH
 
 
 @pytest.mark.parametrize("option", [{"scope": "chw"}, {"period": 3}, {"method": "sample"}])

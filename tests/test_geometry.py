@@ -60,7 +60,7 @@ def check(layer: nn.Conv2d, x: Tensor, plan: str, dtype: torch.dtype) -> None:
     expected = convolve(a, w)
     (grad_input,) = torch.autograd.grad(expected, a, g.double())
     (grad_weight,) = torch.autograd.grad(convolve(kept_a, w), w, g.double())
-    tolerance = 2.0**-7 if narrow else 1e-5
+    tolerance = 2.0**-6 if narrow else 1e-5  # torch's dense products round more than once on some processors
     reference.check_close(y, expected, tolerance)
     reference.check_close(x.grad, grad_input, tolerance)
     reference.check_close(layer.weight.grad, grad_weight, tolerance)
