@@ -67,7 +67,7 @@ static inline vh load_bits(const bf16* p) {
 static inline vh load_first_bits(const bf16* p, int lanes) {
     if (lanes >= W) return load_bits(p);
     vh x{};
-    std::memcpy(&x, p, sizeof(bf16) * size_t(lanes));
+    if (lanes > 0) std::memcpy(&x, p, sizeof(bf16) * size_t(lanes));  // of none, the address may be null
     return x;
 }
 static inline vf loadu(const bf16* p) { return widen(load_bits(p)); }
@@ -78,7 +78,7 @@ static inline void storeu(bf16* p, vf x) {
 }
 static inline void store_first(bf16* p, vf x, int lanes) {
     const vh bits = narrow(x);
-    std::memcpy(p, &bits, sizeof(bf16) * size_t(lanes < W ? lanes : W));
+    if (lanes > 0) std::memcpy(p, &bits, sizeof(bf16) * size_t(lanes < W ? lanes : W));
 }
 // Half a line at a time is not worth a way past the caches.
 template <bool streaming> static inline void put(bf16* to, vf x) { storeu(to, x); }

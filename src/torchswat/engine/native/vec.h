@@ -60,7 +60,7 @@ static inline vf load_first(const float* p, int lanes) {
     return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), p));
 #else
     vf x{};
-    std::memcpy(&x, p, sizeof(float) * lanes);
+    if (lanes > 0) std::memcpy(&x, p, sizeof(float) * size_t(lanes));  // of none, the address may be null
     return x;
 #endif
 }
@@ -69,7 +69,7 @@ static inline void store_first(float* p, vf x, int lanes) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, __mmask16((1u << lanes) - 1), reinterpret_cast<__m512>(x));
 #else
-    std::memcpy(p, &x, sizeof(float) * lanes);
+    if (lanes > 0) std::memcpy(p, &x, sizeof(float) * size_t(lanes));
 #endif
 }
 
