@@ -61,7 +61,7 @@ STANDARD = ("3x3-64", "3x3-128", "3x3-256", "3x3-512")
 
 DENSE_BFLOAT16, BFLOAT16, BLOCKS = "dense bfloat16", "bfloat16", "bfloat16 in blocks of 2x2"
 TARGETS = {0.5: 1.4, 0.7: 2.15, 0.8: 2.9, 0.9: 4.7}
-"""Geometric mean of the speed-ups that the engine was built for, by sparsity, with AVX-512."""
+"""Geometric mean of the speed-ups that are asked for, by sparsity, with AVX-512."""
 
 
 def bench_products(
