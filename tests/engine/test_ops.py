@@ -16,9 +16,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from operations import BODIES, Call, body, compiled, truth
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import opcheck
 
+import torchswat
 from torchswat.engine import layout, ops
 from torchswat.engine.state import PRODUCTS, new_state
 from torchswat.errors import InvalidValue, NotFinite
@@ -238,6 +239,48 @@ def test_a_gradient_goes_back_in_the_layout_that_its_input_came_in(size, how):
     gradient = layout.copy_to_chwn(torch.randn(size))
     (found,) = torch.autograd.grad(ops.as_chwn(x.clone()), x, gradient)
     assert torch.equal(found, gradient)
+
+
+# ---- tensors that start between words -----------------------------------------------------------------------
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    """Return a copy that starts one byte behind a word; one without entries starts nowhere."""
+    if not tensor.numel():
+        return tensor
+    room = torch.empty(8 + tensor.nbytes, dtype=torch.uint8).numpy()
+    place = 1 + (-room.ctypes.data) % 8
+    found = torch.frombuffer(room[place:].data, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)
+    assert found.data_ptr() % 8 == 1
+    return found.copy_(tensor)
+
+
+@pytest.mark.parametrize("which", BODIES)
+@given(call=st.one_of(convolutions, matrices))
+def test_tensors_may_start_anywhere(which, call):
+    """Of a buffer from elsewhere, or a slice of one; the kernels read whole words, which C++ allows nowhere else."""
+    assume(call.fits())
+    x, weight, bias = call.operands()
+    with body(which):
+        expected = call.run(x, weight, bias)
+        found = call.run(unaligned(x), unaligned(weight), bias)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)  # plain torch's products
+        y, saved, record = expected
+        gradient = torch.randn_like(y)
+        arguments = call.backward_arguments(gradient, x, weight, saved, record)
+        expected = torch.ops.torchswat.sparse_backward(*arguments)
+        arguments[3:5] = unaligned(saved), unaligned(record)
+        for mine, other in zip(torch.ops.torchswat.sparse_backward(*arguments), expected, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_hooks_on_saved_tensors_may_hand_out_slices():
+    layer = torchswat.sparsify_(nn.Sequential(nn.Conv2d(3, 8, 3)), sparsity=0.5)
+    x, grads = torch.randn(4, 3, 8, 8), []
+    for unpack in (lambda tensor: tensor, lambda t: unaligned(t) if t.dtype is torch.uint8 else t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            grads.append(torch.autograd.grad(layer(x).square().sum(), layer[0].weight)[0])
+    assert torch.equal(*grads)
 
 
 # ---- hostile operands --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torchswat.engine.arguments import GRAD_WEIGHT_ACTIVATION, Arguments, moment
 from torchswat.engine.batch_norm import RecomputeInfo
 from torchswat.engine.loader import has_memory, is_plain
 from torchswat.engine.once import differentiable_once
+from torchswat.engine.saved import aligned
 from torchswat.errors import InvalidValue
 
 
@@ -70,13 +71,14 @@ class SparseFunction(torch.autograd.Function):
         x, weight, kept, record, weight_mask, *recompute = ctx.saved_tensors
         wanted, facts, a = ctx.needs_input_grad[:3], ctx.facts, ctx.a
         where: Any = (recompute or None, ctx.size, ctx.layout, a, wanted)
-        if facts is not None and _is_of_kernels(gradient, weight, kept, facts):
+        if facts is not None and _is_of_kernels(gradient, weight, kept, x, facts):
+            kept = aligned(kept)
             grads = compiled_layer.backward(ctx.native, gradient, x, weight, kept, facts, weight_mask, *where)
             return *grads, None
         if record is None:
             raise InvalidValue(
-                "the backward pass of a sparse layer got a gradient of another dtype, device or kind than its output "
-                f"({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, "
+                "the backward pass of a sparse layer got a gradient, or saved tensors, of another dtype, device or kind "
+                f"than its output ({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, "
                 "which take plain float32 tensors of the CPU."
             )
         operands = gradient, x, weight, kept, record, weight_mask
@@ -90,7 +92,9 @@ class SparseFunction(torch.autograd.Function):
         return *grads, None
 
 
-def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor, facts: compiled_layer.Facts) -> bool:
+def _is_of_kernels(
+    gradient: Tensor, weight: Tensor, kept: Tensor, x: Tensor | None, facts: compiled_layer.Facts
+) -> bool:
     """Return whether the compiled kernels may read these, which hooks on saved tensors may have made anew."""
     dtype = torch.bfloat16 if facts.products & compiled_layer.NARROW else torch.float32
     return (
@@ -98,7 +102,8 @@ def _is_of_kernels(gradient: Tensor, weight: Tensor, kept: Tensor, facts: compil
         and gradient.dtype is dtype
         and has_memory(gradient)
         and has_memory(weight)
-        and kept.is_cpu
+        and has_memory(kept)
+        and (x is None or has_memory(x))
     )
 
 

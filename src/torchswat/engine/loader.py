@@ -84,7 +84,7 @@ _PLAIN = Tensor, torch.nn.Parameter, torch.nn.Buffer
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Return whether the entries of a tensor lie in memory of the CPU as its strides say."""
+    """Return whether the entries of a tensor lie in memory of the CPU as its strides say, each at its own multiple."""
     return (
         type(tensor) in _PLAIN
         and tensor.is_cpu
@@ -92,6 +92,7 @@ def has_memory(tensor: Tensor) -> bool:
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
         and not is_functorch_wrapped_tensor(tensor)
+        and tensor.data_ptr() % tensor.element_size() == 0  # torch.frombuffer takes any offset
     )
 
 

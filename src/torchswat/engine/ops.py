@@ -111,10 +111,10 @@ def _check(holds: bool, name: str, value: Tensor, allowed: str) -> None:
 
 
 def _words(words: Tensor, name: str) -> Tensor:
-    """Return state or record as its sixteen words lie in memory of the CPU."""
+    """Return state or record as its sixteen words lie in memory of the CPU, from a word on."""
     fits = words.shape == (WORDS,) and words.dtype == torch.int64 and not words.is_meta
     _check(fits, name, words, f"int64 of shape ({WORDS},)")
-    return words.to("cpu").contiguous()
+    return saved.aligned(words.to("cpu").contiguous())
 
 
 def _check_given(**tensors: Tensor | None) -> None:
@@ -242,6 +242,7 @@ def run_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Run the backward pass on plain tensors, by the engine that its forward pass ran on."""
     native = native_for(gradient, weight) if gradient.numel() and weight.numel() else None
+    kept = saved.aligned(kept)
     operands = gradient, x, weight, kept, record, weight_mask
     where = input_size, input_layout, a, wanted
     if native is None:
@@ -260,7 +261,7 @@ def _backward(
 ):  # fmt: skip
     a = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, slots, chwn)  # type: ignore[arg-type]
     _check_given(gradient=gradient, weight=weight, saved=kept, record=record)
-    record = _words(record, "record")
+    record, kept = _words(record, "record"), saved.aligned(kept)
     _check_backward(gradient, x, weight, kept, record, weight_mask, input_size, input_layout, a, wanted)
     grads = run_backward(
         gradient,

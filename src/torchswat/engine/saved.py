@@ -236,7 +236,12 @@ def unpack_bits(bits: Tensor, n: int) -> Tensor:
     return ((bits.unsqueeze(1) >> places) & 1).bool().view(-1)[:n]
 
 
-# ---- checks of bytes from elsewhere -------------------------------------------------------------------------
+# ---- bytes from elsewhere -------------------------------------------------------------------------
+
+
+def aligned(saved: Tensor) -> Tensor:
+    """Return a buffer, or a copy of one that starts between words, as a slice of a larger one may."""
+    return saved.clone() if not saved.is_meta and saved.data_ptr() % 8 else saved
 
 
 def is_whole(saved: Tensor, size: Sequence[int], compressed: bool, itemsize: int, native) -> bool:
