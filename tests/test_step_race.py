@@ -11,7 +11,7 @@ from torch import nn
 import torchswat
 from torchswat import step_race
 from torchswat.engine import info, plan
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 
 pytestmark = pytest.mark.skipif(not info()["available"], reason="the native engine is not built here")
 SHAPES = {

@@ -14,7 +14,7 @@ import torchswat
 from torchswat import sparsify_, tune, tuning
 from torchswat.engine import info, plan
 from torchswat.engine.loader import engine
-from torchswat.engine.packed import Choice
+from torchswat.engine.shape import Choice
 from torchswat.engine.timings import Timing
 from torchswat.errors import InvalidValue
 from torchswat.schedules import Cubic

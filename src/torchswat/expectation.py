@@ -18,7 +18,7 @@ from torch import nn
 from torchswat.convert import sparse_layers
 from torchswat.engine import plan
 from torchswat.engine.arguments import FORWARD_WEIGHT, GRAD_INPUT_WEIGHT, GRAD_WEIGHT_ACTIVATION
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 from torchswat.layers import LayerSparsity
 from torchswat.step_race import measured
 

@@ -41,8 +41,8 @@ from torchswat.engine.dense import Padding
 from torchswat.engine.function import Call, SparseFunction, run
 from torchswat.engine.loader import has_memory, native_for, native_for_bfloat16
 from torchswat.engine.ops import not_traceable
-from torchswat.engine.packed import shape_of
 from torchswat.engine.products import Conv2dProducts, LinearProducts, Products
+from torchswat.engine.shape import shape_of
 from torchswat.errors import InvalidValue, NotFinite
 from torchswat.masked import MaskedProducts, Masks
 from torchswat.projection import predicted_mask

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from torchswat.convert import Sparsity, sparsify_
 from torchswat.engine import layout, plan
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 from torchswat.engine.timings import is_matrix, multiply_adds
 from torchswat.examples import random_states_restored
 from torchswat.layers import LayerSparsity

@@ -16,8 +16,8 @@ from torch import nn
 
 from torchswat.convert import sparse_layers
 from torchswat.engine import plan
-from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.race import race
+from torchswat.engine.shape import Choice, Shape
 from torchswat.engine.timings import Timing, multiply_adds
 from torchswat.errors import InvalidValue
 from torchswat.examples import call, copied, random_states_restored

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torchswat.bench import calibrate
 from torchswat.bench.calibrate import KINDS, Sample, agreement, fit, nonnegative_least_squares, random_shape
 from torchswat.engine import info, plan_model
-from torchswat.engine.packed import Shape
 from torchswat.engine.plan_costs import COSTS, FITTED
 from torchswat.engine.plan_model import PRODUCTS, WAYS, estimate, kind_of
+from torchswat.engine.shape import Shape
 from torchswat.engine.timings import Timing, multiply_adds
 
 RACED = {

@@ -15,7 +15,7 @@ import typer
 from torchswat import cli
 from torchswat.bench import commands
 from torchswat.engine import plan
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 
 OPTIONS = {
     "products": "isa json output quick repeats shape sparsity threads",

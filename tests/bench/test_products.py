@@ -12,16 +12,13 @@ from torchswat.bench.products import (
     PRODUCTS,
     SHAPES,
     STANDARD,
-    _Operands,
     bench_products,
     bfloat16_absent,
     rounds,
 )
-from torchswat.engine import kernels as ops
-from torchswat.engine.packed import PackedConv2dProducts
-from torchswat.engine.products import Conv2dProducts
-from torchswat.engine.topk import Selection
-from torchswat.errors import InvalidValue, UnknownName
+from torchswat.engine.loader import engine
+from torchswat.engine.race import contestants as race_of
+from torchswat.errors import InvalidValue, MissingDependency, UnknownName
 
 
 def test_every_product_at_every_sparsity(tiny):
@@ -53,15 +50,16 @@ def test_every_product_at_every_sparsity(tiny):
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_both_sides_compute_the_same(product, tiny):
-    shape = SHAPES[tiny]
-    nchw = _Operands(product, *map(torch.randn, (shape.input, shape.weight, (16, 16, 8, 8))))
-    chwn = _Operands(product, ops.to_chwn(nchw.x), nchw.weight, ops.to_chwn(nchw.gradient))
-    sparse = chwn.multiply(
-        PackedConv2dProducts(shape.stride, shape.padding, shape=shape), Selection(limit=1.0)
-    )
-    dense = nchw.multiply(Conv2dProducts(shape.stride, shape.padding), Selection(limit=1.0))
-    torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(sparse, nchw.multiply(Conv2dProducts(shape.stride, shape.padding)), atol=0.1)
+    place = PRODUCTS.index(product)
+    sparse, dense = race_of(SHAPES[tiny], 0.7, seed=3)[place]
+    torch.testing.assert_close(sparse(), dense(), rtol=1e-4, atol=1e-4)
+    other, _ = race_of(SHAPES[tiny], 0.7, seed=4)[place]
+    assert not torch.allclose(sparse(), other(), atol=0.1)
+
+
+def test_without_the_engine_nothing_is_compared():
+    with engine("reference"), pytest.raises(MissingDependency, match="compiled engine"):
+        bench_products(STANDARD, repeats=1)
 
 
 def test_the_standard_shapes_cost_the_same_and_are_listed():

@@ -24,7 +24,7 @@ from torchswat.bench.programs.overhead import SingleLayer, tiny_shape
 from torchswat.bench.programs.worker import milliseconds, settle
 from torchswat.convert import sparse_layers
 from torchswat.engine.loader import native
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 from torchswat.errors import InvalidValue, MissingData, MissingDependency, UnknownName
 
 needs_native = pytest.mark.skipif(native() is None, reason="the native engine is not built here")

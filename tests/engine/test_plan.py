@@ -22,9 +22,9 @@ from torch import nn
 from torchswat import select, sparsify_
 from torchswat.engine import plan, plan_model
 from torchswat.engine.loader import engine
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, Shape
 from torchswat.engine.plan import TunedPlan, bucket, choose, followed, key_of, path, save, table
 from torchswat.engine.race import race
+from torchswat.engine.shape import ALL_DENSE, ALL_SPARSE, Choice, Shape
 from torchswat.engine.timings import Timing, multiply_adds
 
 SHAPE = Shape((4, 3, 8, 8), (5, 3, 3, 3), (1, 1), (1, 1))
@@ -219,7 +219,7 @@ def test_threads_may_ask_at_once(file):
 
 FORKED = """
 import os, threading
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 from torchswat.engine.plan import PLAN, choose
 held, ended = threading.Event(), threading.Event()
 def hold():

@@ -24,11 +24,11 @@ import torch
 
 from torchswat.engine import plan_model
 from torchswat.engine.loader import native
-from torchswat.engine.packed import Shape
 from torchswat.engine.plan import machine
 from torchswat.engine.plan_costs import COSTS, FITTED
 from torchswat.engine.plan_model import MARGIN, PRODUCTS, WAYS, Sizes, amounts, densities, kind_of
 from torchswat.engine.race import race
+from torchswat.engine.shape import Shape
 from torchswat.engine.timings import Timing, multiply_adds
 from torchswat.files import write_atomically
 

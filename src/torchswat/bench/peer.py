@@ -14,7 +14,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 
 
 @cache

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from statistics import geometric_mean
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,14 +22,15 @@ from torchswat.bench import peer
 from torchswat.bench.peak import peak_gflops
 from torchswat.bench.race import Tick, faster, median, race, spread
 from torchswat.bench.record import Record, Row, circumstances
-from torchswat.engine import info
-from torchswat.engine import kernels as ops
-from torchswat.engine.packed import PackedConv2dProducts, Shape
-from torchswat.engine.products import Conv2dProducts, Form
+from torchswat.engine import dense, info, layout, saved
+from torchswat.engine.compiled_layer import sizes_of
+from torchswat.engine.loader import native
 from torchswat.engine.race import contestants as race_of
-from torchswat.engine.topk import Selection
-from torchswat.errors import UnknownName
-from torchswat.selection import check_sparsity, keep_largest, kept_count
+from torchswat.engine.race import limit_of
+from torchswat.engine.shape import Shape
+from torchswat.engine.timings import output_positions
+from torchswat.errors import MissingDependency, UnknownName
+from torchswat.selection import check_sparsity
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
@@ -83,7 +84,7 @@ def bench_products(
     repeats : int, default 15
         Timed rounds; each runs every contestant once.
     seed : int, default 0
-        Of the operands, which are normal random numbers.
+        Of the operands, which are normal random numbers; a threshold on magnitudes selects.
     tick : callable
         Called ``rounds(shapes, repeats)`` times.
 
@@ -95,8 +96,14 @@ def bench_products(
     ------
     UnknownName, InvalidValue
         For a shape that is not in the list, or a sparsity outside [0, 1).
+    MissingDependency
+        Without the compiled engine, which alone has sparse products.
     """
     check_shapes(shapes)
+    if native() is None:
+        raise MissingDependency(
+            f"sparse products need the compiled engine: {info()['reason']}. `torchswat doctor` says more."
+        )
     for sparsity in sparsities:
         check_sparsity(sparsity)
     situation = circumstances(seed, repeats)
@@ -104,7 +111,7 @@ def bench_products(
     for name in shapes:
         for product in PRODUCTS:
             torch.manual_seed(seed)
-            rows += _compare(name, SHAPES[name], product, sparsities, repeats, tick)
+            rows += _compare(name, SHAPES[name], product, sparsities, repeats, seed, tick)
     targets = TARGETS if set(shapes) == set(STANDARD) and str(info()["isa"]).startswith("avx512") else {}
     summary = [
         {
@@ -155,85 +162,79 @@ def bfloat16_absent() -> str | None:
 # ---- one product of one shape ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """The tensors of a convolution in one layout, and how one of its products takes them."""
-
-    product: str
-    x: Tensor  # (N, C, H, W)
-    weight: Tensor  # (K, C, R, S)
-    gradient: Tensor  # (N, K, P, Q)
-
-    def selected(self) -> Tensor:
-        """Return the operand that the paper makes sparse in this product."""
-        return self.x if self.product == "grad_weight" else self.weight
-
-    def pack(self, products: Conv2dProducts, selection: Selection | None) -> Form:
-        if self.product == "forward":
-            return products.forward_weight(self.weight, selection)
-        if self.product == "grad_input":
-            return products.grad_input_weight(self.weight, selection)
-        return products.grad_weight_activation(self.x, selection)
-
-    def multiply(self, products: Conv2dProducts, selection: Selection | None = None) -> Tensor:
-        form = self.pack(products, selection)
-        if self.product == "forward":
-            return products.forward(self.x, form, None)
-        if self.product == "grad_input":
-            return products.grad_input(self.gradient, form, self.x)
-        return products.grad_weight(self.gradient, form, self.weight)
-
-    def to(self, change: Callable[[Tensor], Tensor]) -> _Operands:
-        return _Operands(self.product, *map(change, (self.x, self.weight, self.gradient)))
-
-
 @torch.no_grad()
 def _compare(
-    name: str, shape: Shape, product: str, sparsities: Sequence[float], repeats: int, tick: Tick
+    name: str, shape: Shape, product: str, sparsities: Sequence[float], repeats: int, seed: int, tick: Tick
 ) -> list[Row]:
     """Race one product of one shape: dense in every layout, sparse at every sparsity."""
-    sizes = list(shape.input), list(shape.weight), list(shape.stride), list(shape.padding)
-    output = ops.output_size(*sizes)
-    nchw = _Operands(product, *map(torch.randn, (shape.input, shape.weight, output)))
-    contestants = _dense_contestants(shape, nchw)
-    chwn = _Operands(product, ops.to_chwn(nchw.x), nchw.weight, ops.to_chwn(nchw.gradient))
-    products = PackedConv2dProducts(shape.stride, shape.padding, shape=shape)
-    density = {}
+    place, module = PRODUCTS.index(product), native()
+    assert module is not None
+    output = (shape.input[0], shape.weight[0], *output_positions(shape))
+    x, weight, gradient = map(torch.randn, (shape.input, shape.weight, output))
+    contestants = _dense_contestants(shape, product, x, weight, gradient)
     for sparsity in sparsities:
-        operand = chwn.selected()
-        kept = kept_count(operand.numel(), sparsity)
-        density[sparsity] = kept / operand.numel()
-        _, selection = keep_largest(operand, kept, scope="nchw", method="histogram")
-        contestants[f"packing {sparsity}"] = partial(chwn.pack, products, selection)
-        contestants[f"sparse {sparsity}"] = partial(chwn.multiply, products, selection)
+        limit = limit_of(sparsity)
+        contestants[f"packing {sparsity}"] = _packing(module, shape, product, x, weight, limit)
+        contestants[f"sparse {sparsity}"] = race_of(shape, sparsity, seed=seed)[place][0]
         if DENSE_BFLOAT16 in contestants:
             for name_of, block in ((BFLOAT16, (1, 1)), (BLOCKS, (2, 2))):
-                ways = race_of(replace(shape, narrow=True), sparsity, block)
-                contestants[f"{name_of} {sparsity}"] = ways[PRODUCTS.index(product)][0]
+                ways = race_of(replace(shape, narrow=True), sparsity, block, seed)
+                contestants[f"{name_of} {sparsity}"] = ways[place][0]
         if product == "forward":
-            contestants.update(peer.contestants(shape, nchw.x, selection.kept(nchw.weight), sparsity))
+            kept = torch.where(weight.abs() >= limit, weight, 0)
+            contestants.update(peer.contestants(shape, x, kept, sparsity))
     samples = race(contestants, repeats, tick)
     operations = 2 * math.prod(output) * math.prod(shape.weight[1:])
     return [
         {"shape": name, "sizes": str(shape), "product": product, "sparsity": sparsity}
-        | _figures(samples, sparsity, operations, density[sparsity])
+        | _figures(samples, sparsity, operations)
         for sparsity in sparsities
     ]
 
 
-def _dense_contestants(shape: Shape, nchw: _Operands) -> dict[str, Callable[[], object]]:
-    products = Conv2dProducts(shape.stride, shape.padding)
-    channels_last = nchw.to(lambda tensor: tensor.contiguous(memory_format=torch.channels_last))
-    dense: dict[str, Callable[[], object]] = {
-        "dense nchw": partial(nchw.multiply, products),
-        "dense channels_last": partial(channels_last.multiply, products),
+def _packing(
+    module: ModuleType, shape: Shape, product: str, x: Tensor, weight: Tensor, limit: float
+) -> Callable[[], object]:
+    """Return what packs the operand of a sparse product, a part of its time."""
+    if product == "grad_weight":
+        maps = layout.copy_to_chwn(x, module)
+        return lambda: saved.compress(module, maps, None, limit, -1)
+    place, threads = PRODUCTS.index(product), torch.get_num_threads()
+    sizes = sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding, shape.dilation, 1).shape
+    starts, room = module.weight_starts(sizes, place), module.weight_capacity(sizes, place)
+    lists = [torch.empty(starts, dtype=torch.int32), torch.empty(room), torch.empty(room, dtype=torch.int16)]
+    to = [module.PackedWeights(), module.PackedWeights()]
+    to[place] = module.PackedWeights(*(part.data_ptr() for part in lists))
+
+    def pack() -> object:
+        module.pack_weights(sizes, weight.data_ptr(), 0, limit, *to, 0, threads)
+        return lists
+
+    return pack
+
+
+def _dense_contestants(
+    shape: Shape, product: str, x: Tensor, weight: Tensor, gradient: Tensor
+) -> dict[str, Callable[[], object]]:
+    geometry = shape.stride, shape.padding, shape.dilation, 1
+    wanted = product == "grad_input", product == "grad_weight", False
+
+    def multiply(dtype: torch.dtype, order: torch.memory_format) -> Callable[[], object]:
+        a, w, g = (tensor.to(dtype=dtype, memory_format=order) for tensor in (x, weight, gradient))
+        if product == "forward":
+            return lambda: dense.convolution(a, w, None, *geometry)
+        return lambda: dense.convolution_backward(g, a, w, *geometry, wanted)
+
+    found = {
+        "dense nchw": multiply(torch.float32, torch.contiguous_format),
+        "dense channels_last": multiply(torch.float32, torch.channels_last),
     }
     if bfloat16_absent() is None:  # what autocast comes to between two layers: all operands are of it already
-        dense[DENSE_BFLOAT16] = partial(channels_last.to(Tensor.bfloat16).multiply, products)
-    return dense
+        found[DENSE_BFLOAT16] = multiply(torch.bfloat16, torch.channels_last)
+    return found
 
 
-def _figures(samples: dict[str, list[float]], sparsity: float, operations: float, density: float) -> Row:
+def _figures(samples: dict[str, list[float]], sparsity: float, operations: float) -> Row:
     """Return the row of one sparsity from the times of all contestants."""
     best = faster({name: samples[name] for name in ("dense nchw", "dense channels_last")})
     sparse = samples[f"sparse {sparsity}"]
@@ -256,7 +257,7 @@ def _figures(samples: dict[str, list[float]], sparsity: float, operations: float
         "packing_ms": median(samples[f"packing {sparsity}"]),
         "speed_up": dense_ms / sparse_ms,
         "limit": 1 / (1 - sparsity),
-        "gflops_nonzero": operations * density / sparse_ms / 1e6,
+        "gflops_nonzero": operations * (1 - sparsity) / sparse_ms / 1e6,
         "gflops_equivalent": operations / sparse_ms / 1e6,
         "dense_gflops": operations / dense_ms / 1e6,
         "dense_bfloat16_ms": None,

@@ -34,7 +34,7 @@ from torchswat.engine.arguments import (
 )
 from torchswat.engine.dense import Padding
 from torchswat.engine.loader import kernel_for
-from torchswat.engine.packed import shape_of
+from torchswat.engine.shape import shape_of
 from torchswat.engine.state import (
     ACTIVATION,
     ACTIVATION_LIMIT,

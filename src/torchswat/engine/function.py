@@ -77,9 +77,9 @@ class SparseFunction(torch.autograd.Function):
             return *grads, None
         if record is None:
             raise InvalidValue(
-                "the backward pass of a sparse layer got a gradient, or saved tensors, of another dtype, device or kind "
-                f"than its output ({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on the compiled kernels, "
-                "which take plain float32 tensors of the CPU."
+                "the backward pass of a sparse layer got a gradient, or saved tensors, of another dtype, device or "
+                f"kind than its output ({gradient.dtype}, {gradient.device}, {type(gradient).__name__}); it ran on "
+                "the compiled kernels, which take plain float32 tensors of the CPU."
             )
         operands = gradient, x, weight, kept, record, weight_mask
         geometry = ops.Geometry(a.stride, a.padding, a.dilation, a.groups, a.slots, a.chwn)

@@ -28,7 +28,7 @@ import torch
 
 from torchswat.engine import plan_model
 from torchswat.engine.loader import native
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, Choice, Shape
+from torchswat.engine.shape import ALL_DENSE, ALL_SPARSE, Choice, Shape
 from torchswat.engine.timings import Timing
 
 try:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from torchswat.engine.loader import native
-from torchswat.engine.packed import Choice, Shape
 from torchswat.engine.plan_costs import COSTS
+from torchswat.engine.shape import Choice, Shape
 from torchswat.engine.timings import Timing, is_matrix, output_positions
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")

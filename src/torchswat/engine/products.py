@@ -5,7 +5,7 @@
     grad_weight  dW = correlate(a, g)
 
 Products decide in which form they take an operand: here as a dense tensor with zeros where a selection
-dropped entries. `torchswat.engine.packed` has other forms. What is dense with zeros is saved for backward
+dropped entries. What is dense with zeros is saved for backward
 as its values and one bit an entry (`torchswat.engine.kept`).
 """
 
@@ -25,18 +25,10 @@ Form = tuple[Tensor, ...]
 
 
 class Products:
-    """What every kind of layer shares: operands are kept dense."""
+    """What every kind of layer shares."""
 
     bias_dims: tuple[int, ...] = (0,)
     """Dimensions of the output that share a bias."""
-    packs_weights: bool = False
-    """Whether a selected weight is taken in a form of its own."""
-    compresses: bool = False
-    """Whether the activation kept is its kept values only, every NaN among them."""
-
-    def adapt(self, activation: Tensor) -> Tensor:
-        """Return `activation` in the layout that these products work in (differentiable)."""
-        return activation
 
     def forward_weight(self, weight: Tensor, selection: Selection | None) -> Form:
         """Return the weight in the form that `forward` takes."""
@@ -49,12 +41,6 @@ class Products:
     def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
         """Return the activation in the form that `grad_weight` takes."""
         return (activation if selection is None else selection.kept(activation),)
-
-    def grad_weight_activation_again(
-        self, x: Tensor, scale: Tensor, shift: Tensor, selection: Selection
-    ) -> Form:
-        """Return `grad_weight_activation` of ``relu(x * scale + shift)``, which only what compresses can."""
-        raise NotImplementedError
 
     def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
         """Return the output."""

@@ -31,7 +31,7 @@ from torchswat.engine.arguments import (
 from torchswat.engine.block_masks import Blocks, block_sums, mask_of_blocks
 from torchswat.engine.loader import native
 from torchswat.engine.ops import Geometry
-from torchswat.engine.packed import Shape
+from torchswat.engine.shape import Shape
 from torchswat.engine.timings import Pair, Timing, is_matrix, multiply_adds, output_positions
 
 Ways = tuple[Callable[[], Tensor], Callable[[], Tensor]]
@@ -81,7 +81,18 @@ def race(
         return Timing(*(best(*ways) for ways in contestants(shape, sparsity)))
 
 
-def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1)) -> list[Ways]:
+def limit_of(sparsity: float) -> float:
+    """Return the magnitude below which that share of normal numbers lies.
+
+    Examples
+    --------
+    >>> round(limit_of(0.5), 3)
+    0.674
+    """
+    return NormalDist().inv_cdf((1 + sparsity) / 2)
+
+
+def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1), seed: int = 0) -> list[Ways]:
     """Return forward, grad_input and grad_weight of `shape`, each sparse and dense, on random operands.
 
     They are the very steps that a layer's pass is made of, but for the selection, which both ways share. Weights
@@ -89,12 +100,12 @@ def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1)) 
     """
     module = native()
     assert module is not None
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     matrix = is_matrix(shape)
     sizes = compiled_layer.sizes_of(
         module, shape.input, shape.weight, shape.stride, shape.padding, shape.dilation, 1
     )
-    limit = NormalDist().inv_cdf((1 + sparsity) / 2)  # of the magnitudes of normal numbers
+    limit = limit_of(sparsity)
     chosen = compiled_layer.Chosen(limit)
     slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION
     a = Geometry(shape.stride, shape.padding, shape.dilation, 1, slots, not matrix)

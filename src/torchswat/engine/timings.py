@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torchswat.engine.packed import Choice, Shape
+from torchswat.engine.shape import Choice, Shape
 
 Pair = tuple[float, float]
 

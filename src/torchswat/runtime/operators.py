@@ -18,13 +18,20 @@ from torch import Tensor, nn
 from torch.library import custom_op
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torchswat.engine.kernels import as_chwn, empty_chwn, output_size
+from torchswat.engine.layout import as_chwn, empty_chwn
 from torchswat.engine.loader import native_for
 from torchswat.errors import InvalidValue
 from torchswat.runtime import lists
 from torchswat.runtime.memory import aligned
 
 _packed: Any = WeakTensorKeyDictionary()  # by the values: lists by instruction set and geometry
+
+
+def _output_size(
+    x: Tensor, weight_size: list[int], stride: list[int], padding: list[int]
+) -> tuple[int, int, int, int]:
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - weight_size[2 + i]) // stride[i] + 1 for i in (0, 1))
+    return x.shape[0], weight_size[0], height, width
 
 
 @custom_op("torchswat::sparse_conv2d", mutates_args=())
@@ -43,12 +50,12 @@ def sparse_conv2d(
 
     The residual is added and the ReLU taken last. The result is CHWN.
     """
-    size = output_size(list(x.shape), weight_size, stride, padding)
+    size = _output_size(x, weight_size, stride, padding)
     native = native_for(x, values, bias, residual)
     if native is None or min(size) < 1:
         result = F.conv2d(x, _dense(values, bits, weight_size), bias, stride, padding)
         result = result if residual is None else result + residual
-        return empty_chwn(*size, like=x).copy_(result.relu() if relu else result)
+        return empty_chwn(size, x).copy_(result.relu() if relu else result)
     x, bias = as_chwn(x), bias.contiguous()
     residual = None if residual is None else as_chwn(residual)
     shape = native.ConvShape(*x.shape, weight_size[0], *weight_size[2:], *stride, *padding, *size[2:])
@@ -57,7 +64,7 @@ def sparse_conv2d(
     if key not in known:
         dense = aligned(_dense(values, bits, weight_size).numpy())
         known[key] = lists.for_samples(native, shape, dense, (1, 1), torch.get_num_threads())
-    result, threads = empty_chwn(*size, like=x), torch.get_num_threads()
+    result, threads = empty_chwn(size, x), torch.get_num_threads()
     workspace = torch.empty(native.conv_workspace(shape, threads))
     native.conv_forward_fused(
         shape,
@@ -75,7 +82,7 @@ def sparse_conv2d(
 
 @sparse_conv2d.register_fake
 def _(x, values, bits, bias, residual, weight_size, stride, padding, relu):
-    return empty_chwn(*output_size(list(x.shape), weight_size, stride, padding), like=x)
+    return empty_chwn(_output_size(x, weight_size, stride, padding), x)
 
 
 def _dense(values: Tensor, bits: Tensor, size: list[int]) -> Tensor:

@@ -166,7 +166,7 @@ def tiny_shape(shape: Any) -> Any:
 
     Examples
     --------
-    >>> from torchswat.engine.packed import Shape
+    >>> from torchswat.engine.shape import Shape
     >>> print(tiny_shape(Shape((16, 3, 32, 32), (16, 3, 3, 3), (1, 1), (1, 1))))
     16x3x8x8-2x3x3-s11-p11
     """

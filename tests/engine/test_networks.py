@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from torchswat import models, sparsify_
 from torchswat.convert import sparse_layers
-from torchswat.engine import kernels as ops
+from torchswat.engine import layout
 from torchswat.engine.loader import engine
-from torchswat.engine.packed import ALL_DENSE, ALL_SPARSE, PackedConv2dProducts, Shape
-from torchswat.engine.topk import Selection
 from torchswat.selection import Selector, select
 
 pytestmark = pytest.mark.skipif(not BUILT, reason="the native engine is not built here")
@@ -47,7 +45,7 @@ class Recorded(Selector):
         self, tensor: Tensor, sparsity: float, iteration: int, name: str = "tensor", remember: bool = True
     ) -> Tensor:
         if self.replay:
-            return ops.as_chwn(mask) if (mask := self.masks[iteration]).dim() == 4 else mask
+            return layout.as_chwn(mask) if (mask := self.masks[iteration]).dim() == 4 else mask
         self.masks.append(select(tensor, sparsity).contiguous())
         return self.masks[-1]
 
@@ -189,19 +187,18 @@ def test_outputs_of_linear_layers_may_be_changed_in_place(batch, width):
     reference.check_close(model(x), expected, 1e-6)
 
 
-@pytest.mark.parametrize("choice", [ALL_SPARSE, ALL_DENSE])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
-@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
-def test_results_are_chwn_and_no_views(choice, kernel, stride):
-    padding = (0, 0) if kernel == (1, 1) else (1, 1)
-    shape = Shape((4, 3, 8, 8), (5, 3, *kernel), stride, padding)
-    products = PackedConv2dProducts.of(shape, choice)
-    x, weight = ops.to_chwn(torch.randn(shape.input)), torch.randn(shape.weight)
-    kept = Selection(weight.abs() > 0.5)
-    y = products.forward(x, products.forward_weight(weight, kept), None)
-    grad_x = products.grad_input(y, products.grad_input_weight(weight, kept), x)
+@pytest.mark.parametrize("plan", ["sparse", "dense"])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_results_are_chwn_and_no_views(monkeypatch, plan, kernel, stride):
+    monkeypatch.setenv("TORCHSWAT_PLAN", plan)
+    layer = sparsify_(nn.Sequential(nn.Conv2d(3, 5, kernel, stride, kernel // 2)), "swat", 0.5)
+    x = layout.copy_to_chwn(torch.randn(4, 3, 8, 8)).requires_grad_()
+    y = layer(x)
+    (grad_x,) = torch.autograd.grad(y.sum(), x)
     for result in (y, grad_x):
-        assert ops.is_chwn(result) and not result._is_view()
+        assert layout.is_chwn(result)
+    assert not y._is_view()
 
 
 def test_what_the_engine_does_not_do_agrees_too():
@@ -217,23 +214,11 @@ def test_what_the_engine_does_not_do_agrees_too():
     check_step(nn.Sequential(*layers), (6, 3, 12, 12), 0.7)
 
 
-def test_packed_operands_save_what_they_promise():
-    """6 bytes a weight, 4 an activation and a bit: less than the dense tensors from a sparsity of 0.5 on."""
-    shape = Shape((32, 64, 16, 16), (64, 64, 3, 3), (1, 1), (1, 1))
-    products = PackedConv2dProducts.of(shape, ALL_SPARSE)
-    x = ops.to_chwn(torch.randn(shape.input))
-    limit = float(x.abs().flatten()[: 1 << 16].quantile(0.9))
-    form = products.grad_weight_activation(x, Selection(limit=limit))
-    held = sum(t.untyped_storage().nbytes() for t in form)
-    assert held < 0.25 * x.numel() * 4
-    reference.check_close(ops.expand(*form, list(shape.input)), x * (x.abs() >= limit))
-
-
-def test_one_channel_on_a_narrow_map():
+@pytest.mark.parametrize("plan", ["sparse", "dense"])
+def test_one_channel_on_a_narrow_map(monkeypatch, plan):
     """With the strides of channels_last, torch 2.13 gets this wrong on more than one thread."""
-    shape = Shape((2, 1, 2, 1), (6, 1, 1, 7), (1, 2), (0, 3))
-    x, weight = torch.randn(shape.input), torch.randn(shape.weight)
-    todo = PackedConv2dProducts.of(shape, ALL_DENSE)
-    output = todo.forward(todo.adapt(x), todo.forward_weight(weight, None), None)
-    expected = torch.conv2d(x.double(), weight.double(), None, shape.stride, shape.padding)
-    reference.check_close(output, expected, 1e-5)
+    monkeypatch.setenv("TORCHSWAT_PLAN", plan)
+    layer = nn.Conv2d(1, 6, (1, 7), (1, 2), (0, 3), bias=False)
+    x, weight = torch.randn(2, 1, 2, 1), layer.weight.detach().double()
+    expected = torch.conv2d(x.double(), weight, None, layer.stride, layer.padding)
+    reference.check_close(sparsify_(nn.Sequential(layer), "swat", 0.0)(x), expected, 1e-5)
