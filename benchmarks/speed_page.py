@@ -61,6 +61,38 @@ def steps(title: str, name: str, network: str | None = None) -> list[str]:
     return lines
 
 
+def roofline(title: str, name: str) -> list[str]:
+    """Return the tables of products and steps over their limits, and the drawing beside the file."""
+    found = record(name)
+    if found is None:
+        return []
+    facts = found["circumstances"]
+    lines = heading(title, name, found)
+    lines += [
+        f"Limits: multiply-adds on entries that are kept at {facts['peak_gflops']:.0f} GFLOP/s, the peak of registers; "
+        f"bytes of operands and result, once, at {facts['memory_gbs']:.0f} GB/s, the rate of a copy in memory. Made by "
+        "`torchswat bench roofline`.",
+        "",
+        f"![Products over their limits]({name}.svg)",
+        "",
+        "| network | S | operations ms | bytes ms | step ms | step over both | asked |",
+        "| --- " * 7 + "|",
+    ]
+    for row in found["summary"]:
+        lines.append(
+            f"| {row['network']} | {row['sparsity']:g} | {row['operations_ms']:.0f} | {row['bytes_ms']:.0f} "
+            f"| {row['step_ms']:.0f} | {row['over_bound']:.2f}x | {row['target']:g}x |"
+        )
+    lines += ["", "| network | sizes | product | layers | ms | operations ms | bytes ms | of its limit |"]
+    lines += ["| --- " * 8 + "|"]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['network']} | {row['sizes']} | {row['product']} | {row['layers']} | {row['ms']:.2f} "
+            f"| {row['operations_ms']:.2f} | {row['bytes_ms']:.2f} | {100 * row['reached']:.0f} % |"
+        )
+    return lines
+
+
 def products(title: str, name: str) -> list[str]:
     """Return the table of single products, a line a shape and product, and their geometric means."""
     found = record(name)

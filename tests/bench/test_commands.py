@@ -23,6 +23,7 @@ OPTIONS = {
     "selection": "isa json output quick repeats sparsity threads",
     "memory": "batch-size device isa json network output quick sparsity threads",
     "inference": "case isa json output peer quick repeats sparsity threads",
+    "roofline": "isa json network output quick repeats sparsity threads",
     "programs": "against isa json only output quick repeats threads",
 }
 

@@ -150,6 +150,37 @@ def step(
 
 
 @app.command()
+def roofline(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a network, or `all`. Repeat it for several (default: resnet18)."),
+    ] = None,
+    sparsity: options.Sparsity = 0.8,
+    repeats: Repeats = None,
+    quick: Quick = False,
+    threads: Threads = None,
+    isa: Isa = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Set the products of a network, and its whole step, against what this machine can do at most.
+
+    [dim]Example:[/dim]
+      torchswat bench roofline --network vgg16 --sparsity 0.9
+    """
+    _prepare("roofline", isa, threads, output)
+    from torchswat.bench import roofline as bench
+    from torchswat.bench.show import bar
+    from torchswat.bench.step import NETWORKS
+
+    networks = tuple(NETWORKS) if network == ["all"] else tuple(network or ("resnet18",))
+    rounds = repeats or (2 if quick else 7)
+    with bar(messages, "roofline", bench.rounds(networks, rounds)) as tick:
+        record = bench.bench_roofline(networks, sparsity, rounds, tick=tick)
+    _finish(record, output, as_json)
+
+
+@app.command()
 def selection(
     sparsity: options.Sparsity = 0.8,
     repeats: Repeats = None,

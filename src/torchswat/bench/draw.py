@@ -22,12 +22,14 @@ def draw(record: Record, path: Path) -> list[Path]:
     Parameters
     ----------
     record : Record
-        Of products, steps, memory or a file.
+        Of products, steps, a roofline, memory or a file.
     path : Path
         Of the drawing; its suffix is replaced.
     """
     if record.benchmark == "memory":
         return _save_both(_draw_memory(record), path)
+    if record.benchmark == "roofline":
+        return _save_both(_draw_roofline(record), path)
     if record.benchmark == "file":
         return _save_both(_draw_file(record), path)
     across, line = {"products": ("product", "shape"), "step": ("network", "how")}.get(
@@ -78,6 +80,40 @@ def _draw_memory(record: Record) -> Figure:
         [], [], "o", color="white", markeredgecolor="black", markersize=4, label="target of activations"
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(_caption(record), fontsize="small", color="#555555")
+    return figure
+
+
+def _draw_roofline(record: Record) -> Figure:
+    """GFLOP/s on entries kept over operations a byte; a marker a product, its area the time of all such layers."""
+    facts = record.circumstances
+    peak, memory = facts["peak_gflops"], facts["memory_gbs"]
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    panel = figure.subplots()
+    intensities = [row["operations"] / row["bytes"] for row in record.rows]
+    grid = np.geomspace(min(*intensities, peak / memory) / 2, max(*intensities, peak / memory) * 2, 100)
+    panel.plot(grid, np.minimum(peak, memory * grid), color="black", linewidth=1)
+    panel.text(grid[-1], 1.05 * peak, f"registers, {peak:.0f} GFLOP/s", ha="right", fontsize="small")
+    panel.text(grid[0], 1.2 * memory * grid[0], f"memory, {memory:.0f} GB/s", fontsize="small", va="bottom")
+    longest = max(row["ms"] * row["layers"] for row in record.rows)
+    for index, product in enumerate(_names(record.rows, "product")):
+        mine = [row for row in record.rows if row["product"] == product]
+        panel.scatter(
+            [row["operations"] / row["bytes"] for row in mine],
+            [row["gflops"] for row in mine],
+            s=[12 + 160 * row["ms"] * row["layers"] / longest for row in mine],
+            color=_COLOURS[index],
+            alpha=0.75,
+            linewidth=0,
+            label=product.replace("_", " "),
+        )
+    panel.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s on entries kept")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize="small", loc="lower right")
+    networks = ", ".join(_names(record.rows, "network"))
+    panel.set_title(
+        f"{networks}, sparsity {record.rows[0]['sparsity']:g}; area: time of all layers of a size"
+    )
     figure.suptitle(_caption(record), fontsize="small", color="#555555")
     return figure
 

@@ -30,7 +30,7 @@ _SETTINGS = (
 """Beginnings of the names of environment variables that change a speed."""
 _PLACES = ("TORCHSWAT_DATA",)  # change none, and are nobody's business
 
-DRAWINGS = {"products", "step", "memory", "file"}
+DRAWINGS = {"products", "step", "roofline", "memory", "file"}
 """The benchmarks that are also drawn, as SVG and PNG beside their file."""
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ class Record:
     Attributes
     ----------
     benchmark : str
-        ``products``, ``step``, ``programs``, ``selection``, ``inference``, ``memory`` or ``file``.
+        ``products``, ``step``, ``roofline``, ``programs``, ``selection``, ``inference``, ``memory`` or ``file``.
     circumstances : dict
         Hardware, software, settings, seed, repeats.
     rows : list of dict

@@ -32,6 +32,8 @@ def tables(record: Record) -> list[Table]:
         return [_products(record.rows), _means(record.summary)]
     if record.benchmark == "step":
         return [_steps(record.rows), _parts(record.rows)]
+    if record.benchmark == "roofline":
+        return [_roofline(record.rows), _bounds(record.summary)]
     if record.benchmark == "programs":
         return [_programs(record.rows)]
     if record.benchmark == "memory":
@@ -160,6 +162,42 @@ def _steps(rows: list[Row]) -> Table:
         "dense bfloat16"
     )
     table.caption_justify = "left"
+    return table
+
+
+def _roofline(rows: list[Row]) -> Table:
+    table = _table(
+        "Sparse products and their limits",
+        ("network", "sizes", "product"),
+        ("layers", "S", "ms", "operations ms", "bytes ms", "of its limit", "GFLOP/s"),
+    )
+    for row in rows:
+        table.add_row(
+            *(row["network"], row["sizes"], row["product"]),
+            *(str(row["layers"]), f"{row['sparsity']:g}", _ms(row["ms"], row["spread"])),
+            *(_ms(row["operations_ms"]), _ms(row["bytes_ms"])),
+            *(_percent(row["reached"]), f"{row['gflops']:.0f}"),
+        )
+    table.caption = (
+        "operations: on entries kept, at the peak of registers; bytes: operands and result once, at the rate of a "
+        "copy in memory; of its limit: the larger of the two over ms"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _bounds(summary: list[Row]) -> Table:
+    table = _table(
+        "A whole step over its lower bound: both limits together, of all sparse layers",
+        ("network",),
+        ("batch", "S", "operations ms", "bytes ms", "step ms", "over bound", "asked", "dense ms"),
+    )
+    for row in summary:
+        table.add_row(
+            *(row["network"], str(row["batch_size"]), f"{row['sparsity']:g}"),
+            *(_ms(row["operations_ms"]), _ms(row["bytes_ms"]), _ms(row["step_ms"], row["spread"])),
+            *(f"{row['over_bound']:.2f}x", f"{row['target']:g}x", _ms(row["dense_ms"])),
+        )
     return table
 
 

@@ -206,11 +206,14 @@ class _Step:
         self.optimizer.step()
 
 
-def _sparse(model: nn.Module, sparsity: float, search: Search) -> nn.Module:
+def sparse_step(
+    model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search
+) -> _Step:
+    """Return a step of a sparse and fused copy of `model`; it may be told which iteration it is."""
     options: dict[str, Any] = {"method": search.method, "period": search.period, "block": search.block}
     sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, **options)
     fuse_(sparse)
-    return sparse
+    return _Step(sparse, pictures, classes, search.bfloat16)
 
 
 def _compare(
@@ -220,14 +223,9 @@ def _compare(
     model = models.create(network.name, form=network.form)
     pictures = torch.randn(network.batch_size, model_info.in_channels, *[model_info.image_size] * 2)
     classes = torch.randint(model_info.num_classes, (network.batch_size,))
-    dense = _dense_steps(model, pictures, classes)
+    dense = dense_steps(model, pictures, classes)
     sparse = {
-        (sparsity, search): _Step(
-            _sparse(model, sparsity, search),
-            pictures,
-            classes,
-            search.bfloat16,
-        )
+        (sparsity, search): sparse_step(model, pictures, classes, sparsity, search)
         for sparsity in sparsities
         for search in searches
     }
@@ -278,7 +276,9 @@ def _target(network: Network, sparsity: float, search: Search) -> float | None:
     return network.targets.get(sparsity) if str(info()["isa"]).startswith("avx512") else None
 
 
-def _dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, _Step]:
+def dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, _Step]:
+    """Return steps of dense copies of `model` in both layouts, and under bfloat16 autocast where that is multiplied."""
+
     def channels_last() -> tuple[nn.Module, Tensor, Tensor]:
         layout = torch.channels_last
         other = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
