@@ -121,6 +121,23 @@ def test_evaluation_uses_the_running_statistics():
         assert torch.equal(buffer, before[name])
 
 
+@given(sizes, st.booleans(), st.booleans())
+def test_evaluation_keeps_the_layout(size, affine, grad):
+    norm = nn.BatchNorm2d(size[1], affine=affine)
+    norm(torch.randn(4, size[1], 3, 3))
+    norm.eval()
+    twin = copy.deepcopy(norm)
+    switch_(twin)
+    x = ops.to_chwn(torch.randn(size)).requires_grad_(grad)
+    ours, theirs = twin(x), norm(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert ops.is_chwn(ours)
+    if grad:
+        gradient = torch.randn(size)
+        found, expected = (torch.autograd.grad(y, x, gradient)[0] for y in (ours, theirs))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     restore_(twin)

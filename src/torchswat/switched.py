@@ -167,8 +167,25 @@ class ChwnBatchNorm2d(nn.BatchNorm2d):
             output = norm_ops.traced(self, input)
             return super().forward(input) if output is None else output
         if not fuses(self, input):
-            return _rounded(self, input) if _is_narrow_chwn(self, input) else super().forward(input)
+            if _is_narrow_chwn(self, input):
+                return _rounded(self, input)
+            return self._by_running_statistics(input) if self._evaluates(input) else super().forward(input)
         return normalised(self, input, None, False, self.norm_input)
+
+
+    def _evaluates(self, input: Tensor) -> bool:
+        """Return whether this is an evaluation of a CHWN input, whose layout torch would not return."""
+        tracked = not self.training and self.running_mean is not None and self.running_var is not None
+        return tracked and input.dim() == 4 and input.numel() > 0 and takes(input)
+
+    def _by_running_statistics(self, input: Tensor) -> Tensor:
+        """Return the output as torch computes it on the matrix (C, H * W * N) that a CHWN input is in memory."""
+        self._check_input_dim(input)
+        turned = input.permute(1, 2, 3, 0)
+        rows = turned.reshape(1, input.shape[1], -1)  # a view
+        statistics = self.running_mean, self.running_var, self.weight, self.bias
+        output = nn.functional.batch_norm(rows, *statistics, training=False, momentum=0.0, eps=self.eps)
+        return output.view(turned.shape).permute(3, 0, 1, 2)
 
 
 def _is_narrow_chwn(norm: nn.BatchNorm2d, input: Tensor) -> bool:
