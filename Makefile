@@ -68,6 +68,7 @@ lint: $(INSTALLED)  ## style, types, and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/check_types.py
 	$(BIN)/lint-imports
 
 format: $(INSTALLED)  ## put the style right

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from torchswat.errors import CheckpointError, NotFinite, TorchswatError
 from torchswat.training.interrupt import Interrupted
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Groups of the help and their commands, both in the order of a first use.
-GROUPS = {
+GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
     options.FIRST: (training.demo, training.train, training.evaluate),
     options.DEPLOY: (deploy.export, deploy.import_onnx, deploy.predict, deploy.serve, bench.benchmark),
     options.LISTS: (training.recipes, show.models, show.algorithms, show.data),

@@ -24,7 +24,7 @@ from torchswat.errors import TorchswatError
 Facts = dict[str, dict[str, Any]]
 """Plain values by section and name."""
 
-LIBRARIES = {
+LIBRARIES: dict[str, tuple[str, ...]] = {
     "train": (
         *("accelerate", "jinja2", "matplotlib", "pillow", "pydantic", "pyyaml", "rich", "safetensors"),
         *("scikit-learn", "tensorboard", "typer"),

@@ -73,7 +73,7 @@ class Fusion:
         exec(self.source, scope)
         return scope["forward"]
 
-    def __deepcopy__(self, memo: dict) -> Fusion:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:
         return self
 
     def __getstate__(self) -> dict[str, Any]:

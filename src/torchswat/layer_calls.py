@@ -26,9 +26,16 @@ from torchswat.examples import call, tensors_in
 from torchswat.layers import LayerSparsity, SparseLayer
 from torchswat.progress import Progress
 
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    _InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
-KNOWN = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, *_TABLES, *NORMS)
+KNOWN: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, *_TABLES, *NORMS)
 _SHOWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Classes whose subclasses are shown under their name."""
 

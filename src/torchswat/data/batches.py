@@ -100,9 +100,9 @@ class Batches:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
-        self.workers = workers or usable_processors()
-        self.epoch = 0
-        self.start = 0
+        self.workers: int = workers or usable_processors()
+        self.epoch: int = 0
+        self.start: int = 0
 
         mean, std = (torch.tensor(values)[:, None, None] for values in (split.mean, split.std))  # (C, 1, 1)
         self._scale, self._shift = 1 / (255 * std), -mean / std

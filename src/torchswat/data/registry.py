@@ -6,7 +6,7 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from torchswat.data.cifar import CIFAR10, CIFAR100
 from torchswat.data.dataset import Dataset
@@ -59,7 +59,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
         raise InvalidValue(f"the data root is {path}: there is no such user on this machine.") from None
 
 
-def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **options) -> Dataset:
+def load(name: str = "digits", root: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:
     """Load a data set by name, or any folder of images by its path.
 
     Nothing is ever downloaded: the files are expected as their publishers pack them.

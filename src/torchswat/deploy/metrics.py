@@ -15,17 +15,17 @@ class Metrics:
 
     def __init__(self, waiting: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests: Counter = Counter(
             "torchswat_requests", "Requests answered.", ("model", "status"), registry=self._registry
         )
-        self.seconds = Histogram(
+        self.seconds: Histogram = Histogram(
             "torchswat_request_seconds",
             "Seconds of requests that were answered with a result.",
             ("model",),
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self.sizes = Histogram(
+        self.sizes: Histogram = Histogram(
             "torchswat_batch_size", "Images in a batch.", ("model",), buckets=_SIZES, registry=self._registry
         )
         Gauge("torchswat_images_queued", "Images in the queues.", registry=self._registry).set_function(

@@ -53,14 +53,16 @@ class Reader:
             raise InvalidValue(
                 f"this network takes {len(network.package.graph.inputs)} inputs of {shape}, no images"
             )
+        self.channels: int
         self.channels, height, width = shape
         if height != width or self.channels not in (1, 3):
             raise InvalidValue(
                 f"this network takes {self.channels} channels of {height} x {width}; "
                 "images can be shown to networks for square ones of 1 or 3 channels"
             )
-        self.size, resize = width, network.package.about.resize
-        self.view = CentreCrop(max(resize, width), width) if resize else None
+        self.size: int = width
+        resize = network.package.about.resize
+        self.view: CentreCrop | None = CentreCrop(max(resize, width), width) if resize else None
 
     def read(self, source: Path | bytes) -> Tensor:
         """Return the pixels of an image, uint8 (C, H, W).

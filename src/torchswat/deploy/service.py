@@ -99,7 +99,8 @@ class Refused(Exception):
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
-        self.status, self.words = status, words
+        self.status: int = status
+        self.words: str = words
 
 
 def make_service(networks: Mapping[str, Network], limits: Limits) -> ASGIApp:

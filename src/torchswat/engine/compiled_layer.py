@@ -114,7 +114,7 @@ class Chosen(NamedTuple):
     mask: Tensor | None = None
 
 
-def tied(native, tensor: Tensor, limit: float, ties: int) -> Tensor:
+def tied(native: Any, tensor: Tensor, limit: float, ties: int) -> Tensor:
     """Return the mask of what exceeds `limit` and of the first `ties` equal to it, laid out like `tensor`.
 
     First is meant in the order of the shape, whatever the strides.
@@ -132,7 +132,7 @@ def tied(native, tensor: Tensor, limit: float, ties: int) -> Tensor:
     return mask
 
 
-def masked(native, tensor: Tensor, chosen: Chosen) -> Tensor:
+def masked(native: Any, tensor: Tensor, chosen: Chosen) -> Tensor:
     """Return a contiguous `tensor` with zeros where nothing is kept."""
     result = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     n, threads = tensor.numel(), torch.get_num_threads()
@@ -150,20 +150,25 @@ class Pass:
 
     def __init__(
         self,
-        native,
+        native: Any,
         sizes: Sizes,
         state: Tensor,
         schedule: Tensor | None,
         a: Arguments,
         moment: Moment,
         inplace: bool,
-    ):
-        self.native, self.sizes, self.a, self.remembers = native, sizes, a, moment.remembers
-        self.threads = torch.get_num_threads()
+    ) -> None:
+        self.native: Any = native
+        self.sizes: Sizes = sizes
+        self.a: Arguments = a
+        self.remembers: bool = moment.remembers
+        self.threads: int = torch.get_num_threads()
         own = inplace and moment.remembers
-        self.record = state if own else torch.empty(WORDS, dtype=torch.int64, device="cpu")
-        self.at = self.record.data_ptr()
-        self.number = native.begin_pass(state.data_ptr(), self.at, moment.advances, moment.last)
+        self.record: Tensor = state if own else torch.empty(WORDS, dtype=torch.int64, device="cpu")
+        self.at: int = self.record.data_ptr()
+        self.number: int = native.begin_pass(state.data_ptr(), self.at, moment.advances, moment.last)
+        self.sparsity: float
+        self.kept: list[int]
         self.sparsity, *self.kept = kept_now(a, schedule, self.number, sizes.weights, sizes.activations)
 
     def select(self, tensor: Tensor, operand: int, mask: Tensor | None) -> Chosen:
@@ -239,7 +244,7 @@ _NOTHING = Chosen()
 
 
 def forward(
-    native,
+    native: Any,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -314,7 +319,13 @@ def forward(
 
 
 def forward_sparse(
-    native, sizes: Sizes, source: Tensor, weight: Tensor, chosen: Chosen, bias: Tensor | None, linear: bool
+    native: Any,
+    sizes: Sizes,
+    source: Tensor,
+    weight: Tensor,
+    chosen: Chosen,
+    bias: Tensor | None,
+    linear: bool,
 ) -> tuple[Tensor, int, bool]:
     """Return the output by the weights that are `chosen`, their number, and whether one is NaN; `source` is CHWN."""
     y = layout.empty_chwn(sizes.output, source)
@@ -341,7 +352,7 @@ def _by_group(sizes: Sizes, *operands: Tensor | None) -> Iterator[list[int]]:
 
 
 def forward_dense(
-    native, sizes: Sizes, x: Tensor, source: Tensor, used: Tensor, bias: Tensor | None, a: Any
+    native: Any, sizes: Sizes, x: Tensor, source: Tensor, used: Tensor, bias: Tensor | None, a: Any
 ) -> Tensor:
     """Return the output by the weight `used`; `source` is `x` as the product wants it."""
     depthwise = is_depthwise(x.shape, used, a)
@@ -361,7 +372,7 @@ def forward_dense(
 
 
 @lru_cache(maxsize=256)
-def _search(native, sparsity: float, period: int, warmup: int, search: int, moment: Moment) -> Any:
+def _search(native: Any, sparsity: float, period: int, warmup: int, search: int, moment: Moment) -> Any:
     exact, sampled = bool(search & EXACT), bool(search & SAMPLED)
     return native.Search(
         sparsity, period, warmup, exact, sampled, moment.advances, moment.last, moment.remembers
@@ -369,7 +380,7 @@ def _search(native, sparsity: float, period: int, warmup: int, search: int, mome
 
 
 def _dense_forward(
-    native,
+    native: Any,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -409,7 +420,7 @@ def _dense_forward(
     return y, kept, Facts(0, found.weight_limit, found.weight_ties, found.activation_limit), record
 
 
-def _depthwise(native, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _depthwise(native: Any, sizes: Sizes, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = layout.empty_chwn(sizes.output, source)
     bias = None if bias is None else bias.contiguous()
     multiply = native.depthwise_forward
@@ -425,7 +436,7 @@ def _rounded(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16).to(weight.dtype)
 
 
-def _rows(native, maps: Tensor, sizes: Sizes) -> Tensor:
+def _rows(native: Any, maps: Tensor, sizes: Sizes) -> Tensor:
     """Return maps of one position, CHWN, as the rows of a matrix (N, K)."""
     n, k = maps.shape[:2]
     rows = torch.empty(n, k, dtype=maps.dtype, device=maps.device)  # no view: outputs may be changed in place
@@ -464,7 +475,7 @@ class Return(NamedTuple):
 
 
 def backward(
-    native,
+    native: Any,
     gradient: Tensor,
     x: Tensor | None,
     weight: Tensor,
@@ -509,7 +520,7 @@ def backward(
 
 
 def _dense_backward(
-    native,
+    native: Any,
     gradient: Tensor,
     x: Tensor | None,
     weight: Tensor,
@@ -560,7 +571,7 @@ def _in_torch(
     return grad_input, grad_weight, grad_bias.to(weight.dtype) if wanted[2] else None
 
 
-def _sums(native, maps: Tensor) -> Tensor:
+def _sums(native: Any, maps: Tensor) -> Tensor:
     n, k, p, q = maps.shape
     sums = torch.empty(k, dtype=torch.float32, device="cpu")
     add_up = native.channel_sums_bf16 if maps.dtype is torch.bfloat16 else native.channel_sums

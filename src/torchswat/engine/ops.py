@@ -22,7 +22,7 @@ from torchswat.engine.loader import native, native_for
 from torchswat.engine.state import PRODUCTS, WORDS
 from torchswat.errors import InvalidValue
 
-library = torch.library.Library("torchswat", "FRAGMENT")
+library: torch.library.Library = torch.library.Library("torchswat", "FRAGMENT")
 
 library.define(
     "sparse_forward(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? weight_mask, "

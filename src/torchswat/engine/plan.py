@@ -104,7 +104,7 @@ class TunedPlan:
         choice = self._choices.get(key)
         return self._decide(key, shape, sparsity) if choice is None else choice
 
-    def circumstances(self) -> tuple | None:
+    def circumstances(self) -> tuple[Any, ...] | None:
         """Return what a choice hangs on beside shape and sparsity; None where each question is to be asked."""
         scope = _scope.get()
         if scope is not None and scope.record is not None:

@@ -63,7 +63,7 @@ class Conv2dProducts(Products):
     padding: dense.Padding = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
-    bias_dims = (0, 2, 3)
+    bias_dims: tuple[int, ...] = (0, 2, 3)
 
     def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
         return dense.convolution(activation, weight[0], bias, *self._geometry)

@@ -16,6 +16,7 @@ The size of a buffer depends on the shape and on the room for values alone, so a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def check_room(count: int, room: int) -> None:
 
 
 def compress(
-    native,
+    native: Any,
     x: Tensor,
     mask: Tensor | None,
     limit: float,
@@ -118,7 +119,7 @@ def chwn_addresses(
     return at + starts + bits, at + starts + 2 * channel * words * n, at + 8 * channel
 
 
-def expand(native, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
+def expand(native: Any, saved: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
     """Return the CHWN tensor of `size` (N, C, H, W) again, with zeros where nothing was kept."""
     n, c, h, w = size
     narrow = like.dtype is torch.bfloat16
@@ -146,7 +147,7 @@ def _flat(x: Tensor) -> Tensor:
     return flat
 
 
-def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
+def keep_flat(native: Any, x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
     """Return `x` in the flat format and how many entries are kept (never a zero).
 
     Kept are those marked by `mask`, or without one all of at least `limit`. The compiled kernels do it where `native`
@@ -190,7 +191,7 @@ def keep_flat(native, x: Tensor, mask: Tensor | None, limit: float, room: int) -
     return saved, count
 
 
-def restore_flat(native, saved: Tensor, like: Tensor) -> Tensor:
+def restore_flat(native: Any, saved: Tensor, like: Tensor) -> Tensor:
     """Return the dense tensor again, written to `like`, which has shape, dtype and strides of the one kept."""
     n = like.numel()
     flat = memory_order(like)
@@ -244,7 +245,7 @@ def aligned(saved: Tensor) -> Tensor:
     return saved.clone() if not saved.is_meta and saved.data_ptr() % 8 else saved
 
 
-def is_whole(saved: Tensor, size: Sequence[int], compressed: bool, itemsize: int, native) -> bool:
+def is_whole(saved: Tensor, size: Sequence[int], compressed: bool, itemsize: int, native: Any) -> bool:
     """Return whether a buffer holds as many values as its bits say, so that reading it stays inside."""
     entries = 1
     for side in size:

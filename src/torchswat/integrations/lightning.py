@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.hooks import RemovableHandle
 
@@ -12,14 +12,14 @@ from torchswat.errors import MissingDependency
 from torchswat.integrations.measures import measures
 from torchswat.integrations.options import make_sparse_, settings_of
 
-_Callback: Any = (
-    object  # where the library is missing, so that the module can be read, by documentation tools
-)
-_MISSING = None
-try:
+_MISSING: str | None = None
+if TYPE_CHECKING:
     from lightning.pytorch import Callback as _Callback  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError as error:
-    _MISSING = error.name
+else:
+    try:
+        from lightning.pytorch import Callback as _Callback
+    except ModuleNotFoundError as error:  # documentation tools read the module where the library is missing
+        _Callback, _MISSING = object, error.name
 
 STATE = "torchswat_sparse_state"
 """The key of the sparse state in a checkpoint of Lightning."""
@@ -88,8 +88,10 @@ class LightningCallback(_Callback):
             raise MissingDependency(
                 f'LightningCallback needs {_MISSING}, which is not installed: pip install "torchswat[lightning]"'
             )
-        self.settings = settings_of(algorithm, options)
-        self.example, self.log_layers, self.save_state = example, log_layers, save_state
+        self.settings: Sparsity | None = settings_of(algorithm, options)
+        self.example: Any = example
+        self.log_layers: bool = log_layers
+        self.save_state: bool = save_state
         self._counting: RemovableHandle | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

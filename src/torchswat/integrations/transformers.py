@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,17 @@ from torchswat.errors import MissingDependency
 from torchswat.integrations.measures import measures
 from torchswat.integrations.options import make_sparse_, settings_of
 
-_Callback: Any = (
-    object  # where the library is missing, so that the module can be read, by documentation tools
-)
-_Exportable: Any = type("ExportableState", (), {})
-_MISSING = None
-try:
-    from transformers import TrainerCallback as _Callback
+_MISSING: str | None = None
+if TYPE_CHECKING:
     from transformers.trainer_callback import ExportableState as _Exportable
-except ModuleNotFoundError as error:
-    _MISSING = error.name
+    from transformers.trainer_callback import TrainerCallback as _Callback
+else:
+    try:
+        from transformers import TrainerCallback as _Callback
+        from transformers.trainer_callback import ExportableState as _Exportable
+    except ModuleNotFoundError as error:  # documentation tools read the module where the library is missing
+        _Callback, _Exportable = object, type("ExportableState", (), {})
+        _MISSING = error.name
 
 
 class TrainerCallback(_Callback):
@@ -87,8 +88,10 @@ class TrainerCallback(_Callback):
             raise MissingDependency(
                 f'TrainerCallback needs {_MISSING}, which is not installed: pip install "torchswat[transformers]"'
             )
-        self.trainer, self.example, self.log_layers = trainer, example, log_layers
-        self.settings = settings_of(algorithm, options)
+        self.trainer: Any = trainer
+        self.example: Any = example
+        self.log_layers: bool = log_layers
+        self.settings: Sparsity | None = settings_of(algorithm, options)
         self._counting: RemovableHandle | None = None
         make_sparse_(trainer.model, self.settings)
         trainer.add_callback(SparseState())

@@ -74,7 +74,7 @@ class PaddingShortcut(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.new_channels = outputs - inputs
+        self.new_channels: int = outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]

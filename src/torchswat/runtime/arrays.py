@@ -31,7 +31,8 @@ class Network:
     """
 
     def __init__(self, package: Package, threads: int) -> None:
-        self.package, self.threads = package, threads
+        self.package: Package = package
+        self.threads: int = threads
         self._sessions = Sessions(package.graph, package.tensors)
 
     def __call__(self, x: Array, *more: Array) -> Array | tuple[Array, ...]:

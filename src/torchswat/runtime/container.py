@@ -20,7 +20,7 @@ import numpy as np
 
 from torchswat.errors import InvalidData, MissingData
 
-TYPES = {
+TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),

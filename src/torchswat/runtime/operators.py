@@ -111,8 +111,9 @@ class SparseConv2d(nn.Module):
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         for name, tensor in (("values", weight[kept]), ("bits", torch.from_numpy(bits)), ("bias", bias)):
             self.register_buffer(name, tensor.clone())
-        self.size = list(weight.shape)
-        self.stride, self.padding = list(layer.stride), list(map(int, layer.padding))
+        self.size: list[int] = list(weight.shape)
+        self.stride: list[int] = list(layer.stride)
+        self.padding: list[int] = list(map(int, layer.padding))
 
     def forward(self, x: Tensor) -> Tensor:
         values, bits, bias = self.get_buffer("values"), self.get_buffer("bits"), self.get_buffer("bias")

@@ -24,13 +24,14 @@ from torchswat.errors import InvalidData, InvalidValue
 from torchswat.runtime import lists
 from torchswat.runtime.arena import place
 from torchswat.runtime.fuse import TABLE, fuse
-from torchswat.runtime.graph import Graph, Node
+from torchswat.runtime.graph import Graph, Input, Node
 from torchswat.runtime.infer import Values, compute, constant, infer
 from torchswat.runtime.memory import aligned, chwn, empty
 from torchswat.runtime.operations.rows import FLOAT, Shape, count
 from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
 
 Array = np.ndarray
+Key = tuple[Any, ...]
 Watch = Callable[["Session", Node, float], object]
 """Hears of every step of a run: the session, the node and the seconds; from several threads at once."""
 
@@ -44,16 +45,19 @@ class Sessions:
 
     def __init__(self, graph: Graph, tensors: dict[str, Array]) -> None:
         self._graph, self._tensors = graph, tensors
+        self.fused: Graph
         self.fused, weights = fuse(graph, tensors)
-        self.weights = {name: aligned(w) if w.dtype == FLOAT else w for name, w in weights.items()}
-        self.constants = {name: constant(tensor) for name, tensor in self.weights.items()}
+        self.weights: dict[str, Array] = {
+            name: aligned(w) if w.dtype == FLOAT else w for name, w in weights.items()
+        }
+        self.constants: Values = {name: constant(tensor) for name, tensor in self.weights.items()}
         self._most = self._images_at_once()
         self._lock, self._packing = threading.Lock(), threading.Lock()
-        self._idle: OrderedDict[tuple, list[Session]] = OrderedDict()
-        self._lists: WeakValueDictionary[tuple, lists.Lists] = WeakValueDictionary()  # sessions hold them
+        self._idle: OrderedDict[Key, list[Session]] = OrderedDict()
+        self._lists: WeakValueDictionary[Key, lists.Lists] = WeakValueDictionary()  # sessions hold them
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
-    def __reduce__(self) -> tuple[type[Sessions], tuple]:
+    def __reduce__(self) -> tuple[type[Sessions], Key]:
         """A copy, or a pickle, is of the network alone and prepares its own sessions."""
         return Sessions, (self._graph, self._tensors)
 
@@ -109,7 +113,7 @@ class Sessions:
                 self._idle.popitem(last=False)
         return result
 
-    def lists_of(self, key: tuple, make: Callable[[], lists.Lists]) -> lists.Lists:
+    def lists_of(self, key: Key, make: Callable[[], lists.Lists]) -> lists.Lists:
         """Return packed weights, which threads that start together share."""
         with self._packing:
             found = self._lists.get(key)
@@ -136,22 +140,27 @@ class Session:
     def __init__(
         self, network: Sessions, shapes: dict[str, Shape], threads: int, module: ModuleType | None
     ) -> None:
-        self.network, self.threads = network, threads
+        self.network: Sessions = network
+        self.threads: int = threads
         graph = network.fused
         try:
             self.values: Values = infer(graph, network.constants, shapes, TABLE)
         except InvalidData as error:
             raise InvalidValue(f"inputs of {list(shapes.values())} do not fit: {error}") from None
-        self.is_empty = all(not count(self.values[name].shape) for name in graph.outputs)
+        self.is_empty: bool = all(not count(self.values[name].shape) for name in graph.outputs)
         self.native: Any = module
-        self.has_kernels = module is not None and all(map(count, shapes.values()))
-        self.nodes = [each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)]
-        self.fixed = self._plan(graph)
-        self.workspace, self.wanted = empty(0), 0
+        self.has_kernels: bool = module is not None and all(map(count, shapes.values()))
+        self.nodes: list[Node] = [
+            each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)
+        ]
+        self.fixed: dict[str, Array] = self._plan(graph)
+        self.workspace: Array = empty(0)
+        self.wanted: int = 0
         self.held: list[lists.Lists] = []  # what steps have the addresses of
         self.slots: Slots = {name: v.known for name, v in self.values.items() if v.known is not None}
         self.slots |= {**network.weights, **self.fixed}
-        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.inputs: tuple[Input, ...] = graph.inputs
+        self.outputs: tuple[str, ...] = graph.outputs
         makers = [self._maker(each) for each in self.nodes]
         self.workspace = empty(self.wanted)
         self.steps: list[tuple[Step, tuple[str, ...]]] = [

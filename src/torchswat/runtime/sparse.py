@@ -26,7 +26,11 @@ from torchswat.errors import InvalidData
 from torchswat.runtime.container import Arrays
 
 FLOAT = np.dtype(np.float32)
-FORMS = {"dense": ("values",), "bits": ("values", "bits"), "offsets": ("values", "offsets", "starts")}
+FORMS: dict[str, tuple[str, ...]] = {
+    "dense": ("values",),
+    "bits": ("values", "bits"),
+    "offsets": ("values", "offsets", "starts"),
+}
 LONGEST_ROW = 2**16
 FEWEST = 16  # entries of a tensor that may be sparse, at least
 FEWEST_KEPT = 64  # entries for a kept one, at most, in the form `offsets`

@@ -171,7 +171,9 @@ class Trainer:
         self.average: AveragedWeights | None = None
         self.watch = Watch(self.model, recipe.analysis.quantities)
         self.progress = Progress()
-        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images: of the epoch under way
+        self.sums: Tensor = torch.zeros(
+            3, dtype=torch.float64
+        )  # loss, correct, images: of the epoch under way
         self.saved_at = -1
         self.notes: list[str] = []
         self.events: SummaryWriter | None = None

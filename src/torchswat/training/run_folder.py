@@ -82,7 +82,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints: Path = path / "checkpoints"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:

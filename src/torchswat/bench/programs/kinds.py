@@ -108,7 +108,7 @@ class NewSizes:
         return runs
 
 
-def dense_models(model: nn.Module, *inputs: Tensor) -> dict[str, tuple]:
+def dense_models(model: nn.Module, *inputs: Tensor) -> dict[str, tuple[Any, ...]]:
     """Return copies of `model` in both layouts of torch, each with copies of the `inputs` in the same."""
     return {
         name: (

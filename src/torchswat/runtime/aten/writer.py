@@ -66,7 +66,7 @@ class Writer:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.tensors: dict[str, np.ndarray] = {}
-        self.constants: dict[tuple, str] = {}
+        self.constants: dict[tuple[Any, ...], str] = {}
         self.taken: set[str] = set()
         self.prefix = ""
         self.call: Any = None
