@@ -81,9 +81,9 @@ def fit(
     module = Network()
     torch.manual_seed(7)
     if resume is not None:  # Lightning leaves random states to the user
-        torch.set_rng_state(torch.load(resume.with_suffix(".rng")))
+        torch.set_rng_state(torch.load(resume.with_name(f"{trainer.global_rank}.rng")))
     trainer.fit(module, loader(), ckpt_path=resume)
-    torch.save(torch.get_rng_state(), folder / "last.rng")
+    torch.save(torch.get_rng_state(), folder / f"{trainer.global_rank}.rng")
     return trainer
 
 
