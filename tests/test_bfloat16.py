@@ -38,8 +38,8 @@ def autocast() -> torch.autocast:
 
 def selected(tensor: Tensor, sparsity: float) -> Tensor:
     """Return the tensor with zeros but for its k largest, and all that are as large as the k-th."""
-    limit = tensor.abs().flatten().sort(descending=True).values[kept_count(tensor.numel(), sparsity) - 1]
-    return torch.where(tensor.abs() >= limit, tensor, 0)
+    threshold = tensor.abs().flatten().sort(descending=True).values[kept_count(tensor.numel(), sparsity) - 1]
+    return torch.where(tensor.abs() >= threshold, tensor, 0)
 
 
 def rounded(tensor: Tensor) -> Tensor:

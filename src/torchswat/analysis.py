@@ -124,8 +124,8 @@ def expected_angle(sparsity: float) -> float:
     [15.5, 36.3, 48.5]
     """
     sparsity = check_sparsity(sparsity)
-    limit = _NORMAL.inv_cdf((1 + sparsity) / 2)
-    kept = (1 - sparsity) + 2 * limit * _NORMAL.pdf(limit)
+    threshold = _NORMAL.inv_cdf((1 + sparsity) / 2)
+    kept = (1 - sparsity) + 2 * threshold * _NORMAL.pdf(threshold)
     return math.degrees(math.acos(math.sqrt(min(1.0, kept))))
 
 

@@ -252,8 +252,8 @@ def keep_largest(
     if leading == 0 and method == "histogram":
         found = topk.kth_largest(tensor, k)
     elif leading == 0 and method == "sample":
-        limit = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
-        found = None if limit is None else topk.count_kept(tensor, limit)
+        sampled = topk.sampled_threshold(tensor, k, _SAMPLE_SIZE)
+        found = None if sampled is None else topk.count_kept(tensor, sampled)
     if found is None:
         threshold = kth_largest(tensor, k, scope=scope, method=method, name=name)
         mask = _exactly(tensor, threshold, k, scope) if exact else tensor.detach().abs() >= threshold
@@ -262,7 +262,7 @@ def keep_largest(
         raise _not_a_number(tensor.numel(), name)
     threshold = tensor.new_full([1] * tensor.dim(), found.value)
     if not exact or found.greater + found.equal == k:
-        return threshold, Selection(limit=found.value, count=found.greater + found.equal)
+        return threshold, Selection(threshold=found.value, count=found.greater + found.equal)
     return threshold, _without_ties(tensor, found, k)
 
 

@@ -21,7 +21,7 @@ lengths = st.one_of(st.integers(1, 300), st.sampled_from([65_535, 65_536, 65_537
 
 
 def keep(x: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, int]:
-    return saved.keep_flat(native_for(x), x, selection.mask, selection.limit, -1)
+    return saved.keep_flat(native_for(x), x, selection.mask, selection.threshold, -1)
 
 
 def restore(buffer: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -40,9 +40,11 @@ def layouts(size: tuple[int, int, int, int]) -> list[torch.Tensor]:
 
 
 @fast
-@given(n=lengths, limit=st.sampled_from([0.0, 0.5, 1.3, 9.0]), threads=st.integers(1, 3))
-def test_kernels_keep_what_a_limit_says(native: ModuleType, n: int, limit: float, threads: int) -> None:
-    x, selection = torch.randn(n).clamp(min=-0.4), Selection(limit=limit)
+@given(n=lengths, threshold=st.sampled_from([0.0, 0.5, 1.3, 9.0]), threads=st.integers(1, 3))
+def test_kernels_keep_what_a_threshold_says(
+    native: ModuleType, n: int, threshold: float, threads: int
+) -> None:
+    x, selection = torch.randn(n).clamp(min=-0.4), Selection(threshold=threshold)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -71,19 +73,19 @@ def test_any_layout_and_dtype_in_every_engine(which: str, dtype: torch.dtype) ->
         x = x.to(dtype)
         selection = Selection(mask=torch.rand(x.shape) < 0.3)
         with engine(which):
-            for chosen in (selection, Selection(limit=0.8)):
+            for chosen in (selection, Selection(threshold=0.8)):
                 buffer, _ = keep(x, chosen)
                 like = torch.empty_strided(x.shape, x.stride(), dtype=dtype)
                 assert torch.equal(restore(buffer, like), chosen.kept(x))
 
 
 @pytest.mark.parametrize("which", ENGINES)
-def test_not_a_number_is_kept_by_a_mask_and_infinity_by_a_limit(which: str) -> None:
+def test_not_a_number_is_kept_by_a_mask_and_infinity_by_a_threshold(which: str) -> None:
     with engine(which):
         x = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
         values = keep(x, Selection(mask=torch.tensor([False, True, True, True])))[0][8:].view(torch.float32)
         assert values.isnan().tolist() == [True, False] and values[1] == float("inf")
-        assert keep(x, Selection(limit=2.0))[0][-4:].view(torch.float32).tolist() == [float("inf")]
+        assert keep(x, Selection(threshold=2.0))[0][-4:].view(torch.float32).tolist() == [float("inf")]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))

@@ -42,9 +42,9 @@ class Case:
             chwn(torch.randn(n, k, p, q)).bfloat16(),
         )
         self.weight, self.bias = torch.randn(k, c, r, s), torch.randn(k)
-        self.limit = float(self.weight.abs().flatten().quantile(sparsity))
-        self.kept = self.weight.abs() >= self.limit
-        self.x_limit = float(self.x.abs().float().quantile(sparsity, interpolation="higher"))
+        self.threshold = float(self.weight.abs().flatten().quantile(sparsity))
+        self.kept = self.weight.abs() >= self.threshold
+        self.x_threshold = float(self.x.abs().float().quantile(sparsity, interpolation="higher"))
         self.geometry = (stride, stride), (padding, padding)
 
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Case:
         weight = (self.weight * self.kept).bfloat16().double()
         x = self.x.double().contiguous()
         y = F.conv2d(x, weight, self.bias.double(), *self.geometry)
-        selected = torch.where(self.x.abs() >= self.x_limit, self.x, 0).double().contiguous()
+        selected = torch.where(self.x.abs() >= self.x_threshold, self.x, 0).double().contiguous()
         geometry = *self.geometry, (1, 1), False, (0, 0), 1
         backward = torch.ops.aten.convolution_backward
         gradient = self.gradient.double().contiguous()
@@ -61,12 +61,12 @@ class Case:
 
 
 def compress(
-    native: ModuleType, x: Tensor, limit: float, factors: tuple[Tensor, Tensor] | None = None, threads=2
+    native: ModuleType, x: Tensor, threshold: float, factors: tuple[Tensor, Tensor] | None = None, threads=2
 ):
     """Return values, bits and starts of the pairs that are kept, and what was counted."""
     n, c, h, w = x.shape
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
-    which = x.data_ptr(), scale, shift, limit, c, h * w, n
+    which = x.data_ptr(), scale, shift, threshold, c, h * w, n
     counts, starts = torch.empty(c * n // 2, dtype=torch.int32), torch.empty(c + 1, dtype=torch.int64)
     found = native.compress_count_pairs(*which, counts.data_ptr(), starts.data_ptr(), threads)
     values = torch.full((int(starts[-1]),), torch.nan)
@@ -89,19 +89,19 @@ def test_products_are_those_of_float64_on_rounded_operands(
     case = Case(native, sizes, sparsity)
     y, grad_x = empty_chwn(tuple(case.gradient.shape)).bfloat16(), empty_chwn(tuple(case.x.shape)).bfloat16()
     grad_weight = torch.empty_like(case.weight)
-    of_weight = case.weight.data_ptr(), 0, case.limit
+    of_weight = case.weight.data_ptr(), 0, case.threshold
     packed = native.sparse_forward_pairs(
         case.shape, case.x.data_ptr(), *of_weight, case.bias.data_ptr(), y.data_ptr(), threads
     )
     native.sparse_grad_input_pairs(
         case.shape, case.gradient.data_ptr(), *of_weight, grad_x.data_ptr(), threads
     )
-    form, found = compress(native, case.x, case.x_limit, threads=threads)
+    form, found = compress(native, case.x, case.x_threshold, threads=threads)
     at = *(part.data_ptr() for part in form), case.gradient.data_ptr(), grad_weight.data_ptr()
     native.grad_weight_pairs(case.shape, *at, threads)
     expected = case.expected()
     assert packed.count == int(case.kept.count_nonzero())
-    assert found.count == int((case.x.abs() >= case.x_limit).count_nonzero()) and not found.not_a_number
+    assert found.count == int((case.x.abs() >= case.x_threshold).count_nonzero()) and not found.not_a_number
     assert close(y, expected[0], ROUNDING) and close(grad_x, expected[1], ROUNDING)
     assert close(grad_weight, expected[2], 1e-5)
 
@@ -129,12 +129,12 @@ def test_a_mask_selects_what_it_marks_and_never_a_zero(
 @fast
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
-    limit=st.sampled_from([2.0**-133, 0.5, 2.0]),
+    threshold=st.sampled_from([2.0**-133, 0.5, 2.0]),
     rectified=st.booleans(),
     threads=st.integers(1, 3),
 )
 def test_pairs_are_expanded_to_what_was_kept(
-    native: ModuleType, size: tuple[int, int, int, int], limit: float, rectified: bool, threads: int
+    native: ModuleType, size: tuple[int, int, int, int], threshold: float, rectified: bool, threads: int
 ) -> None:
     pairs, c, h, w = size
     x, scale, shift = chwn(torch.randn(2 * pairs, c, h, w)).bfloat16(), torch.randn(c), torch.randn(c)
@@ -143,12 +143,12 @@ def test_pairs_are_expanded_to_what_was_kept(
         factors = scale, shift
         wide = x.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)
         y = wide.float().relu().bfloat16()
-    form, found = compress(native, x, limit, factors, threads)
+    form, found = compress(native, x, threshold, factors, threads)
     again = empty_chwn((2 * pairs, c, h, w)).bfloat16()
     native.expand(*(part.data_ptr() for part in form), c, h * w, pairs, again.data_ptr(), threads)
-    expected = torch.where(y.abs() >= limit, y, 0)
+    expected = torch.where(y.abs() >= threshold, y, 0)
     if rectified:  # sets without fused multiply-add round twice, which may move a value by one step
-        assert (again - expected).abs().max() <= 2.0**-7 * max(1.0, float(y.abs().max()), limit)
+        assert (again - expected).abs().max() <= 2.0**-7 * max(1.0, float(y.abs().max()), threshold)
     else:
         assert torch.equal(again, expected) and found.count == int(expected.count_nonzero())
 
@@ -196,11 +196,11 @@ def test_the_kth_largest_is_exact_with_and_without_a_hint(
     assert again.limit == found.limit and again.count == -1
 
 
-@pytest.mark.parametrize("limit", [1.0, 1.003, 1.0078125, 2.0**-140, 3e38])
-def test_a_limit_between_two_entries_counts_those_above_it(native: ModuleType, limit: float) -> None:
+@pytest.mark.parametrize("threshold", [1.0, 1.003, 1.0078125, 2.0**-140, 3e38])
+def test_a_threshold_between_two_entries_counts_those_above_it(native: ModuleType, threshold: float) -> None:
     x = torch.tensor([0.0, 1.0, -1.0, 1.0078125, -1.015625, torch.inf]).bfloat16()
-    found = native.count_kept_bf16(x.data_ptr(), len(x), limit, 1)
-    assert found.greater == int((x.double().abs() >= limit).count_nonzero())
+    found = native.count_kept_bf16(x.data_ptr(), len(x), threshold, 1)
+    assert found.greater == int((x.double().abs() >= threshold).count_nonzero())
 
 
 def test_a_nan_among_what_is_selected_from_is_told(native: ModuleType) -> None:
@@ -219,10 +219,12 @@ def test_a_nan_among_what_is_selected_from_is_told(native: ModuleType) -> None:
 
 @fast
 @given(
-    n=st.sampled_from([1, 63, 64, 65, 300, 70_000]), limit=st.sampled_from([0.0, 0.75]), masked=st.booleans()
+    n=st.sampled_from([1, 63, 64, 65, 300, 70_000]),
+    threshold=st.sampled_from([0.0, 0.75]),
+    masked=st.booleans(),
 )
 def test_flat_bfloat16_is_kept_and_scattered_again(
-    native: ModuleType, n: int, limit: float, masked: bool
+    native: ModuleType, n: int, threshold: float, masked: bool
 ) -> None:
     x = torch.randn(n).bfloat16()
     x[torch.rand(n) < 0.2] = 0.0
@@ -231,13 +233,13 @@ def test_flat_bfloat16_is_kept_and_scattered_again(
     starts = torch.empty(native.kept_parts(n) + 1, dtype=torch.int64)
     marks = mask.data_ptr() if masked else 0
     count = native.mark_kept_bf16(
-        x.data_ptr(), marks, max(limit, 1e-45), n, bits.data_ptr(), starts.data_ptr(), 2
+        x.data_ptr(), marks, max(threshold, 1e-45), n, bits.data_ptr(), starts.data_ptr(), 2
     )
     values = torch.empty(count, dtype=torch.bfloat16)
     native.gather_kept_bf16(x.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, values.data_ptr(), 2)
     again = torch.full((n,), torch.nan, dtype=torch.bfloat16)
     native.scatter_kept_bf16(values.data_ptr(), bits.data_ptr(), n, again.data_ptr(), 2)
-    kept = mask if masked else x.abs() >= max(limit, 1e-45)
+    kept = mask if masked else x.abs() >= max(threshold, 1e-45)
     assert torch.equal(again, torch.where(kept, x, 0)) and count == int(again.count_nonzero())
 
 

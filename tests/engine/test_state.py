@@ -31,7 +31,13 @@ def test_a_seed_of_64_bits_stays_whole(seed):
 
 def test_no_two_names_stand_for_one_word():
     of_operands = [at + i for at in words.OPERANDS.values() for i in range(3)]
-    rest = [words.ITERATION, words.SPARSITY, words.WEIGHT_LIMIT, words.WEIGHT_TIES, words.ACTIVATION_LIMIT]
+    rest = [
+        words.ITERATION,
+        words.SPARSITY,
+        words.WEIGHT_THRESHOLD,
+        words.WEIGHT_TIES,
+        words.ACTIVATION_THRESHOLD,
+    ]
     rest += [words.ACTIVATION_COUNT, words.PRODUCTS, words.GRADIENT_DENSITY, words.OUTPUT_DENSITY, words.SEED]
     assert sorted(of_operands + rest) == list(range(words.WORDS))
 

@@ -76,25 +76,25 @@ def test_both_engines_select_the_same(size, layout, coarse, sparsity):
 
 
 @given(sizes, st.sampled_from(LAYOUTS), st.booleans(), st.integers(0, 30))
-def test_a_mask_by_a_limit(size, layout, coarse, ties):
+def test_a_mask_by_a_threshold(size, layout, coarse, ties):
     x = draw(size, layout, coarse)
-    limit = float(x.abs().median())
-    mask = topk.marked(x, limit, ties)
+    threshold = float(x.abs().median())
+    mask = topk.marked(x, threshold, ties)
     if mask is None:
         return
     assert mask.stride() == x.stride() or x.numel() == 1 or 1 in x.shape
-    above, equal = (x.abs() > limit).flatten(), (x.abs() == limit).flatten()
+    above, equal = (x.abs() > threshold).flatten(), (x.abs() == threshold).flatten()
     expected = above | (equal & (equal.cumsum(0) <= ties))
     assert torch.equal(mask.flatten(), expected)
 
 
 @given(sizes, st.sampled_from(LAYOUTS), st.booleans())
-def test_a_limit_and_its_mask_keep_the_same(size, layout, coarse):
+def test_a_threshold_and_its_mask_keep_the_same(size, layout, coarse):
     x = draw(size, layout, coarse)
-    by_limit = Selection(limit=float(x.abs().median()))
-    by_mask = Selection(by_limit.mask_of(x))
-    assert torch.equal(by_limit.mask_of(x), x.abs() >= by_limit.limit)
-    assert torch.equal(by_limit.kept(x), by_mask.kept(x))
+    by_threshold = Selection(threshold=float(x.abs().median()))
+    by_mask = Selection(by_threshold.mask_of(x))
+    assert torch.equal(by_threshold.mask_of(x), x.abs() >= by_threshold.threshold)
+    assert torch.equal(by_threshold.kept(x), by_mask.kept(x))
 
 
 def test_what_is_dropped_is_zero_even_where_it_was_infinite():
@@ -102,9 +102,9 @@ def test_what_is_dropped_is_zero_even_where_it_was_infinite():
     assert Selection(torch.tensor([False, True, False])).kept(x).tolist() == [0, -2, 0]
 
 
-def test_the_smallest_limit_keeps_all_but_zeros():
+def test_the_smallest_threshold_keeps_all_but_zeros():
     x = torch.tensor([0.0, -0.0, SMALLEST, -SMALLEST, 1.0])
-    assert Selection(limit=SMALLEST).mask_of(x).tolist() == [False, False, True, True, True]
+    assert Selection(threshold=SMALLEST).mask_of(x).tolist() == [False, False, True, True, True]
 
 
 @needs_native
@@ -119,6 +119,6 @@ def test_other_numbers_are_not_for_the_kernels(dtype):
 def test_a_sampled_threshold_is_near_and_repeats():
     x = torch.randn(20, 30, 10, 10)
     k = x.numel() // 5
-    limit = topk.sampled_threshold(x, k, 16384)
-    assert limit is not None and limit == topk.sampled_threshold(x, k, 16384)
-    assert int((x.abs() >= limit).sum()) == pytest.approx(k, rel=0.06)  # four standard errors
+    threshold = topk.sampled_threshold(x, k, 16384)
+    assert threshold is not None and threshold == topk.sampled_threshold(x, k, 16384)
+    assert int((x.abs() >= threshold).sum()) == pytest.approx(k, rel=0.06)  # four standard errors

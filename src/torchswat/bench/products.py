@@ -26,7 +26,7 @@ from torchswat.engine import dense, info, layout, saved
 from torchswat.engine.compiled_layer import sizes_of
 from torchswat.engine.loader import native
 from torchswat.engine.race import contestants as race_of
-from torchswat.engine.race import limit_of
+from torchswat.engine.race import threshold_of
 from torchswat.engine.shape import Shape
 from torchswat.engine.timings import output_positions
 from torchswat.errors import MissingDependency, UnknownName
@@ -173,15 +173,15 @@ def _compare(
     x, weight, gradient = map(torch.randn, (shape.input, shape.weight, output))
     contestants = _dense_contestants(shape, product, x, weight, gradient)
     for sparsity in sparsities:
-        limit = limit_of(sparsity)
-        contestants[f"packing {sparsity}"] = _packing(module, shape, product, x, weight, limit)
+        threshold = threshold_of(sparsity)
+        contestants[f"packing {sparsity}"] = _packing(module, shape, product, x, weight, threshold)
         contestants[f"sparse {sparsity}"] = race_of(shape, sparsity, seed=seed)[place][0]
         if DENSE_BFLOAT16 in contestants:
             for name_of, block in ((BFLOAT16, (1, 1)), (BLOCKS, (2, 2))):
                 ways = race_of(replace(shape, narrow=True), sparsity, block, seed)
                 contestants[f"{name_of} {sparsity}"] = ways[place][0]
         if product == "forward":
-            kept = torch.where(weight.abs() >= limit, weight, 0)
+            kept = torch.where(weight.abs() >= threshold, weight, 0)
             contestants.update(peer.contestants(shape, x, kept, sparsity))
     samples = race(contestants, repeats, tick)
     operations = 2 * math.prod(output) * math.prod(shape.weight[1:])
@@ -193,12 +193,12 @@ def _compare(
 
 
 def _packing(
-    module: ModuleType, shape: Shape, product: str, x: Tensor, weight: Tensor, limit: float
+    module: ModuleType, shape: Shape, product: str, x: Tensor, weight: Tensor, threshold: float
 ) -> Callable[[], object]:
     """Return what packs the operand of a sparse product, a part of its time."""
     if product == "grad_weight":
         maps = layout.copy_to_chwn(x, module)
-        return lambda: saved.compress(module, maps, None, limit, -1)
+        return lambda: saved.compress(module, maps, None, threshold, -1)
     place, threads = PRODUCTS.index(product), torch.get_num_threads()
     sizes = sizes_of(module, shape.input, shape.weight, shape.stride, shape.padding, shape.dilation, 1).shape
     starts, room = module.weight_starts(sizes, place), module.weight_capacity(sizes, place)
@@ -207,7 +207,7 @@ def _packing(
     to[place] = module.PackedWeights(*(part.data_ptr() for part in lists))
 
     def pack() -> object:
-        module.pack_weights(sizes, weight.data_ptr(), 0, limit, *to, 0, threads)
+        module.pack_weights(sizes, weight.data_ptr(), 0, threshold, *to, 0, threads)
         return lists
 
     return pack

@@ -37,10 +37,10 @@ from torchswat.engine.loader import kernel_for
 from torchswat.engine.shape import shape_of
 from torchswat.engine.state import (
     ACTIVATION,
-    ACTIVATION_LIMIT,
+    ACTIVATION_THRESHOLD,
     PRODUCTS,
     WEIGHT,
-    WEIGHT_LIMIT,
+    WEIGHT_THRESHOLD,
     WEIGHT_TIES,
     WORDS,
     as_float,
@@ -93,42 +93,42 @@ class Facts(NamedTuple):
     """What the backward pass needs to know of the forward pass beside tensors, as the record says it too."""
 
     products: int
-    weight_limit: float
+    weight_threshold: float
     weight_ties: int
-    activation_limit: float
+    activation_threshold: float
 
     @classmethod
     def of(cls, record: Tensor) -> Facts:
         """Read them from a record."""
         words = record.tolist()
-        limits = as_float(words[WEIGHT_LIMIT]), words[WEIGHT_TIES], as_float(words[ACTIVATION_LIMIT])
-        return cls(words[PRODUCTS], *limits)
+        weight, activation = as_float(words[WEIGHT_THRESHOLD]), as_float(words[ACTIVATION_THRESHOLD])
+        return cls(words[PRODUCTS], weight, words[WEIGHT_TIES], activation)
 
 
 class Chosen(NamedTuple):
-    """What is selected of one operand: what `mask` marks, or without one all of at least `limit`."""
+    """What is selected of one operand: what `mask` marks, or without one all of at least `threshold`."""
 
-    limit: float = SMALLEST
+    threshold: float = SMALLEST
     ties: int = -1
     count: int = -1
     mask: Tensor | None = None
 
 
-def tied(native: Any, tensor: Tensor, limit: float, ties: int) -> Tensor:
-    """Return the mask of what exceeds `limit` and of the first `ties` equal to it, laid out like `tensor`.
+def tied(native: Any, tensor: Tensor, threshold: float, ties: int) -> Tensor:
+    """Return the mask of what exceeds `threshold` and of the first `ties` equal to it, laid out like `tensor`.
 
     First is meant in the order of the shape, whatever the strides.
     """
     lanes = 1
     if not tensor.is_contiguous():
         if not layout.is_chwn(tensor):
-            mask = tied(native, tensor.contiguous(), limit, ties)
+            mask = tied(native, tensor.contiguous(), threshold, ties)
             return torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
         lanes = tensor.shape[0]
     mask = torch.empty_like(tensor, dtype=torch.bool)
     length = tensor.numel() // lanes
     threads = torch.get_num_threads()
-    native.magnitude_mask(tensor.data_ptr(), length, lanes, limit, ties, mask.data_ptr(), threads)
+    native.magnitude_mask(tensor.data_ptr(), length, lanes, threshold, ties, mask.data_ptr(), threads)
     return mask
 
 
@@ -137,7 +137,7 @@ def masked(native: Any, tensor: Tensor, chosen: Chosen) -> Tensor:
     result = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     n, threads = tensor.numel(), torch.get_num_threads()
     if chosen.mask is None:
-        native.keep_large(tensor.data_ptr(), n, chosen.limit, result.data_ptr(), threads)
+        native.keep_large(tensor.data_ptr(), n, chosen.threshold, result.data_ptr(), threads)
     else:
         native.keep_marked(tensor.data_ptr(), chosen.mask.data_ptr(), n, result.data_ptr(), threads)
     return result
@@ -207,10 +207,10 @@ class Pass:
                 raise self.not_a_number(what, tensor)
             return chosen._replace(count=int(chosen.mask.count_nonzero()))
         count = self.native.count_kept_bf16 if tensor.dtype is torch.bfloat16 else self.native.count_kept
-        found = count(tensor.data_ptr(), tensor.numel(), chosen.limit, self.threads)
+        found = count(tensor.data_ptr(), tensor.numel(), chosen.threshold, self.threads)
         if found.not_a_number:
             raise self.not_a_number(what, tensor)
-        equal = found.equal if found.value > 0 else 0  # zeros, where the smallest limit is flushed to zero
+        equal = found.equal if found.value > 0 else 0  # zeros, where the smallest one is flushed to zero
         return chosen._replace(count=found.greater + equal)
 
     def not_a_number(self, what: str, tensor: Tensor) -> Exception:
@@ -224,20 +224,20 @@ class Pass:
         if a.recompute and chosen.mask is None:
             return x.new_empty(0, dtype=torch.uint8), self.counted(x, chosen, "input"), NOT_SAVED
         if compressed:
-            buffer, count, nan = saved.compress(self.native, x, chosen.mask, chosen.limit, a.room)
+            buffer, count, nan = saved.compress(self.native, x, chosen.mask, chosen.threshold, a.room)
             if nan:
                 raise self.not_a_number("input", x)
             return buffer, chosen._replace(count=count), CHWN_SAVED
         chosen = self.counted(x, chosen, "input")
-        return saved.keep_flat(self.native, x, chosen.mask, chosen.limit, a.room)[0], chosen, 0
+        return saved.keep_flat(self.native, x, chosen.mask, chosen.threshold, a.room)[0], chosen, 0
 
     def end(self, weight: Chosen | None, activation: Chosen | None, products: int) -> Facts:
         """Finish the record."""
         w, x, sizes = weight or _NOTHING, activation or _NOTHING, self.sizes
-        of_weight = w.limit, w.ties, w.count / max(1, sizes.weights)
-        of_activation = x.limit, x.count, x.count / max(1, sizes.activations)
+        of_weight = w.threshold, w.ties, w.count / max(1, sizes.weights)
+        of_activation = x.threshold, x.count, x.count / max(1, sizes.activations)
         self.native.end_pass(self.at, self.remembers, self.sparsity, *of_weight, *of_activation, products)
-        return Facts(products, w.limit, w.ties, x.limit)
+        return Facts(products, w.threshold, w.ties, x.threshold)
 
 
 _NOTHING = Chosen()
@@ -333,7 +333,7 @@ def forward_sparse(
     multiply = native.sparse_forward_pairs if source.dtype is torch.bfloat16 else native.sparse_forward
     threads, count, nan = torch.get_num_threads(), 0, False
     for x, w, mask, b, to in _by_group(sizes, source, weight, chosen.mask, bias, y):
-        packed = multiply(sizes.shape, x, w, mask, chosen.limit, b, to, threads)
+        packed = multiply(sizes.shape, x, w, mask, chosen.threshold, b, to, threads)
         count, nan = count + packed.count, nan or packed.not_a_number
     return _rows(native, y, sizes) if linear else y, count, nan
 
@@ -504,14 +504,14 @@ def backward(
     this = Return(native, gradient, maps, weight, products, sizes, input_size, input_layout, a)
     chosen = None
     if wanted[0] and a.slots & GRAD_INPUT_WEIGHT:
-        ties, limit = facts.weight_ties, facts.weight_limit
-        mask = tied(native, weight, limit, ties) if ties >= 0 else weight_mask
-        chosen = Chosen(limit, mask=mask)
+        ties, threshold = facts.weight_ties, facts.weight_threshold
+        mask = tied(native, weight, threshold, ties) if ties >= 0 else weight_mask
+        chosen = Chosen(threshold, mask=mask)
     if not (a.chwn or depthwise or this.linear):
         return _in_torch(this, x, kept, chosen, wanted)
     grad_input = grad_weight = grad_bias = None
     if wanted[1]:  # first: what it needs beside the gradient is freed before grad_input is allocated
-        grad_weight = grad_weight_of(this, x, kept, facts.activation_limit, recompute)
+        grad_weight = grad_weight_of(this, x, kept, facts.activation_threshold, recompute)
     if wanted[2]:
         grad_bias = gradient.sum(0, dtype=weight.dtype) if this.linear else _sums(native, maps)
     if wanted[0]:
@@ -539,7 +539,7 @@ def _dense_backward(
         x = torch.empty(input_size, dtype=torch.float32, device="cpu")
     if masks or restores:
         native.dense_backward(
-            weight.data_ptr(), weight.numel(), facts.weight_limit, facts.weight_ties,
+            weight.data_ptr(), weight.numel(), facts.weight_threshold, facts.weight_ties,
             used.data_ptr() if masks else 0, kept.data_ptr(), input_size[0] * input_size[1],
             x.data_ptr() if restores and x is not None else 0, torch.get_num_threads(),
         )  # fmt: skip
@@ -587,7 +587,7 @@ def grad_input_of(this: Return, chosen: Chosen | None) -> Tensor:
         multiply = native.sparse_grad_input_pairs if this.narrow else native.sparse_grad_input
         threads = torch.get_num_threads()
         for maps, w, mask, to in _by_group(this.sizes, this.maps, weight, chosen.mask, result):
-            multiply(this.sizes.shape, maps, w, mask, chosen.limit, to, threads)
+            multiply(this.sizes.shape, maps, w, mask, chosen.threshold, to, threads)
         if this.linear:
             return _rows(native, result, this.sizes)
         return layout.copy_from_chwn(result, this.input_layout, native)
@@ -611,7 +611,7 @@ def grad_weight_of(
     this: Return,
     x: Tensor | None,
     kept: Tensor,
-    limit: float,
+    threshold: float,
     recompute: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
     """Return the gradient of the weight by the activation as it was saved."""
@@ -620,7 +620,7 @@ def grad_weight_of(
     if selected and products & NOT_SAVED:
         assert recompute is not None
         before, *factors = recompute
-        kept = saved.compress(native, layout.as_chwn(before, native), None, limit, -1, tuple(factors))[0]  # type: ignore[arg-type]
+        kept = saved.compress(native, layout.as_chwn(before, native), None, threshold, -1, tuple(factors))[0]  # type: ignore[arg-type]
         products |= CHWN_SAVED
     if selected and products & GRAD_WEIGHT_SPARSE:
         result = torch.empty(weight.shape, dtype=torch.float32, device="cpu")

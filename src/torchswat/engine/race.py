@@ -81,12 +81,12 @@ def race(
         return Timing(*(best(*ways) for ways in contestants(shape, sparsity)))
 
 
-def limit_of(sparsity: float) -> float:
+def threshold_of(sparsity: float) -> float:
     """Return the magnitude below which that share of normal numbers lies.
 
     Examples
     --------
-    >>> round(limit_of(0.5), 3)
+    >>> round(threshold_of(0.5), 3)
     0.674
     """
     return NormalDist().inv_cdf((1 + sparsity) / 2)
@@ -105,8 +105,8 @@ def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1), 
     sizes = compiled_layer.sizes_of(
         module, shape.input, shape.weight, shape.stride, shape.padding, shape.dilation, 1
     )
-    limit = limit_of(sparsity)
-    chosen = compiled_layer.Chosen(limit)
+    threshold = threshold_of(sparsity)
+    chosen = compiled_layer.Chosen(threshold)
     slots = FORWARD_WEIGHT | GRAD_INPUT_WEIGHT | GRAD_WEIGHT_ACTIVATION
     a = Geometry(shape.stride, shape.padding, shape.dilation, 1, slots, not matrix)
     (n, c, *_), k, (p, q) = shape.input, shape.weight[0], output_positions(shape)
@@ -137,16 +137,16 @@ def contestants(shape: Shape, sparsity: float, block: tuple[int, int] = (1, 1), 
         return compiled_layer.forward_dense(module, sizes, x, x, used, None, a)
 
     def sparse_gradient() -> Tensor:
-        kept = saved.compress(module, in_chwn(x), None, limit, -1)[0]
+        kept = saved.compress(module, in_chwn(x), None, threshold, -1)[0]
         this = backward(in_chwn(gradient), GRAD_WEIGHT_SPARSE | compiled_layer.CHWN_SAVED)
-        return compiled_layer.grad_weight_of(this, None, kept, limit, None)
+        return compiled_layer.grad_weight_of(this, None, kept, threshold, None)
 
     def dense_gradient() -> Tensor:
         if matrix:
-            kept, products = saved.keep_flat(module, x, None, limit, -1)[0], 0
+            kept, products = saved.keep_flat(module, x, None, threshold, -1)[0], 0
         else:
-            kept, products = saved.compress(module, x, None, limit, -1)[0], compiled_layer.CHWN_SAVED
-        return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, limit, None)
+            kept, products = saved.compress(module, x, None, threshold, -1)[0], compiled_layer.CHWN_SAVED
+        return compiled_layer.grad_weight_of(backward(gradient, products), None, kept, threshold, None)
 
     return [
         (

@@ -25,12 +25,12 @@ from torchswat.engine.arguments import (
 from torchswat.engine.state import (
     ACTIVATION,
     ACTIVATION_COUNT,
-    ACTIVATION_LIMIT,
+    ACTIVATION_THRESHOLD,
     ITERATION,
     PRODUCTS,
     SPARSITY,
     WEIGHT,
-    WEIGHT_LIMIT,
+    WEIGHT_THRESHOLD,
     WEIGHT_TIES,
     get,
     put,
@@ -57,15 +57,15 @@ def forward(
     record[ITERATION] = iteration + moment.advances
     if moment.remembers:
         put(record, SPARSITY, sparsity)
-    put(record, WEIGHT_LIMIT, 0.0)
-    put(record, ACTIVATION_LIMIT, 0.0)
+    put(record, WEIGHT_THRESHOLD, 0.0)
+    put(record, ACTIVATION_THRESHOLD, 0.0)
     record[WEIGHT_TIES], record[ACTIVATION_COUNT], record[PRODUCTS] = -1, 0, 0
 
     def select(tensor: Tensor, memory: int, kept: int, mask: Tensor | None, what: str) -> Tensor:
         if mask is None:
-            mask, limit, ties = _select(tensor, record, memory, kept, sparsity, number, moment, a, what)
+            mask, threshold, ties = _select(tensor, record, memory, kept, sparsity, number, moment, a, what)
             if memory == WEIGHT:
-                put(record, WEIGHT_LIMIT, limit)
+                put(record, WEIGHT_THRESHOLD, threshold)
                 record[WEIGHT_TIES] = ties
         elif tensor.isnan().any():
             raise not_a_number(f"the {what} of layer {a.name!r}", tensor.numel())
@@ -143,10 +143,11 @@ def backward(
         if a.slots & GRAD_INPUT_WEIGHT:
             mask = weight_mask
             if mask is None:
-                limit, ties = get(record, WEIGHT_LIMIT), int(record[WEIGHT_TIES])
-                mask = (
-                    weight.abs() >= limit if ties < 0 else largest_mask(weight, _rank(weight, limit, ties))[0]
-                )
+                threshold, ties = get(record, WEIGHT_THRESHOLD), int(record[WEIGHT_TIES])
+                if ties < 0:
+                    mask = weight.abs() >= threshold
+                else:
+                    mask = largest_mask(weight, _rank(weight, threshold, ties))[0]
             used = torch.where(mask, weight, weight.new_zeros(()))
         if linear:
             grad_input = gradient @ used
@@ -167,8 +168,8 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
-def _rank(weight: Tensor, limit: float, ties: int) -> int:
-    return int((weight.abs() > limit).count_nonzero()) + ties
+def _rank(weight: Tensor, threshold: float, ties: int) -> int:
+    return int((weight.abs() > threshold).count_nonzero()) + ties
 
 
 def _products(gradient: Tensor, x: Tensor, weight: Tensor, a: Any, wanted: tuple[bool, bool, bool]):

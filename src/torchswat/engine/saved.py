@@ -68,7 +68,7 @@ def compress(
     native: Any,
     x: Tensor,
     mask: Tensor | None,
-    limit: float,
+    threshold: float,
     room: int,
     factors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, int, bool]:
@@ -83,10 +83,10 @@ def compress(
     scale, shift = (0, 0) if factors is None else (factor.data_ptr() for factor in factors)
     if narrow:
         x = x if mask is None else torch.where(mask, x, 0)
-        which = x.data_ptr(), scale, shift, limit, c, h * w, n
+        which = x.data_ptr(), scale, shift, threshold, c, h * w, n
         count, fill = native.compress_count_pairs, native.compress_fill_pairs
     else:
-        which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), limit, c, h * w, n
+        which = x.data_ptr(), scale, shift, 0 if mask is None else mask.data_ptr(), threshold, c, h * w, n
         count, fill = native.compress_count, native.compress_fill
     counts = torch.empty(c * n, dtype=torch.int32, device="cpu")
     starts, bits = _chwn_parts(_paired(x.shape, narrow))
@@ -147,11 +147,11 @@ def _flat(x: Tensor) -> Tensor:
     return flat
 
 
-def keep_flat(native: Any, x: Tensor, mask: Tensor | None, limit: float, room: int) -> tuple[Tensor, int]:
+def keep_flat(native: Any, x: Tensor, mask: Tensor | None, threshold: float, room: int) -> tuple[Tensor, int]:
     """Return `x` in the flat format and how many entries are kept (never a zero).
 
-    Kept are those marked by `mask`, or without one all of at least `limit`. The compiled kernels do it where `native`
-    is given; either way writes the same bytes.
+    Kept are those marked by `mask`, or without one all of at least `threshold`. The compiled kernels do it where
+    `native` is given; either way writes the same bytes.
     """
     x = without_gaps(x)
     flat, n = _flat(x), x.numel()
@@ -160,7 +160,7 @@ def keep_flat(native: Any, x: Tensor, mask: Tensor | None, limit: float, room: i
     marks = None if mask is None else _flat(mask)
     head = 8 * ((n + WORD - 1) // WORD)
     if native is None:
-        kept = (flat.abs() >= limit if marks is None else marks) & (flat != 0)
+        kept = (flat.abs() >= threshold if marks is None else marks) & (flat != 0)
         values = flat[kept]
         if room >= 0:
             check_room(values.numel(), room)
@@ -171,7 +171,7 @@ def keep_flat(native: Any, x: Tensor, mask: Tensor | None, limit: float, room: i
         saved[head : head + x.element_size() * values.numel()] = values.view(torch.uint8)
         return saved, values.numel()
     threads = torch.get_num_threads()
-    which = flat.data_ptr(), 0 if marks is None else marks.data_ptr(), max(limit, SMALLEST), n
+    which = flat.data_ptr(), 0 if marks is None else marks.data_ptr(), max(threshold, SMALLEST), n
     narrow = x.dtype is torch.bfloat16
     if room >= 0 and not narrow:
         saved = _buffer(head + 4 * room, x.device)

@@ -15,8 +15,9 @@ from torch import Tensor
 WORDS = 16
 ITERATION, SPARSITY = 0, 1
 WEIGHT, ACTIVATION = 2, 5
-"""Where an operand's threshold stands; behind it the sparsity that was searched for, and the density."""
-WEIGHT_LIMIT, WEIGHT_TIES, ACTIVATION_LIMIT, ACTIVATION_COUNT, PRODUCTS = 8, 9, 10, 11, 12
+"""Where the threshold that was searched last stands; behind it the sparsity it was searched for, and the density."""
+WEIGHT_THRESHOLD, WEIGHT_TIES, ACTIVATION_THRESHOLD, ACTIVATION_COUNT, PRODUCTS = 8, 9, 10, 11, 12
+"""What this pass kept: all of at least the threshold, and how many of the weights equal to it (-1: all)."""
 GRADIENT_DENSITY, OUTPUT_DENSITY, SEED = 13, 14, 15
 
 OPERANDS = {"weight": WEIGHT, "activation": ACTIVATION}

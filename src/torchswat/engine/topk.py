@@ -15,18 +15,18 @@ from torchswat.engine.buffer import buffer
 from torchswat.engine.loader import native_for
 
 SMALLEST = 2.0**-149
-"""The smallest positive float32: as a limit it keeps all but zeros."""
+"""The smallest positive float32: as a threshold it keeps all but zeros."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which entries of one tensor are kept: those marked by `mask`, or else all of at least `limit`.
+    """Which entries of one tensor are kept: those marked by `mask`, or else all of at least `threshold`.
 
-    A limit saves the mask's byte an entry and the pass that writes it; the compiled kernels take either.
+    A threshold saves the mask's byte an entry and the pass that writes it; the compiled kernels take either.
     """
 
     mask: Tensor | None = None
-    limit: float = 0.0
+    threshold: float = 0.0
     count: int | None = None
     """How many are kept, where that is known."""
 
@@ -34,8 +34,8 @@ class Selection:
         """Return the mask (bool, shaped and laid out like `tensor`, the one that was selected from)."""
         if self.mask is not None:
             return self.mask
-        mask = marked(tensor, self.limit)
-        return tensor.detach().abs() >= self.limit if mask is None else mask
+        mask = marked(tensor, self.threshold)
+        return tensor.detach().abs() >= self.threshold if mask is None else mask
 
     def kept(self, tensor: Tensor) -> Tensor:
         """Return `tensor` with zeros where nothing is kept (where there was an infinity as well)."""
@@ -108,18 +108,18 @@ def sampled_threshold(tensor: Tensor, k: int, samples: int) -> float | None:
     return native.sampled_threshold(flat.data_ptr(), flat.numel(), k, samples, 0, torch.get_num_threads())
 
 
-def count_kept(tensor: Tensor, limit: float) -> Found | None:
-    """Count what exceeds and what equals `limit`, or return None where the kernel does not apply."""
+def count_kept(tensor: Tensor, threshold: float) -> Found | None:
+    """Count what exceeds and what equals `threshold`, or return None where the kernel does not apply."""
     native = native_for(tensor)
     flat = memory_order(tensor.detach()) if native else None
     if native is None or flat is None:
         return None
-    found = native.count_kept(flat.data_ptr(), flat.numel(), limit, torch.get_num_threads())
+    found = native.count_kept(flat.data_ptr(), flat.numel(), threshold, torch.get_num_threads())
     return Found(found.value, found.greater, found.equal, found.not_a_number)
 
 
-def marked(tensor: Tensor, limit: float, ties: int | None = None) -> Tensor | None:
-    """Return the mask of the magnitudes above `limit` and of those equal to it, all or the first `ties`.
+def marked(tensor: Tensor, threshold: float, ties: int | None = None) -> Tensor | None:
+    """Return the mask of the magnitudes above `threshold` and of those equal to it, all or the first `ties`.
 
     First is meant in the order of the shape. None where the kernel does not apply: it knows two orders of
     memory, that of the shape and the one with the first dimension innermost.
@@ -137,7 +137,9 @@ def marked(tensor: Tensor, limit: float, ties: int | None = None) -> Tensor | No
     mask = torch.empty_like(tensor, dtype=torch.bool)
     sizes = tensor.numel() // lanes, lanes
     ties = tensor.numel() if ties is None else ties
-    native.magnitude_mask(tensor.data_ptr(), *sizes, limit, ties, mask.data_ptr(), torch.get_num_threads())
+    native.magnitude_mask(
+        tensor.data_ptr(), *sizes, threshold, ties, mask.data_ptr(), torch.get_num_threads()
+    )
     return mask
 
 
