@@ -213,7 +213,7 @@ def test_the_checksum_is_checked(saved: Callable[..., Path]):
         (lambda h, a: h.update(resize=10**9), "resize is"),
         (lambda h, a: h.update(provenance=[]), "provenance"),
         (lambda h, a: h.update(tensors=[]), "forms and shapes"),
-        (lambda h, a: h["tensors"].update({"x": 1}), "are wanted"),
+        (lambda h, a: h["tensors"].update({"x": 1}), "are expected"),
         (lambda h, a: h["tensors"]["fc.bias"].update(form="exec"), "none of"),
         (lambda h, a: h["tensors"]["fc.bias"].update(shape=[]), "have the shape"),
         (lambda h, a: h["tensors"]["fc.bias"].update(dtype="float16"), "dtype 'float16' is not allowed"),

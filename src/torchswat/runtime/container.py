@@ -1,4 +1,4 @@
-"""Reading and writing safetensors files, trusting nothing that stands in them.
+"""Reading and writing safetensors files; what a file says is checked before it is used.
 
     8 bytes   length of the header, little endian
     header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, and "__metadata__" of strings
@@ -76,7 +76,7 @@ def read(path: Path, check: Check = lambda metadata: None) -> tuple[Arrays, dict
     """
     if path.is_dir():
         raise MissingData(
-            f"{path} is a folder; wanted is a safetensors file, as `torchswat export` writes it"
+            f"{path} is a folder; expected is a safetensors file, as `torchswat export` writes it"
         )
     if not path.is_file():
         raise MissingData(f"there is no file {path}")
@@ -135,7 +135,7 @@ def _refuse(constant: str) -> None:
 def _array(entry: Any, data: memoryview, what: str) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the tensor that an entry of the header describes, and which bytes it takes."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise InvalidData(f"{what}: dtype, shape and data_offsets are wanted, not {entry!r:.80}")
+        raise InvalidData(f"{what}: dtype, shape and data_offsets are expected, not {entry!r:.80}")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in TYPES:
         raise InvalidData(f"{what}: the dtype {entry['dtype']!r:.40} is none of {', '.join(TYPES)}")
     shape, offsets = entry["shape"], entry["data_offsets"]

@@ -23,7 +23,7 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Input:
-    """What a network reads.
+    """An input of a network.
 
     Attributes
     ----------

@@ -254,7 +254,7 @@ class _Reader:
         return self.renamed.get(name, name)
 
     def _called(self, outputs: list[str], made: list[str]) -> None:
-        """Let results stand under the names that the file has for them."""
+        """Rename results to the names that the file has for them."""
         self.lost |= dict.fromkeys(outputs[len(made) :], self.place)
         for wanted, name in zip(outputs, made, strict=False):
             self.renamed[wanted] = name
@@ -362,7 +362,7 @@ _WAYS = {
 
 
 def _with_free_batch(graph: Graph, tensors: dict[str, np.ndarray]) -> tuple[Graph, dict[str, np.ndarray]]:
-    """Let the number of images be free where the graph answers each image alone, whatever the file says."""
+    """Return the graph with a free batch size where it computes each image by itself, whatever the file says."""
     free = replace(
         graph,
         inputs=tuple(replace(each, shape=(BATCH, *each.shape[1:])) for each in graph.inputs if each.shape),

@@ -1,7 +1,7 @@
-"""A network as an ONNX model with dense weights, for runtimes that know nothing of sparsity.
+"""A network as an ONNX model with dense weights, for runtimes without sparse kernels.
 
-Most operations are ONNX's own. Those that ONNX lacks, or has only in operator sets that few runtimes know, are
-written with several. Sizes are those that are asked for, so that every runtime can prepare for them.
+Most operations are ONNX's own. Those that ONNX lacks, or has only in operator sets that few runtimes implement,
+are written with several. Sizes are fixed to the given ones, so that every runtime can prepare for them.
 """
 
 from __future__ import annotations

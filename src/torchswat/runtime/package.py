@@ -62,7 +62,7 @@ class About:
 
 @dataclass(frozen=True)
 class Package:
-    """What a file holds.
+    """The content of a network's file.
 
     Attributes
     ----------
@@ -231,7 +231,7 @@ class Package:
 
 
 def _claim(name: str, form: str, shape: Shape, dtype: np.dtype, arrays: Arrays) -> Value:
-    """Return what a tensor says of itself before it is unpacked; sizes are always dense."""
+    """Return the declared shape and type of a tensor before it is unpacked; sizes are always dense."""
     if form != "dense":
         return Value(shape, dtype)
     array = arrays[f"{name}/values"]
@@ -291,7 +291,7 @@ def _forms(values: Any, arrays: Arrays, is_old: bool) -> dict[str, tuple[str, Sh
         if is_old and isinstance(entry, dict):
             entry = {"dtype": "float32", **entry}
         if not isinstance(entry, dict) or set(entry) != {"form", "shape", "dtype"}:
-            raise InvalidData(f"tensor {name!r:.80}: a form, shape and dtype are wanted, not {entry!r:.80}")
+            raise InvalidData(f"tensor {name!r:.80}: a form, shape and dtype are expected, not {entry!r:.80}")
         form, shape, dtype = entry["form"], entry["shape"], entry["dtype"]
         if not isinstance(form, str) or form not in sparse.FORMS:
             raise InvalidData(

@@ -1,7 +1,7 @@
-"""A graph made ready for inputs of certain sizes: every step, and the memory of what the kernels make.
+"""Sessions: the steps of a graph for inputs of certain sizes, and the memory of the results of kernels.
 
 Results of the compiled kernels are in the CHWN layout, in one block of memory that is planned once; a step is
-a call with all its arguments. What runs in numpy makes its own results, which are let go of after their last
+a call with all its arguments. What runs in numpy allocates its own results, which are freed after their last
 use. A session is used by one Python thread at a time; several run side by side, each out of the pool.
 """
 
@@ -33,7 +33,7 @@ from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
 Array = np.ndarray
 Key = tuple[Any, ...]
 Watch = Callable[["Session", Node, float], object]
-"""Hears of every step of a run: the session, the node and the seconds; from several threads at once."""
+"""Called after every step of a run with the session, the node and the seconds; from several threads at once."""
 
 MOST_IMAGES = 256  # that run at once
 MOST_SIZES = 8  # shapes of inputs that stay prepared
@@ -58,7 +58,7 @@ class Sessions:
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def __reduce__(self) -> tuple[type[Sessions], Key]:
-        """A copy, or a pickle, is of the network alone and prepares its own sessions."""
+        """Copy and pickle the network alone; the copy prepares its own sessions."""
         return Sessions, (self._graph, self._tensors)
 
     def _images_at_once(self) -> int:
@@ -71,7 +71,7 @@ class Sessions:
         return max(1, min(MOST_IMAGES, int(MOST_FLOATS // largest)))
 
     def run(self, inputs: Sequence[Array], threads: int, watch: Watch | None = None) -> list[Array]:
-        """Return the outputs for inputs that the graph's `check` let through."""
+        """Return the outputs for inputs that passed the graph's `check`."""
         images = len(inputs[0]) if inputs and inputs[0].ndim else 0
         if not self._most or not images:
             return self._run(inputs, threads, watch)
@@ -81,7 +81,7 @@ class Sessions:
             return _joined(parts)
         if threads == 1 or not threads <= images < ROWS_BELOW or native() is None:
             return self._run(inputs, threads, watch)
-        # Each thread takes whole images: nothing is waited for, and an image's results stay in its cache.
+        # Each thread takes whole images: no step needs the others, and an image's results stay in its cache.
         alone = images - images % threads
         each = [[x[at : at + 1] for x in inputs] for at in range(alone)]
         parts = list(self._workers(threads).map(partial(self._run, threads=1, watch=watch), each))
@@ -168,7 +168,7 @@ class Session:
         ]
 
     def run(self, inputs: Sequence[Array], watch: Watch | None = None) -> list[Array]:
-        """Return the outputs, in memory of their own; `watch` hears of every step."""
+        """Return the outputs, in memory of their own; `watch` is called after every step."""
         if self.is_empty:
             return [np.empty(self.values[name].shape, self.values[name].dtype) for name in self.outputs]
         slots = dict(self.slots)
@@ -181,7 +181,7 @@ class Session:
         return [np.array(slots[name], order="C") for name in self.outputs]
 
     def _watched(self, watch: Watch) -> Iterator[tuple[Step, tuple[str, ...]]]:
-        """Return the steps, each of which says how long it took."""
+        """Yield the steps, each timed and reported to `watch`."""
         for node, (step, gone) in zip(self.nodes, self.steps, strict=True):
 
             def timed(slots: Slots, node: Node = node, step: Step = step) -> None:

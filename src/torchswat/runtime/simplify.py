@@ -1,4 +1,4 @@
-"""What is decided once, before a network is saved: constants, batch norms that are folded, what nobody reads."""
+"""Simplify a graph before it is saved: fold constants and batch norms, remove what no output needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def simplify(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
 
 
 def fold_constants(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
-    """Compute what depends on tensors alone, and drop nodes that hand on their input."""
+    """Compute what depends on tensors alone, and remove nodes that return their input."""
     tensors, nodes = dict(tensors), list[Node]()
     same: dict[str, str] = {}
     for each in graph.nodes:
@@ -62,7 +62,7 @@ def _computed(node: Node, sources: list[np.ndarray | None]) -> list[np.ndarray] 
 
 
 def fold_batch_norms(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
-    """Take a batch norm into the convolution or product before it, in float64, where nothing else reads that."""
+    """Fold a batch norm into the convolution or product before it, in float64, where nothing else reads its result."""
     read, tensors = graph.readers(), dict(tensors)
     makers = {each.name: each for each in graph.nodes}
     same: dict[str, str] = {}
@@ -109,7 +109,7 @@ def _free(name: str, tensors: Tensors, read: dict[str, int]) -> str:
 
 
 def without_unread(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
-    """Leave out nodes and tensors that no output needs."""
+    """Return the graph without nodes and tensors that no output needs."""
     wanted, nodes = set(graph.outputs), list[Node]()
     for each in reversed(graph.nodes):
         if wanted & set(each.outputs):

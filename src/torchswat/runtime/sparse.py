@@ -12,7 +12,7 @@ form          arrays                                  bytes                     
 Bits are of the flattened tensor, the lowest bit of a byte first. Offsets are positions within a row, that is
 within ``tensor[i].flatten()``, and rise; those of row i are ``offsets[starts[i]:starts[i + 1]]``.
 
-`unpack` trusts no array: whatever does not fit the shape is refused before a tensor of that shape is made,
+`unpack` checks every array: what does not fit the shape is refused before a tensor of that shape is made,
 and no form is taken whose tensor would have more than 64 entries for a value that is there.
 """
 

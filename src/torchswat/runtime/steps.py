@@ -1,6 +1,6 @@
-"""What the compiled kernels do of a graph: for each operation, when one suits and the call with its arguments.
+"""Which compiled kernel computes an operation of a graph: its conditions, and the call with all arguments.
 
-Kernels read and write the CHWN layout. An input that lies otherwise is brought into it first, with the zeros
+Kernels read and write the CHWN layout. An input in another layout is converted first, with the zeros
 that a convolution needs around or between its entries where the kernel does not add them itself.
 """
 

@@ -35,7 +35,7 @@ CLOSE = 1e-3  # of the largest output: what rounding and the order of additions 
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` as it answers: plain torch modules in evaluation mode, on the CPU in float32.
+    """Return a copy of `model` for inference: plain torch modules in evaluation mode, on the CPU in float32.
 
     Layers whose forward pass leaves weights out are pruned. Where only the backward pass does (SAW), all
     weights stay: without them the network would be another.
@@ -99,7 +99,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> tuple[Graph, 
 
 
 class _Differs(Exception):
-    """Outputs of the graph and of the module are not the same."""
+    """The outputs of the graph and of the module differ."""
 
 
 def _two_images(x: Tensor) -> Tensor:
@@ -146,7 +146,9 @@ class _Forward(nn.Module):
 
 def flat_outputs(result: Any) -> list[Tensor]:
     """Return the tensors of a result, whatever holds them."""
-    if isinstance(result, dict):  # Hugging Face's outputs are dicts, and pytree knows few of them
+    if isinstance(
+        result, dict
+    ):  # Hugging Face's outputs are dicts, and few of them are registered with pytree
         result = list(result.values())
     leaves, _ = pytree.tree_flatten(result)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -281,7 +283,7 @@ def _place(call: fx.Node) -> str:
 
 @torch.no_grad()
 def _compared(model: nn.Module, graph: Graph, tensors: Tensors, inputs: list[Tensor], space: bool) -> Graph:
-    """Return the graph, knowing whether its rows are independent, once it answers as the module does."""
+    """Return the graph after it is compared with the module, marked where its rows are independent."""
     graph = replace(graph, rows=False)
     sessions = Sessions(graph, tensors)
     if all(
@@ -312,7 +314,7 @@ def _compared(model: nn.Module, graph: Graph, tensors: Tensors, inputs: list[Ten
 
 
 def _compare_sizes(model: nn.Module, sessions: Sessions, graph: Graph, inputs: list[Tensor]) -> None:
-    """Try other heights and widths; where the module itself fails, nothing is said of the graph."""
+    """Compare at other heights and widths, without those at which the module itself fails."""
     agreed = 0
     sizes = {
         size: given

@@ -33,7 +33,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor: its name, and what torch knows of it."""
+    """A tensor: its name in the graph, and the fake tensor of `torch.export` with its shape and type."""
 
     name: str
     value: Tensor
@@ -61,7 +61,7 @@ Number = Any
 
 
 class Writer:
-    """Nodes and tensors as they are written; `call` is what torch knows of the result of the call at hand."""
+    """Nodes and tensors as they are written; `call` is the fake result of the current call."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -123,7 +123,7 @@ class Writer:
         return DTYPES[self.call.dtype]
 
     def shape_of(self, made: Made) -> list[Number]:
-        """Return the sizes of a tensor, fixed where torch knows them."""
+        """Return the sizes of a tensor, fixed where `torch.export` has numbers."""
         return [self.size(made, axis) for axis in range(made.rank)]
 
     def size(self, made: Made, axis: int) -> Number:

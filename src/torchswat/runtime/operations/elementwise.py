@@ -101,13 +101,13 @@ def _mod(settings: Settings, a: Array, b: Array) -> Array:
 
 def _numbers(settings: Settings, *inputs: Value) -> Value:
     if any(value.dtype == BOOL for value in inputs):
-        raise ValueError("its inputs are bool; numbers are wanted")
+        raise ValueError("its inputs are bool; numbers are expected")
     return broadcast(settings, *inputs)
 
 
 def _power_rule(settings: Settings, a: Value, b: Value) -> Value:
     if BOOL in (a.dtype, b.dtype):
-        raise ValueError("its inputs are bool; numbers are wanted")
+        raise ValueError("its inputs are bool; numbers are expected")
     return Value(broadcast_shape(a.shape, b.shape), a.dtype)
 
 
@@ -123,7 +123,7 @@ def _logical(settings: Settings, *inputs: Value) -> Value:
 
 def _where_rule(settings: Settings, condition: Value, a: Value, b: Value) -> Value:
     if condition.dtype != BOOL:
-        raise ValueError(f"the condition is {condition.dtype}; bool is wanted")
+        raise ValueError(f"the condition is {condition.dtype}; bool is expected")
     both = broadcast(settings, a, b)
     return Value(broadcast_shape(condition.shape, both.shape), both.dtype)
 
@@ -131,7 +131,7 @@ def _where_rule(settings: Settings, condition: Value, a: Value, b: Value) -> Val
 def _bounds(settings: Settings, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
     for bound in (low, high):
         if bound is not None and (bound.shape not in ((), (1,)) or bound.dtype != x.dtype):
-            raise ValueError(f"a bound is {bound.dtype} of shape {bound.shape}; one {x.dtype} is wanted")
+            raise ValueError(f"a bound is {bound.dtype} of shape {bound.shape}; one {x.dtype} is expected")
     return Value(x.shape, x.dtype)
 
 

@@ -206,7 +206,7 @@ def _concat_rule(settings: Settings, *inputs: Value) -> Value:
 
 def _whole(indices: Value) -> None:
     if indices.dtype.kind not in "iu":
-        raise ValueError(f"the indices are {indices.dtype}; whole numbers are wanted")
+        raise ValueError(f"the indices are {indices.dtype}; whole numbers are expected")
 
 
 def _within(indices: Array, size: int) -> Array:
@@ -327,7 +327,7 @@ def _one_hot(settings: Settings, indices: Array, depth: Array, values: Array) ->
 
 def _filled_rule(settings: Settings, shape: Value, value: Value) -> Value:
     if count(value.shape) != 1:
-        raise ValueError(f"one value is wanted, not {value.shape}")
+        raise ValueError(f"one value is expected, not {value.shape}")
     return Value(_sizes(known(shape, "sizes")), value.dtype)
 
 
@@ -390,7 +390,7 @@ def _pad_rule(
                     f"a padding of {max(ends)} by {settings['mode']} does not fit {size} entries"
                 )
     if value is not None and (count(value.shape) != 1 or value.dtype != x.dtype):
-        raise ValueError("one value of the type of the input is wanted")
+        raise ValueError("one value of the type of the input is expected")
     return Value(shape, x.dtype)
 
 

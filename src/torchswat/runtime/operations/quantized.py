@@ -33,7 +33,7 @@ def _check(settings: Settings, x: Value, scale: Value, zero: Value | None) -> No
 def _to_float_rule(settings: Settings, x: Value, scale: Value, zero: Value | None = None) -> Value:
     _check(settings, x, scale, zero)
     if x.dtype.kind not in "iu" or (zero is not None and zero.dtype != x.dtype):
-        raise ValueError(f"an input is {x.dtype}; whole numbers and zero points of their type are wanted")
+        raise ValueError(f"an input is {x.dtype}; whole numbers and zero points of their type are expected")
     return Value(x.shape, FLOAT)
 
 

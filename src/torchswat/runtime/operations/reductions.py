@@ -117,7 +117,7 @@ def _top_rule(settings: Settings, x: Value, k: Value) -> list[Value]:
     axis = axis_of(settings["axis"], len(x.shape))
     most = int(known(k, "number of the largest")[0])
     if not 0 <= most <= x.shape[axis]:
-        raise ValueError(f"the {most} largest of {x.shape[axis]} are wanted")
+        raise ValueError(f"the {most} largest of {x.shape[axis]} are expected")
     shape = (*x.shape[:axis], most, *x.shape[axis + 1 :])
     return [Value(shape, x.dtype), Value(shape, WHOLE)]
 

@@ -1,7 +1,7 @@
 """What one kind of operation is made of: settings with their ranges, the shape rule, and the body in numpy.
 
-A rule sees shapes, types and the values that are known before any image is there (sizes, axes, targets of a
-reshape), and refuses what does not fit with a ValueError. A body may rely on what its rule let through.
+A rule gets shapes, types and the values that are known before any image is there (sizes, axes, targets of a
+reshape), and raises ValueError where they do not fit. A body gets only what its rule has checked.
 """
 
 from __future__ import annotations
@@ -180,12 +180,12 @@ def known(value: Value | None, what: str, most: int = 2**16) -> list[Any]:
             f"the {what} depend on the values of the input, and only sizes and constants may decide them"
         )
     if value.known.size > most or value.known.ndim > 1:
-        raise ValueError(f"the {what} have the shape {value.shape}; a short row is wanted")
+        raise ValueError(f"the {what} have the shape {value.shape}; a short row is expected")
     return value.known.reshape(-1).tolist()
 
 
 def same(settings: Settings, x: Value, *others: Value | None) -> Value:
-    """The result is like the first input."""
+    """Return the shape and type of the first input."""
     return Value(x.shape, x.dtype)
 
 
@@ -198,10 +198,10 @@ def broadcast_shape(*shapes: Shape) -> Shape:
 
 
 def broadcast(settings: Settings, *inputs: Value) -> Value:
-    """Inputs of one type, brought to one shape."""
+    """Return the result of inputs of one type that are broadcast to one shape."""
     types = {value.dtype for value in inputs}
     if len(types) != 1:
-        raise ValueError(f"its inputs are {', '.join(sorted(map(str, types)))}; one type is wanted")
+        raise ValueError(f"its inputs are {', '.join(sorted(map(str, types)))}; one type is expected")
     return Value(broadcast_shape(*(value.shape for value in inputs)), inputs[0].dtype)
 
 
@@ -209,10 +209,10 @@ def floats(*values: Value | None) -> None:
     """Refuse inputs that are not float32."""
     for value in values:
         if value is not None and value.dtype != FLOAT:
-            raise ValueError(f"an input is {value.dtype}; float32 is wanted")
+            raise ValueError(f"an input is {value.dtype}; float32 is expected")
 
 
 def float_same(settings: Settings, x: Value, *others: Value | None) -> Value:
-    """The result is like the first input, and all are float32."""
+    """Return the shape of the first input; refuse inputs that are not float32."""
     floats(x, *others)
     return Value(x.shape, FLOAT)

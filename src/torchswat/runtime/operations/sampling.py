@@ -33,7 +33,7 @@ def _plan(
     axes = _axes(settings, len(shape))
     given = sizes if sizes is not None else scales
     if given is None or len(given) != len(axes):
-        raise ValueError(f"a scale or a size for each of {len(axes)} axes is wanted, not {given}")
+        raise ValueError(f"a scale or a size for each of {len(axes)} axes is expected, not {given}")
     if sizes is not None:
         made = list(map(int, sizes))
         ratios = [size / max(1, shape[axis]) for size, axis in zip(made, axes, strict=True)]
@@ -52,7 +52,7 @@ def _plan(
 def _rule(settings: Settings, x: Value, scales: Value | None = None, sizes: Value | None = None) -> Value:
     lists = [None if each is None else known(each, "sizes") for each in (scales, sizes)]
     if settings["mode"] != "nearest" and x.dtype != FLOAT:
-        raise ValueError(f"an input is {x.dtype}; float32 is wanted")
+        raise ValueError(f"an input is {x.dtype}; float32 is expected")
     made, _ = _plan(settings, x.shape, *lists)
     shape = list(x.shape)
     for axis, size in zip(_axes(settings, len(shape)), made, strict=True):

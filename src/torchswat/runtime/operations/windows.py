@@ -47,7 +47,7 @@ def _check_window(settings: Settings, rank: int, kernel: Sequence[int]) -> None:
     lists = {"strides": rank, "dilations": rank, "pads": 2 * rank}
     for name, length in lists.items():
         if name in settings and len(settings[name]) != length:
-            raise ValueError(f"{name} has {len(settings[name])} numbers; {length} are wanted")
+            raise ValueError(f"{name} has {len(settings[name])} numbers; {length} are expected")
     if len(kernel) != rank or not 0 < rank <= 3:
         raise ValueError(f"a window of {tuple(kernel)} does not fit {rank} axes")
 
