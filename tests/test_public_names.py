@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import torchswat
-from torchswat import accounting, engine, fuse, summaries, tuning
+from torchswat import accounting, engine, fuse, integrations, summaries, tuning
 from torchswat.runtime import network, package
 
 PUBLIC = [
@@ -129,6 +129,8 @@ def public_things() -> dict[str, Any]:
     for name, thing in list(things.items()):
         if inspect.isclass(thing):
             things |= {f"{name}.{method.__name__}": method for method in methods(thing)}
+    for name in integrations.__all__:  # whose methods are those of the libraries
+        things[f"integrations.{name}"] = getattr(integrations, name)
     return things
 
 
@@ -258,7 +260,7 @@ def test_tensors_have_shapes_and_dtypes(name):
         assert SHAPE.search(text) and DTYPE.search(text), f"{parameter}: no shape or no dtype"
 
 
-@pytest.mark.parametrize("name", [n for n in THINGS if "." not in n.removeprefix("models.")])
+@pytest.mark.parametrize("name", [n for n in THINGS if "." not in re.sub(r"^(models|integrations)\.", "", n)])
 def test_ideas_have_a_source(name):
     thing = THINGS[name]
     if is_error(thing) or name.removeprefix("models.") in WITHOUT_A_SOURCE:

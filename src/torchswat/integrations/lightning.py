@@ -47,7 +47,7 @@ class LightningCallback(_Callback):
     save_state : bool, default False
         As in `torchswat.sparsify_`: with it ``trainer.test(ckpt_path=...)`` of a new process, for which Lightning does
         not load what callbacks saved, evaluates at the sparsity of a schedule.
-    **options
+    **options : Any
         ``sparsity``, ``skip``, ``scope``, ``period`` and the other settings of `torchswat.Sparsity`.
 
     Raises

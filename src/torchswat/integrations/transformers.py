@@ -47,7 +47,7 @@ class TrainerCallback(_Callback):
         runs one step on it at every logging: a small batch does.
     log_layers : bool, default False
         Whether the numbers of every layer are logged, beside their means.
-    **options
+    **options : Any
         ``sparsity``, ``skip``, ``scope``, ``period`` and the other settings of `torchswat.Sparsity`.
 
     Raises
@@ -70,9 +70,22 @@ class TrainerCallback(_Callback):
 
     Examples
     --------
-    >>> trainer = transformers.Trainer(model, arguments, train_dataset=images)  # doctest: +SKIP
-    >>> trainer.add_callback(TrainerCallback(trainer, sparsity=0.8))  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
+    >>> import tempfile, transformers
+    >>> class Network(nn.Sequential):
+    ...     def forward(self, pixels, labels):
+    ...         return {"loss": nn.functional.cross_entropy(super().forward(pixels), labels)}
+    >>> images = [{"pixels": torch.randn(64), "labels": number % 10} for number in range(32)]
+    >>> arguments = {"max_steps": 4, "report_to": "none", "use_cpu": True, "dataloader_pin_memory": False}
+    >>> arguments |= {"logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True}
+    >>> model = Network(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     arguments = transformers.TrainingArguments(folder, **arguments)
+    ...     trainer = transformers.Trainer(model, arguments, train_dataset=images)
+    ...     trainer.add_callback(TrainerCallback(trainer, sparsity=0.8))
+    ...     result = trainer.train()
+    {'train_runtime': ...}
+    >>> [layer.sparse.iteration for _, layer in sparse_layers(model)]
+    [4, 4]
     """
 
     def __init__(
