@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported later, by DDP, it would hold the process group
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -63,4 +64,5 @@ dist.all_gather_object(everywhere, sum(p.detach().double().sum().item() for p in
 if rank == 0:
     print(f"loss {losses[0]:.3f} -> {sum(losses[-5:]) / len(losses[-5:]):.3f}, from step {saved['step']} on")
     print(f"{processes} processes have the same weights: {len(set(everywhere)) == 1}")
+del parallel  # the last that holds the process group, whose threads must end before Python does
 dist.destroy_process_group()

@@ -51,9 +51,6 @@ def blocks_of(text: str) -> list[Block]:
     return found
 
 
-_ABORTED = "terminate called without an active exception"
-
-
 def run_python(block: Block, namespace: dict[str, object], name: str) -> None:
     """Execute a block, with its line numbers of the page in tracebacks."""
     exec(compile("\n" * block.line + block.text, name, "exec"), namespace)
@@ -82,9 +79,6 @@ def run_blocks(text: str, name: str, folder: Path) -> dict[str, object]:
             run_python(block, namespace, name)
         else:
             done = run_shell(block, folder)
-            for _ in range(3):  # torch's processes of gloo abort at their end now and then, on a busy machine
-                if done.returncode and _ABORTED in done.stderr:
-                    done = run_shell(block, folder)
             assert done.returncode == 0, (
                 f"{name}, line {block.line}:\n{block.text}\n{done.stdout}\n{done.stderr}"
             )

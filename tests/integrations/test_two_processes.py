@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import socket
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported later, by DDP, it would hold the process group
 from torch import Tensor, multiprocessing, nn
 
 import torchswat
@@ -45,6 +47,7 @@ def _run(rank: int, port: int, check: Callable[[Path], None], folder: Path) -> N
         traceback.print_exc()  # the other process, which loses its peer, may be the one that is reported
         raise
     finally:
+        gc.collect()  # the trainers, which hold the process group, whose threads must end before Python does
         dist.destroy_process_group()
 
 
