@@ -1,6 +1,6 @@
 """Train, prune, export to ONNX, answer in ONNX Runtime. Run: python onnx_runtime.py --steps 100
 
-Needs pip install "torchswat[export]". ONNX Runtime knows nothing of zeros: the file is for portability, not for speed.
+Needs pip install "torchswat[export]". ONNX Runtime has no sparse kernels: the file is for portability, not for speed.
 """
 
 import argparse

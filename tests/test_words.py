@@ -37,6 +37,9 @@ PHRASES = {
     r"\bDesk\b|\bsome\(\)|\brest\(\)": "ThreadWorkspace, pack_some, pack_remaining",
     r"\bbits alike\b|\bnumbers alike\b": "bitwise equal",
     r"\bnever by hope\b": "autotuning",
+    r"\bnobody reads\b": "unused",
+    r"\bknows? nothing of\b": "independent of, without",
+    r"\bhears of\b|\bis told (of|the)\b": "is called with",
     r"\b[Ss]hare set to zero\b": "sparsity: fraction of entries set to zero",
 }
 

@@ -85,7 +85,7 @@ class LayerCall:
 def record(model: nn.Module, example: Any, progress: Progress | None = None) -> list[LayerCall]:
     """Run `model` forward and backward on `example`; return its calls of layers as they ended.
 
-    `progress` is told of every layer after its forward pass and again when its gradient arrives.
+    `progress` is called for every layer after its forward pass and again when its gradient arrives.
 
     Raises
     ------

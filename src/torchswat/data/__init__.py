@@ -1,4 +1,4 @@
-"""Images with labels: data sets by name, and batches of them. Knows nothing of sparsity.
+"""Images with labels: data sets by name, and batches of them. Independent of sparsity.
 
 `load` reads a set into two splits, `Batches` iterates over one; `names`, `info` and `check` are for lists of
 what there is. Nothing is downloaded, nothing from outside is executed.

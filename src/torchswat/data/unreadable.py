@@ -25,7 +25,7 @@ def find_unreadable(
     ----------
     paths : sequence of Path
     advance : callable, optional
-        Is told the number of files that were decoded since it was last called.
+        Called with the number of files that were decoded since it was last called.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Export to ONNX, for runtimes that know nothing of sparsity, and the check that they compute the same."""
+"""Export to ONNX, for runtimes without sparse kernels, and the check that they compute the same."""
 
 from __future__ import annotations
 

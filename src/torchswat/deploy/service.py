@@ -393,7 +393,7 @@ class _FewFiles:
 def serve(
     networks: Mapping[str, Network], host: str, port: int, limits: Limits, ready: Callable[[str], object]
 ) -> None:
-    """Serve until a signal ends it; `ready` is told the address once it is taken (port 0: any free one)."""
+    """Serve until a signal ends it; `ready` is called with the address once it is bound (port 0: any free one)."""
     import uvicorn
 
     class Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""What a sparse layer's operation is told beside its tensors, in the order of its schema."""
+"""The arguments of a sparse layer's operation beside its tensors, in the order of its schema."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def _accuracy(folder: Path) -> str:
 
 
 def _work(tasks: Any, results: Any, threads: int) -> None:
-    """Take runs until there are no more; what went wrong is told, not raised."""
+    """Take runs until there are no more; errors are reported, not raised."""
     import torch
 
     from torchswat.engine.allocator import tune_allocator

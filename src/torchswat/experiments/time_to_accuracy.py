@@ -24,7 +24,7 @@ from torchswat.experiments.step_times import name_of, over_epochs, read_step_tim
 
 NETWORK, DATA, SPARSITY = "resnet18", "cifar10", 0.8
 LEVELS = (85, 90, 92)
-"""Accuracies, in per cent, of which the time is told."""
+"""Accuracies, in per cent, whose times are reported."""
 
 _SPARSE_SHARE = 0.75  # of the epochs, of a sparse start with a dense end
 _ROUNDS = {"smoke": 2}  # timed; elsewhere _MANY

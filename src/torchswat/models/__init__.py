@@ -1,4 +1,4 @@
-"""The networks of the paper, by name: plain torch modules that know nothing of sparsity.
+"""The networks of the paper, by name: plain torch modules without sparsity.
 
 >>> import torch
 >>> from torchswat import models
