@@ -172,7 +172,6 @@ class ChwnBatchNorm2d(nn.BatchNorm2d):
             return self._by_running_statistics(input) if self._evaluates(input) else super().forward(input)
         return normalised(self, input, None, False, self.norm_input)
 
-
     def _evaluates(self, input: Tensor) -> bool:
         """Return whether this is an evaluation of a CHWN input, whose layout torch would not return."""
         tracked = not self.training and self.running_mean is not None and self.running_var is not None

@@ -186,7 +186,7 @@ def rounds(networks: Sequence[str], repeats: int) -> int:
 # ---- one network -------------------------------------------------------------------------------------------
 
 
-class _Step:
+class Step:
     """A model with its optimizer and one batch; calling it is a training step."""
 
     def __init__(self, model: nn.Module, pictures: Tensor, classes: Tensor, autocast: bool = False) -> None:
@@ -206,14 +206,12 @@ class _Step:
         self.optimizer.step()
 
 
-def sparse_step(
-    model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search
-) -> _Step:
+def sparse_step(model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search) -> Step:
     """Return a step of a sparse and fused copy of `model`; it may be told which iteration it is."""
     options: dict[str, Any] = {"method": search.method, "period": search.period, "block": search.block}
     sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, **options)
     fuse_(sparse)
-    return _Step(sparse, pictures, classes, search.bfloat16)
+    return Step(sparse, pictures, classes, search.bfloat16)
 
 
 def _compare(
@@ -276,7 +274,7 @@ def _target(network: Network, sparsity: float, search: Search) -> float | None:
     return network.targets.get(sparsity) if str(info()["isa"]).startswith("avx512") else None
 
 
-def dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, _Step]:
+def dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, Step]:
     """Return steps of dense copies of `model` in both layouts, and under bfloat16 autocast where that is multiplied."""
 
     def channels_last() -> tuple[nn.Module, Tensor, Tensor]:
@@ -285,11 +283,11 @@ def dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str
         return other, pictures.contiguous(memory_format=layout), classes
 
     steps = {
-        "nchw": _Step(copy.deepcopy(model), pictures, classes),
-        "channels_last": _Step(*channels_last()),
+        "nchw": Step(copy.deepcopy(model), pictures, classes),
+        "channels_last": Step(*channels_last()),
     }
     if bfloat16_absent() is None:
-        steps[NARROW] = _Step(*channels_last(), autocast=True)
+        steps[NARROW] = Step(*channels_last(), autocast=True)
     return steps
 
 
