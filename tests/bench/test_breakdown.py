@@ -8,7 +8,7 @@ from torch.profiler import record_function
 
 from torchswat import models, sparsify_
 from torchswat.bench.breakdown import _CALLS, KINDS, breakdown
-from torchswat.bench.step import _Step
+from torchswat.bench.step import Step
 from torchswat.engine.loader import native
 
 
@@ -19,7 +19,7 @@ def test_every_kind_of_a_sparse_step():
     beginnings = tuple(name for names in _CALLS.values() for name in names)
     before = {name: getattr(module, name) for name in dir(module) if name.startswith(beginnings)}
     model = sparsify_(models.create("resnet-digits"), sparsity=0.8)
-    parts = breakdown(_Step(model, torch.randn(16, 1, 8, 8), torch.randint(10, (16,))))
+    parts = breakdown(Step(model, torch.randn(16, 1, 8, 8), torch.randint(10, (16,))))
     assert list(parts) == [*KINDS, "rest"]
     for kind in (
         "products",

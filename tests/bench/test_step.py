@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchswat import models, sparsify_
-from torchswat.bench.step import SEARCHES, Search, _over_period, _Step, bench_step, rounds
+from torchswat.bench.step import SEARCHES, Search, _over_period, Step, bench_step, rounds
 from torchswat.convert import sparse_layers
 from torchswat.errors import InvalidValue, UnknownName
 
@@ -35,7 +35,7 @@ def test_dense_in_every_way_and_sparse_with_every_search(tiny):
 
 def test_a_step_learns_and_leaves_the_layer_as_it_was():
     model = sparsify_(models.create("resnet-digits"), sparsity=0.5, period=10)
-    step = _Step(model, torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
+    step = Step(model, torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
     before = [parameter.clone() for parameter in model.parameters()]
     step(0)
     assert all(not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True))

@@ -190,9 +190,10 @@ class Step:
     """A model with its optimizer and one batch; calling it is a training step."""
 
     def __init__(self, model: nn.Module, pictures: Tensor, classes: Tensor, autocast: bool = False) -> None:
-        self.model, self.pictures, self.classes, self.autocast = model.train(), pictures, classes, autocast
+        self.model: nn.Module = model.train()
+        self.pictures, self.classes, self.autocast = pictures, classes, autocast
         settings: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
-        self.optimizer = torch.optim.SGD(model.parameters(), **settings)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **settings)
 
     def __call__(self, iteration: int | None = None) -> None:
         """Do one step, as the `iteration`-th of the sparse layers where that is given."""
@@ -206,7 +207,9 @@ class Step:
         self.optimizer.step()
 
 
-def sparse_step(model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search) -> Step:
+def sparse_step(
+    model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search
+) -> Callable[..., None]:
     """Return a step of a sparse and fused copy of `model`; it may be told which iteration it is."""
     options: dict[str, Any] = {"method": search.method, "period": search.period, "block": search.block}
     sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, **options)
