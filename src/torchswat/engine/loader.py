@@ -92,7 +92,7 @@ def has_memory(tensor: Tensor) -> bool:
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
         and not is_functorch_wrapped_tensor(tensor)
-        and tensor.data_ptr() % tensor.element_size() == 0  # torch.frombuffer takes any offset
+        and tensor.data_ptr() % tensor.itemsize == 0  # torch.frombuffer takes any offset
     )
 
 
