@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple
 from types import ModuleType
 
@@ -64,7 +65,7 @@ def convolve(
         *packed.addresses(),
         bias.data_ptr(),
         0 if added is None else added.data_ptr(),
-        relu,
+        native.Activation(1, 0.0, math.inf) if relu else native.Activation(),
         y.data_ptr(),
         workspace.data_ptr(),
         threads,

@@ -44,3 +44,19 @@ def chwn(block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def is_chwn(array: np.ndarray) -> bool:
     """Return whether `array`, (N, C, ...), lies in memory as [C][...][N]."""
     return bool(np.moveaxis(array, 0, -1).flags.c_contiguous)
+
+
+def laid(block: np.ndarray, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+    """Return a row as an array of `shape` whose axes lie in memory in `order`, the outermost first."""
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return block.reshape([shape[axis] for axis in order]).transpose(places)
+
+
+def order_of(array: np.ndarray) -> tuple[int, ...]:
+    """Return the axes as they lie in memory, the outermost first."""
+    return tuple(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+
+
+def lies_in(array: np.ndarray, order: tuple[int, ...]) -> bool:
+    """Return whether the axes lie in memory in `order`, without gaps."""
+    return bool(array.transpose(order).flags.c_contiguous)

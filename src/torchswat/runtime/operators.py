@@ -72,7 +72,7 @@ def sparse_conv2d(
         *known[key].addresses(),
         bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
-        relu,
+        native.Activation(1, 0.0, math.inf) if relu else native.Activation(),
         result.data_ptr(),
         workspace.data_ptr(),
         threads,

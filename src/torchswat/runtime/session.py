@@ -26,7 +26,7 @@ from torchswat.runtime.arena import place
 from torchswat.runtime.fuse import TABLE, fuse
 from torchswat.runtime.graph import Graph, Input, Node
 from torchswat.runtime.infer import Values, compute, constant, infer
-from torchswat.runtime.memory import aligned, chwn, empty
+from torchswat.runtime.memory import aligned, empty, laid
 from torchswat.runtime.operations.rows import FLOAT, Shape, count
 from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
 
@@ -38,6 +38,7 @@ Watch = Callable[["Session", Node, float], object]
 MOST_IMAGES = 256  # that run at once
 MOST_SIZES = 8  # shapes of inputs that stay prepared
 MOST_FLOATS = 2**28  # of one result
+_VIEWS = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
 
 
 class Sessions:
@@ -134,7 +135,9 @@ class Session:
     values : dict of str to Value
         Shapes, types and known sizes.
     fixed : dict of str to ndarray
-        Results of kernels: (N, C, ...) by index, [C][...][N] in the block.
+        Results of kernels, and views of them: (N, C, ...) by index, as their step says in the block.
+    lies : dict of str to ndarray
+        The same while memory is planned: stand-ins whose strides alone are of use.
     """
 
     def __init__(
@@ -153,10 +156,14 @@ class Session:
         self.nodes: list[Node] = [
             each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)
         ]
+        self.lies: dict[str, Array] = {}
         self.fixed: dict[str, Array] = self._plan(graph)
+        self.lies.clear()
+        self.nodes = [each for each in self.nodes if not self._is_view(each, self.fixed)]
         self.workspace: Array = empty(0)
         self.wanted: int = 0
         self.held: list[lists.Lists] = []  # what steps have the addresses of
+        self.staged: list[Array] = []  # likewise: constants in another order
         self.slots: Slots = {name: v.known for name, v in self.values.items() if v.known is not None}
         self.slots |= {**network.weights, **self.fixed}
         self.inputs: tuple[Input, ...] = graph.inputs
@@ -225,6 +232,7 @@ class Session:
     def _plan(self, graph: Graph) -> dict[str, Array]:
         """Return where each result of a kernel lies: arrays in one block of memory."""
         lives: dict[str, list[int]] = {}
+        orders: dict[str, tuple[int, ...]] = {}
         owner: dict[str, str] = {}  # of what may lie in the memory of a kernel's result
         for index, node in enumerate(self.nodes, start=1):
             for name in node.inputs:
@@ -233,7 +241,10 @@ class Session:
             kernel = STEPS.get(node.operation) if self.has_kernels else None
             if kernel is not None and kernel.suits(self, node, owner):
                 owner[node.name], lives[node.name] = node.name, [index, index]
+                orders[node.name], shape = kernel.order(self, node), self.values[node.name].shape
+                self.lies[node.name] = laid(np.empty(count(shape), np.float32), shape, orders[node.name])
                 continue
+            self._is_view(node, self.lies)
             if TABLE[node.operation].is_view and node.inputs[0] in owner:
                 owner |= dict.fromkeys(node.outputs, owner[node.inputs[0]])
         for name in graph.outputs:
@@ -243,11 +254,21 @@ class Session:
         sizes = [4 * count(shape) for shape in shapes.values()]
         offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
         block = empty(total // 4)
-        rows = {
-            each.name for each in self.nodes if each.operation in STEPS and STEPS[each.operation].has_rows
+        return {
+            name: laid(block[at // 4 : at // 4 + count(shape)], shape, orders[name])
+            for (name, shape), at in zip(shapes.items(), offsets, strict=True)
         }
-        found: dict[str, Array] = {}
-        for (name, shape), at in zip(shapes.items(), offsets, strict=True):
-            lies = (count(shape[:-1]), shape[-1]) if name in rows else shape
-            found[name] = chwn(block[at // 4 : at // 4 + count(shape)], lies).reshape(shape)
-        return found
+
+    def _is_view(self, node: Node, fixed: dict[str, Array]) -> bool:
+        """Return whether the results of a node are other views of what is in `fixed`; they then are too."""
+        if node.operation not in _VIEWS or node.inputs[0] not in fixed:
+            return False
+        source, others = fixed[node.inputs[0]], [name and self.values[name].known for name in node.inputs[1:]]
+        if any(each is None for each in others):
+            return False
+        arrays = [source, *(each if isinstance(each, np.ndarray) else None for each in others)]
+        made = compute(node, TABLE[node.operation], arrays)
+        if not all(np.may_share_memory(each, source) for each in made if each.size):
+            return False
+        fixed |= zip(node.outputs, made, strict=False)
+        return True

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchswat.runtime import lists
+from torchswat.runtime.activations import Activation, activation_of, following
 from torchswat.runtime.arena import ALIGNMENT
 from torchswat.runtime.graph import Node
-from torchswat.runtime.memory import address, chwn, empty, is_chwn
+from torchswat.runtime.memory import address, chwn, empty, is_chwn, laid, lies_in, order_of
 from torchswat.runtime.operations.rows import FLOAT, Shape, axes_of, count
 from torchswat.runtime.operations.windows import Pads, padded, pads_of, transposed_sizes, turned, with_gaps
 
@@ -28,6 +29,8 @@ Slots = dict[str, Array]
 Step = Callable[[Slots], object]
 Maker = Callable[[], Step]
 """Makes a step once the workspace is there."""
+Order = tuple[int, ...]
+"""Axes as they lie in memory, the outermost first."""
 
 ROWS_BELOW = 16  # images: with fewer, lanes are positions of a row and not samples
 WIDEST_KERNEL = 64
@@ -35,14 +38,37 @@ MOST_OFFSETS = 2**16  # of a list's weights, which are stored in 16 bits
 DENSE_FROM = 0.5  # density of a product's weight from which numpy multiplies it
 
 
+def _of_maps(session: Session, node: Node) -> Order:
+    rank = len(session.values[node.name].shape)
+    return (*range(1, rank), 0)
+
+
+def _of_rows(session: Session, node: Node) -> Order:
+    """All axes but the last lie together where images do."""
+    rank = len(session.values[node.name].shape)
+    return (rank - 1, *range(rank - 1))
+
+
+def _of_heads(session: Session, node: Node) -> Order:
+    return 1, 3, 0, 2
+
+
+def _as_before(session: Session, node: Node) -> Order:
+    """As the first input of its shape that lies in the memory of a kernel's result, else row by row."""
+    shape = session.values[node.name].shape
+    for name in node.inputs:
+        if name in session.lies and session.values[name].shape == shape:
+            return order_of(session.lies[name])
+    return tuple(range(len(shape)))
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """When a kernel suits a node, and what makes its step."""
+    """When a kernel suits a node, what makes its step, and how the result lies in memory."""
 
     suits: Callable[[Session, Node, Mapping[str, str]], bool]
     make: Callable[[Session, Node], Maker]
-    has_rows: bool = False
-    """Whether the result is of rows: all axes but the last lie together where images do."""
+    order: Callable[[Session, Node], Order] = _of_maps
 
 
 def _maps(shape: Shape) -> Shape:
@@ -98,6 +124,25 @@ def _source(
     return _Source(None, fetch)
 
 
+def _dense(session: Session, name: str, order: Order) -> _Source:
+    """Return where an input lies in `order`, without gaps."""
+    held, shape = session.fixed.get(name), session.values[name].shape
+    if held is not None and lies_in(held, order):
+        place = address(held)
+        return _Source(place, lambda slots: place)
+    staged = laid(empty(count(shape)), shape, order)
+    place = address(staged)
+
+    def fetch(slots: Slots) -> int:
+        x = slots[name]
+        if lies_in(x, order):
+            return address(x)
+        np.copyto(staged, x)
+        return place
+
+    return _Source(None, fetch)
+
+
 def _call(
     source: _Source, before: tuple[Any, ...], kernel: Callable[..., object], after: tuple[Any, ...]
 ) -> Step:
@@ -143,6 +188,10 @@ def _two(values: Any) -> tuple[int, int]:
     return (first, rest[0]) if rest else (1, first)
 
 
+def _by_rows(images: int, group: int) -> bool:
+    return images < ROWS_BELOW or group > 1
+
+
 def _conv_of(session: Session, node: Node) -> _Conv:
     settings, x = node.settings, session.values[node.inputs[0]].shape
     weight, result = session.network.weights[node.inputs[1]], session.values[node.name].shape
@@ -156,7 +205,9 @@ def _conv_of(session: Session, node: Node) -> _Conv:
         prepare = partial(with_gaps, strides=gaps, pads=pads)
     else:
         pads, strides, sizes = pads_of(settings, x[2:], kernel), settings["strides"], x[2:]
-        if any(low != high for low, high in pads):
+        # Zeros at the edges cost lists for rows nothing: only where they begin is said.
+        free = _by_rows(x[0], settings["group"]) and max(kernel) > 1 and min(map(min, pads)) >= 0
+        if any(low != high for low, high in pads) and not free:
             prepare = partial(padded, pads=pads)
     padding = (0,) * len(sizes)
     if prepare is not None:
@@ -187,8 +238,10 @@ def _conv_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
         return False
     if node.inputs[3:] and values[node.inputs[3]].shape != values[node.name].shape:
         return False
+    if _is_depthwise(session, node):
+        return True
     conv = _conv_of(session, node)
-    whole = session.values[node.inputs[0]].shape[0] < ROWS_BELOW or conv.group > 1
+    whole = _by_rows(session.values[node.inputs[0]].shape[0], conv.group)
     return (
         max(conv.reach) <= WIDEST_KERNEL
         and count(conv.source) < 2**31
@@ -203,7 +256,42 @@ def _fits(session: Session, conv: _Conv) -> bool:
     return int(tiling[0]) * int(tiling[2]) + int(tiling[3:].max()) < MOST_OFFSETS
 
 
+def _is_depthwise(session: Session, node: Node) -> bool:
+    x, settings = session.values[node.inputs[0]].shape, node.settings
+    weight = session.network.weights[node.inputs[1]]
+    if settings["transposed"] or node.inputs[3:] or settings["group"] != x[1] or weight.shape[1] != 1:
+        return False
+    pads = pads_of(settings, x[2:], weight.shape[2:])
+    return min(map(min, pads)) >= 0 and max(weight.shape[2:]) <= WIDEST_KERNEL and count(x) < 2**31
+
+
+def _depthwise(session: Session, node: Node) -> Maker:
+    x, settings, native = session.values[node.inputs[0]].shape, node.settings, session.native
+    weight, bias = (session.network.weights[name] for name in node.inputs[1:3])
+    pads = [low for low, _ in pads_of(settings, x[2:], weight.shape[2:])]
+    shape = native.ConvShape(
+        *_maps(x),
+        len(weight),
+        *_maps(weight.shape)[2:],
+        *_two(settings["strides"]),
+        *(0, 0, *pads)[-2:],
+        *_maps(session.values[node.name].shape)[2:],
+        *_two(settings["dilations"]),
+    )
+    after = _after(session, following(node.settings)), address(session.fixed[node.name]), session.threads
+    source = _source(session, node.inputs[0], x)
+    before = address(weight), address(bias)
+    return lambda: _call(source, (shape,), native.depthwise_rows, (*before, *after))
+
+
+def _after(session: Session, activation: Activation) -> Any:
+    """Return an activation as the kernels' own type."""
+    return session.native.Activation(activation.number, activation.low, activation.high)
+
+
 def _conv(session: Session, node: Node) -> Maker:
+    if _is_depthwise(session, node):
+        return _depthwise(session, node)
     conv = _conv_of(session, node)
     source = _source(session, node.inputs[0], conv.source, conv.prepare)
     result = session.values[node.name].shape
@@ -214,6 +302,8 @@ def _conv(session: Session, node: Node) -> Maker:
 def _linear_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
     weight = session.network.weights.get(node.inputs[1])
     if weight is None or not _all_float(session, node) or len(session.values[node.name].shape) < 2:
+        return False
+    if node.inputs[3:] and session.values[node.inputs[3]].shape != session.values[node.name].shape:
         return False
     shape = session.values[node.inputs[0]].shape
     dense = np.count_nonzero(weight) > DENSE_FROM * weight.size
@@ -237,14 +327,15 @@ def _linear(session: Session, node: Node) -> Maker:
         weight.reshape(*weight.shape, 1, 1),
         None,
     )
-    return _convolve(session, node, conv, _source(session, node.inputs[0], (rows, shape[-1])), None)
+    residual = _source(session, node.inputs[3], (rows, len(weight))) if node.inputs[3:] else None
+    return _convolve(session, node, conv, _source(session, node.inputs[0], (rows, shape[-1])), residual)
 
 
 def _convolve(session: Session, node: Node, conv: _Conv, source: _Source, residual: _Source | None) -> Maker:
     """Take the kernel that suits the number of images, and lists of the kept weights in its order."""
     native, threads, n = session.native, session.threads, conv.source[0]
     shape = conv.shape(native)
-    by_rows = n < ROWS_BELOW or conv.group > 1
+    by_rows = _by_rows(n, conv.group)
     kernel = native.conv_rows if by_rows else native.conv_forward_fused
     geometry = conv.source[1:], conv.strides, conv.padding, conv.result[2:]
     key = node.name, native.isa(), n if by_rows else 0, *geometry
@@ -255,11 +346,11 @@ def _convolve(session: Session, node: Node, conv: _Conv, source: _Source, residu
     packed = session.network.lists_of(key, make)
     session.held.append(packed)
     session.lend((native.rows_workspace if by_rows else native.conv_workspace)(shape, threads))
-    bias, relu = address(session.network.weights[node.inputs[2]]), bool(node.settings["relu"])
-    target = address(session.fixed[node.name])
+    bias = address(session.network.weights[node.inputs[2]])
+    after, target = _after(session, following(node.settings)), address(session.fixed[node.name])
 
     def maker() -> Step:
-        middle, end = (*packed.addresses(), bias), (relu, target, address(session.workspace), threads)
+        middle, end = (*packed.addresses(), bias), (after, target, address(session.workspace), threads)
         if residual is None or residual.known is not None:
             added = 0 if residual is None else residual.known
             return _call(source, (shape,), kernel, (*middle, added, *end))
@@ -308,6 +399,8 @@ def _window(session: Session, node: Node) -> tuple[int, int, int] | None:
 def _pool_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
     if not _is_map(session, node):
         return False
+    if _is_whole(session, node):
+        return True
     window = _window(session, node)
     if window is None or node.operation == "MaxPool":
         return window is not None
@@ -317,7 +410,19 @@ def _pool_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
     return inside and (not padding or bool(settings["count_include_pad"]))
 
 
+def _is_whole(session: Session, node: Node) -> bool:
+    """Return whether it is the average of the map: its one window reaches everywhere, or further."""
+    x, settings = session.values[node.inputs[0]].shape[2:], node.settings
+    if node.operation != "AveragePool" or session.values[node.name].shape[2:] != (1, 1):
+        return False
+    pads = pads_of(settings, x, settings["kernel_shape"])
+    reaches = all(wide >= size for wide, size in zip(settings["kernel_shape"], x, strict=True))
+    return reaches and not any(map(any, pads)) and set(settings["dilations"]) == {1}
+
+
 def _pool(session: Session, node: Node) -> Maker:
+    if _is_whole(session, node):
+        return _mean(session, node)
     x, y = (session.values[name].shape for name in (node.inputs[0], node.name))
     window = _window(session, node)
     assert window is not None
@@ -364,35 +469,11 @@ def _concatenate(session: Session, node: Node) -> Maker:
     return lambda: step
 
 
-def _sigmoid(out: Array, x: Array) -> None:
-    np.negative(x, out=out)
-    np.exp(out, out=out)
-    out += 1
-    np.reciprocal(out, out=out)
-
-
-def _swish(out: Array, x: Array) -> None:
-    _sigmoid(out, x)
-    out *= x
-
-
-def _hard_swish(out: Array, x: Array) -> None:
-    np.add(x, 3, out=out)
-    np.clip(out, 0, 6, out=out)
-    out *= x
-    out *= np.float32(1 / 6)
-
-
 _INTO: dict[str, Callable[..., object]] = {
     "Add": lambda out, a, b: np.add(a, b, out=out),
     "Sub": lambda out, a, b: np.subtract(a, b, out=out),
     "Mul": lambda out, a, b: np.multiply(a, b, out=out),
     "Div": lambda out, a, b: np.divide(a, b, out=out),
-    "Relu": lambda out, x: np.maximum(x, 0, out=out),
-    "Tanh": lambda out, x: np.tanh(x, out=out),
-    "Sigmoid": _sigmoid,
-    "Swish": _swish,
-    "HardSwish": _hard_swish,
 }
 """Operations entry by entry in numpy, into memory that is there."""
 
@@ -412,15 +493,232 @@ def _into(session: Session, node: Node) -> Maker:
     return lambda: step
 
 
+_ACTIVATIONS = (
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "Swish",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Gelu",
+    "Exp",
+    "Erf",
+)
+_OPERATIONS = {"Add": 0, "Mul": 1, "Sub": 2, "Div": 3}
+"""By their number in the kernels."""
+
+
+def _combine(session: Session, node: Node) -> Maker:
+    """Take the kernel where one input is whole and the other is, or has one entry along neighbouring axes."""
+    target = session.fixed[node.name]
+    shape, order = target.shape, order_of(target)
+    pairs = [node.inputs] if node.operation in ("Sub", "Div") else [node.inputs, node.inputs[::-1]]
+    for whole, other in pairs:
+        sizes = _broadcast_sizes(shape, session.values[other].shape, order)
+        if session.values[whole].shape == shape and sizes is not None:
+            first, second = _dense(session, whole, order), _part(session, other, len(shape), order)
+            kernel = partial(session.native.combine, _OPERATIONS[node.operation])
+            return partial(_pair, kernel, first, second, (*sizes, address(target), session.threads))
+    return _into(session, node)
+
+
+def _pair(kernel: Callable[..., object], first: _Source, second: _Source, after: tuple[Any, ...]) -> Step:
+    """Return the step that calls `kernel` with what lies at two places."""
+    if first.known is not None and second.known is not None:
+        call = partial(kernel, first.known, second.known, *after)
+        return lambda slots: call()
+    one, two = first.fetch, second.fetch
+    return lambda slots: kernel(one(slots), two(slots), *after)
+
+
+def _broadcast_sizes(shape: Shape, other: Shape, order: Order) -> tuple[int, int, int] | None:
+    """Return (outer, middle, inner) where `other` has one entry along the middle axes alone, as they lie in memory."""
+    other = (1,) * (len(shape) - len(other)) + other
+    sizes, part = [1, 1, 1], 0
+    for axis in order:
+        if shape[axis] == 1:
+            continue
+        is_one = other[axis] == 1
+        if (is_one and part == 0) or (not is_one and part == 1):
+            part += 1
+        elif is_one and part == 2:
+            return None
+        sizes[part] *= shape[axis]
+    outer, middle, inner = sizes
+    return (1, 1, outer * inner) if middle == 1 else (outer, middle, inner)
+
+
+def _part(session: Session, name: str, rank: int, order: Order) -> _Source:
+    """Return where an input lies that has one entry along some axes: without gaps, in the order of the others."""
+    shape = session.values[name].shape
+    full = (1,) * (rank - len(shape)) + shape
+    held = session.fixed.get(name)
+    if (
+        held is not None
+        and lies_in(held.reshape(full), order)
+        and np.may_share_memory(held, held.reshape(full))
+    ):
+        place = address(held)
+        return _Source(place, lambda slots: place)
+    staged = laid(empty(count(shape)), full, order)
+    place = address(staged)
+    if held is None and name in session.slots:  # a constant
+        np.copyto(staged, session.slots[name].reshape(full))
+        session.staged.append(staged)
+        return _Source(place, lambda slots: place)
+
+    def fetch(slots: Slots) -> int:
+        np.copyto(staged, slots[name].reshape(full))
+        return place
+
+    return _Source(None, fetch)
+
+
+def _activation_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
+    found = activation_of(node, lambda name: session.values[name].known)
+    shape = session.values[node.name].shape
+    return found is not None and session.values[node.inputs[0]].dtype == FLOAT and count(shape) > 0
+
+
+def _activation(session: Session, node: Node) -> Maker:
+    found = activation_of(node, lambda name: session.values[name].known)
+    assert found is not None
+    target = session.fixed[node.name]
+    source = _dense(session, node.inputs[0], order_of(target))
+    after = target.size, _after(session, found), address(target), session.threads
+    return lambda: _call(source, (), session.native.activate, after)
+
+
+# ---- norms, softmax, attention -----------------------------------------------------------------------------
+
+
+def _sizes_along(session: Session, node: Node, axes: range, order: Order) -> tuple[int, int, int] | None:
+    """Return (outer, length, inner) of axes that lie side by side in memory, in order."""
+    shape = session.values[node.inputs[0]].shape
+    places = [order.index(axis) for axis in axes]
+    if places != [*range(places[0], places[0] + len(places))]:
+        return None
+    first, last = places[0], places[-1] + 1
+    in_memory = [shape[axis] for axis in order]
+    return count(in_memory[:first]), count(in_memory[first:last]), count(in_memory[last:])
+
+
+def _axes(session: Session, node: Node) -> range:
+    rank = len(session.values[node.inputs[0]].shape)
+    first = node.settings["axis"] % rank
+    return range(first, first + 1 if node.operation == "Softmax" else rank)
+
+
+def _norm_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
+    x = session.values[node.inputs[0]].shape
+    axes = _axes(session, node)
+    constant = all(
+        name in session.network.weights and session.values[name].shape == x[axes.start :]
+        for name in node.inputs[1:]
+        if name
+    )
+    if not (constant and _all_float(session, Node(node.operation, node.inputs[:1], node.outputs, {}))):
+        return False
+    return _sizes_along(session, node, axes, _as_before(session, node)) is not None
+
+
+def _norm(session: Session, node: Node) -> Maker:
+    target = session.fixed[node.name]
+    order = order_of(target)
+    sizes = _sizes_along(session, node, _axes(session, node), order)
+    assert sizes is not None
+    names = (*node.inputs[1:], "", "")[:2]
+    factors = [address(session.network.weights[name]) if name else 0 for name in names]
+    after = *sizes, *factors, node.settings["epsilon"], address(target), session.threads
+    source = _dense(session, node.inputs[0], order)
+    return lambda: _call(source, (), session.native.layer_norm, after)
+
+
+def _softmax_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
+    return _all_float(session, node)
+
+
+def _softmax(session: Session, node: Node) -> Maker:
+    target = session.fixed[node.name]
+    order = order_of(target)
+    sizes = _sizes_along(session, node, _axes(session, node), order)
+    assert sizes is not None
+    source = _dense(session, node.inputs[0], order)
+    after = *sizes, address(target), session.threads
+    return lambda: _call(source, (), session.native.softmax, after)
+
+
+def _attention_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
+    shapes = [session.values[name].shape for name in node.inputs[:3]]
+    lead = {shape[:2] for shape in shapes}
+    if node.settings["is_causal"] or any(len(shape) != 4 for shape in shapes) or len(lead) != 1:
+        return False
+    if not _all_float(session, Node(node.operation, node.inputs[:3], node.outputs, {})):
+        return False
+    return not node.inputs[3:] or _lets_all_through(session, node.inputs[3])
+
+
+def _lets_all_through(session: Session, mask: str) -> bool:
+    """Return whether a mask is known to be true everywhere, perhaps as one number that is spread."""
+    known = session.values[mask].known
+    for node in session.network.fused.nodes if known is None else ():
+        if node.operation == "Expand" and mask in node.outputs:
+            known = session.values[node.inputs[0]].known
+    return known is not None and known.dtype == bool and bool(known.all())
+
+
+def _attention(session: Session, node: Node) -> Maker:
+    native, target = session.native, session.fixed[node.name]
+    images, heads, queries, size = session.values[node.inputs[0]].shape
+    keys, value_size = session.values[node.inputs[2]].shape[2:]
+    both = [_tokens(session, name) for name in node.inputs[:3]]
+    strides = np.array([*(_steps(lies) for _, lies in both), _steps(target)], np.int64)
+    fetches = [source.fetch for source, _ in both]
+    scale = node.settings["scale"] or size**-0.5
+    after = images, heads, queries, keys, size, value_size, scale, session.threads
+    whole = address(target), address(strides), *after
+
+    def step(slots: Slots, strides: Array = strides) -> None:
+        native.attention(*(fetch(slots) for fetch in fetches), *whole)
+
+    return lambda: step
+
+
+def _steps(array: Array) -> list[int]:
+    """Return the distances, in floats, between images, heads and features."""
+    return [array.strides[axis] // 4 for axis in (0, 1, 3)]
+
+
+def _tokens(session: Session, name: str) -> tuple[_Source, Array]:
+    """Return where queries, keys or values lie with tokens side by side, and an array that lies so."""
+    held = session.fixed.get(name)
+    if held is not None and (held.strides[2] == 4 or held.shape[2] == 1):
+        place = address(held)
+        return _Source(place, lambda slots: place), held
+    staged = laid(empty(count(session.values[name].shape)), session.values[name].shape, (0, 1, 3, 2))
+
+    def fetch(slots: Slots) -> int:
+        np.copyto(staged, slots[name])
+        return address(staged)
+
+    return _Source(None, fetch), staged
+
+
 STEPS: dict[str, Kernel] = {
     "FusedConv": Kernel(_conv_suits, _conv),
-    "FusedLinear": Kernel(_linear_suits, _linear, has_rows=True),
+    "FusedLinear": Kernel(_linear_suits, _linear, _of_rows),
     "FusedAffine": Kernel(_affine_suits, _affine),
     "MaxPool": Kernel(_pool_suits, _pool),
     "AveragePool": Kernel(_pool_suits, _pool),
     "AdaptiveAveragePool": Kernel(_mean_suits, _mean),
     "ReduceMean": Kernel(_mean_suits, _mean),
     "Concat": Kernel(_joins, _concatenate),
-    **{name: Kernel(_into_suits, _into) for name in _INTO},
+    **{name: Kernel(_into_suits, _combine, _as_before) for name in _OPERATIONS},
+    **{name: Kernel(_activation_suits, _activation, _as_before) for name in _ACTIVATIONS},
+    "LayerNormalization": Kernel(_norm_suits, _norm, _as_before),
+    "Softmax": Kernel(_softmax_suits, _softmax, _as_before),
+    "Attention": Kernel(_attention_suits, _attention, _of_heads),
 }
 """What runs on kernels, or in numpy into the memory of a kernel's result."""

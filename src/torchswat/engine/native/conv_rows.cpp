@@ -6,7 +6,7 @@
 //     tile [c in block][s][phase of h][row][V]        at most 36 KB: stays in the first-level cache
 //       |  for each filter: registers[T] += weight * tile[offset + 0..T-1]
 //       v
-//     partial[filter][T]     and, after the last block, Y = relu(partial + residual)
+//     partial[filter][T]     and, after the last block, Y = activation(partial + residual)
 //
 // With a copy for each column s, and the source rows of one phase (index % stride) one after the other, tap (r, s) of
 // a tile of H rows and V vectors a row is one run of T = H*V vectors: the inner loop knows no geometry. Small maps are
@@ -17,7 +17,7 @@
 // offset; 6 bytes of list, read once a tile. Each result is summed by one thread in the order of its list.
 #include "buffer.h"
 #include "conv_tiles.h"
-#include "kernels.h"
+#include "curves.h"
 
 #include <utility>
 
@@ -29,6 +29,8 @@ constexpr int chains = 8;                                // independent sums tha
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int least(int a, int b) { return a < b ? a : b; }
+
+constexpr int64_t few = 1 << 14;                         // multiply-adds, in vectors, that one thread does alone
 
 // How a convolution is cut into tiles; all in vectors, rows and channels.
 struct Cut {
@@ -114,7 +116,7 @@ struct Job {
     const float* values;
     const uint16_t* offsets;
     const float *bias, *residual;
-    bool relu;
+    Activation after;
     float* y;
     const int32_t* places;  // of each copy: where each lane comes from in its row (map), or -1
 };
@@ -237,18 +239,31 @@ template <int T> struct Sums {
 #pragma GCC unroll 32
         for (int j = 0; j < T; j++) store(p + j * W, at[j]);
     }
-    // Y of a filter: residual added, negative ones dropped.
-    void finish(const Target& target, const float* residual, bool relu, float* y) {
+    // Y of a filter: residual added, cut to a range.
+    void finish(const Target& target, const float* residual, Activation after, float* y) {
 #pragma GCC unroll 32
         for (int j = 0; j < T; j++) {
             if (!target.lanes[j]) continue;
             vf x = at[j];
             if (residual) x += load_first(residual + target.at[j], target.lanes[j]);
-            if (relu) x = x > vf{} ? x : (x != x ? x : vf{});  // a NaN stays
+            if (after.kind == Activation::clip) x = between(x, after.low, after.high);
             store_first(y + target.at[j], x, target.lanes[j]);
         }
     }
 };
+
+// The same for other activations, of sums in the cache: the curves are not in every loop above.
+__attribute__((noinline)) void finish_curved(const Target& target, int vectors, float* sums, const float* residual,
+                                             Activation after, float* y) {
+    for (int j = 0; residual && j < vectors; j++) {
+        if (!target.lanes[j]) continue;
+        store(sums + j * W, load(sums + j * W) + load_first(residual + target.at[j], target.lanes[j]));
+    }
+    apply_activation(sums, int64_t(vectors) * W, after, sums);
+    for (int j = 0; j < vectors; j++) {
+        if (target.lanes[j]) store_first(y + target.at[j], load(sums + j * W), target.lanes[j]);
+    }
+}
 
 template <int T>
 inline __attribute__((always_inline)) void add(Sums<T>& sums, const char* tile, float value, uint64_t offset) {
@@ -304,11 +319,11 @@ void run_tile(const Job& job, int p, int first, int k0, int k1, Piece* pieces, f
             const int32_t start = starts[k];
             add_list<T>(sums, reinterpret_cast<const char*>(tile), job.values + start, job.offsets + start,
                         starts[k + 1] - start);
-            if (block + 1 == cut.blocks) {
-                sums.finish(target, job.residual ? job.residual + k * map : nullptr, job.relu, job.y + k * map);
-            } else {
-                sums.store_to(so_far);
-            }
+            const bool last = block + 1 == cut.blocks, curved = job.after.kind > Activation::clip;
+            const float* residual = job.residual ? job.residual + k * map : nullptr;
+            if (!last || curved) sums.store_to(so_far);
+            if (last && curved) finish_curved(target, T, so_far, residual, job.after, job.y + k * map);
+            if (last && !curved) sums.finish(target, residual, job.after, job.y + k * map);
         }
     }
 }
@@ -341,14 +356,15 @@ void rows_tiling(ConvShape shape, int32_t* tiling) {
 int64_t rows_workspace(ConvShape shape, int threads) { return own_floats(best_cut(shape)) * threads; }
 
 void conv_rows(ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,
-               const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads) {
+               const float* bias, const float* residual, Activation after, float* y, float* workspace, int threads) {
     const Cut cut = best_cut(shape);
     Buffer<int32_t> places(size_t(cut.copies) * cut.tiles_w() * cut.width * W);
     find_places(cut, places.data);
-    const Job job{cut, x, starts, values, offsets, bias, residual, relu, y, places.data};
+    const Job job{cut, x, starts, values, offsets, bias, residual, after, y, places.data};
     const TileRunner run_one = runner_of(cut.vectors(), std::make_integer_sequence<int, most_vectors>());
     const int filters = cut.shape.k;
     const int64_t all = int64_t(cut.tiles()) * filters;
+    if (int64_t(starts[int64_t(cut.blocks) * filters]) * cut.tiles() * cut.vectors() < few) threads = 1;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int thread = 0; thread < threads; thread++) {
         float* own = workspace + thread * own_floats(cut);

@@ -15,6 +15,7 @@
 // caches where it is large.
 // Each result is summed by one thread, in the order of its list: the number of threads changes nothing.
 #include "conv_loops.h"
+#include "curves.h"
 #include "stream.h"
 
 #include <iterator>
@@ -43,8 +44,8 @@ template <class M> struct Work {
     int source_channels;
     Tensor<Entry> result;
     const float* bias;
-    const Entry* residual;  // laid out as the result, added before the ReLU; or null
-    bool relu;
+    const Entry* residual;  // laid out as the result, added before the activation; or null
+    Activation after{};
     bool past_caches;  // the result is large and its vectors are aligned
 };
 
@@ -199,12 +200,10 @@ Target<typename M::Entry> target_of(const Work<M>& work, const Place& place, int
     return {data, first_h, first_w, lanes, whole};
 }
 
-inline vf positive(vf x) { return x > vf{} ? x : (x != x ? x : vf{}); }  // a NaN stays
-
-// A tile that is cut off by the edge of the map, or has less than W samples.
+// A tile that is cut off by the edge of the map, has less than W samples, or is followed by a curve.
 template <class M, int H, int V>
 __attribute__((noinline)) void write_part(const Work<M>& work, const Target<typename M::Entry>& target, int channel,
-                                          const float* sum) {
+                                          float* sum) {
     const Axis& h = work.tiles.h;
     const Axis& w = work.tiles.w;
     typename M::Entry* data = target.data + channel * work.result.channel;
@@ -215,7 +214,12 @@ __attribute__((noinline)) void write_part(const Work<M>& work, const Target<type
             const int64_t to = i * h.classes * work.result.row + j * w.classes * work.result.column;
             vf x = load(sum);
             if (work.residual) x += load_first(work.residual + (data + to - work.result.data), target.lanes);
-            store_first(data + to, work.relu ? positive(x) : x, target.lanes);
+            if constexpr (M::channels == 1) {
+                store(sum, x);
+                if (work.after.kind != Activation::none) apply_activation(sum, W, work.after, sum);
+                x = load(sum);
+            }
+            store_first(data + to, x, target.lanes);
         }
     }
 }
@@ -229,7 +233,7 @@ SWAT_INLINE void write_whole(Entry* data, int64_t row, int64_t column, const Reg
     }
 }
 
-// What follows the convolution, on a whole tile: the residual and the ReLU.
+// What follows the convolution, on a whole tile: the residual and a cut to a range.
 template <class M, int H, int V>
 SWAT_INLINE void finish(const Work<M>& work, int64_t to, int64_t row, int64_t column, Registers<H, V>& sum) {
     if (work.residual) {
@@ -240,16 +244,16 @@ SWAT_INLINE void finish(const Work<M>& work, int64_t to, int64_t row, int64_t co
             for (int j = 0; j < V; j++) sum.at[i][j] += loadu(from + j * column);
         }
     }
-    if (work.relu) {
+    if (work.after.kind == Activation::clip) {
 #pragma GCC unroll 32
-        for (int i = 0; i < H * V; i++) sum.at[i / V][i % V] = positive(sum.at[i / V][i % V]);
+        for (int i = 0; i < H * V; i++) sum.at[i / V][i % V] = between(sum.at[i / V][i % V], work.after.low, work.after.high);
     }
 }
 
 template <class M, int H, int V>
 SWAT_INLINE void write(const Work<M>& work, const Target<typename M::Entry>& target, int channel, float* spare,
                        Registers<H, V>& sum) {
-    if (!target.whole) {
+    if (!target.whole || work.after.kind > Activation::clip) {
         sum.store_to(spare);
         return write_part<M, H, V>(work, target, channel, spare);
     }
@@ -421,7 +425,7 @@ template <class M> struct Operands {
     Entry* result;
     const float* bias = nullptr;
     const Entry* residual = nullptr;
-    bool relu = false;
+    Activation after{};
 };
 
 // Where samples take part in the tile (flat, tiny): `positions` of `length` entries a channel, cut into whole vectors,
@@ -434,7 +438,7 @@ void run_flat(Tiles t, const Operands<M>& o, int positions, int64_t length, floa
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
         const auto* added = o.residual ? o.residual + first : nullptr;
         run<M>({t, o.weights, {o.source + first, positions * length, length, W}, o.channels,
-                {o.result + first, positions * length, length, W}, o.bias, added, o.relu, false},
+                {o.result + first, positions * length, length, W}, o.bias, added, o.after, false},
                samples, workspace, threads);
     };
     const int64_t whole = length / W * W;
@@ -451,7 +455,7 @@ void run_product(const ConvShape& s, Product product, const Operands<M>& o, floa
         return run_flat(t, o, positions, t.flat ? s.input_map() : n, workspace, threads);
     }
     run<M>({t, o.weights, {o.source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n}, o.channels,
-            {o.result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n}, o.bias, o.residual, o.relu, false},
+            {o.result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n}, o.bias, o.residual, o.after, false},
            n, workspace, threads);
 }
 
@@ -473,9 +477,9 @@ void conv_forward(ConvShape shape, const float* x, const int32_t* starts, const 
 }
 
 void conv_forward_fused(ConvShape shape, const float* x, const int32_t* starts, const float* values,
-                        const uint16_t* offsets, const float* bias, const float* residual, bool relu, float* y,
+                        const uint16_t* offsets, const float* bias, const float* residual, Activation after, float* y,
                         float* workspace, int threads) {
-    run_product<Singles>(shape, Product::forward, {{starts, values, offsets}, x, shape.c, y, bias, residual, relu},
+    run_product<Singles>(shape, Product::forward, {{starts, values, offsets}, x, shape.c, y, bias, residual, after},
                          workspace, threads);
 }
 

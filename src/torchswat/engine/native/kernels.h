@@ -53,6 +53,14 @@ struct Blocks {
     int block_filters, block_channels;
 };
 
+// What inference does to each result (curves.h): clip cuts to [low, high], which ReLU and ReLU6 are; leaky_relu multiplies
+// negative numbers with low, hard_sigmoid cuts low * x + high to [0, 1].
+struct Activation {
+    enum Kind { none, clip, leaky_relu, sigmoid, swish, hard_sigmoid, hard_swish, tanh, gelu, gelu_tanh, exp, erf };
+    int kind = none;
+    float low = 0, high = 0;
+};
+
 // How the operands of a pass are selected, and when.
 struct Search {
     double sparsity;
@@ -197,15 +205,30 @@ struct Search {
 #define SWAT_INFERENCE(X)                                                                                        \
     X(void, conv_forward_fused,                                                                                  \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
-       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+       const float* bias, const float* residual, Activation after, float* y, float* workspace, int threads))     \
     X(void, rows_tiling, (ConvShape shape, int32_t* tiling))                                                     \
     X(int64_t, rows_workspace, (ConvShape shape, int threads))                                                   \
     X(void, conv_rows,                                                                                           \
       (ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,     \
-       const float* bias, const float* residual, bool relu, float* y, float* workspace, int threads))            \
+       const float* bias, const float* residual, Activation after, float* y, float* workspace, int threads))     \
+    X(void, depthwise_rows,                                                                                      \
+      (ConvShape shape, const float* x, const float* weights, const float* bias, Activation after, float* y,     \
+       int threads))                                                                                             \
     X(void, pool_rows,                                                                                           \
       (const float* x, int64_t channels, int h, int w, int n, int kernel, int stride, int padding, int rows,     \
-       int columns, bool average, float* y, int threads))
+       int columns, bool average, float* y, int threads))                                                        \
+    X(void, activate, (const float* x, int64_t n, Activation after, float* y, int threads))                      \
+    X(void, combine,                                                                                             \
+      (int operation, const float* a, const float* b, int64_t outer, int64_t middle, int64_t inner, float* y,    \
+       int threads))                                                                                             \
+    X(void, layer_norm,                                                                                          \
+      (const float* x, int64_t outer, int64_t length, int64_t inner, const float* scale, const float* bias,      \
+       float epsilon, float* y, int threads))                                                                    \
+    X(void, softmax, (const float* x, int64_t outer, int64_t length, int64_t inner, float* y, int threads))      \
+    X(void, attention,                                                                                           \
+      (const float* q, const float* k, const float* v, float* y, const int64_t* strides, int64_t images,         \
+       int64_t heads, int64_t queries, int64_t keys, int64_t size, int64_t value_size, float scale,              \
+       int threads))
 
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
     X(Packed, compress_count,                                                                                    \

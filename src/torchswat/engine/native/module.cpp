@@ -96,6 +96,14 @@ NB_MODULE(_native, module) {
     nb::class_<Search>(module, "Search", "How the operands of a pass are selected, and when.")
         .def(nb::init<double, int, int, bool, bool, bool, bool, bool>());
 
+    nb::class_<Activation>(module, "Activation", "What inference does to each result; see kernels.h for the numbers.")
+        .def(nb::init<>())
+        .def("__init__",
+             [](Activation* self, int kind, float low, float high) {
+                 if (kind < Activation::none || kind > Activation::erf) invalid("There is no activation of that number.");
+                 new (self) Activation{kind, low, high};
+             }, nb::arg("kind"), nb::arg("low") = 0.0f, nb::arg("high") = 0.0f);
+
     nb::class_<Blocks>(module, "Blocks", "How a weight is divided into blocks.")
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int>());
 
