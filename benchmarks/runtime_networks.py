@@ -165,8 +165,6 @@ def pruned(case: Case) -> nn.Module:
     model = case.make().eval()
     layers = []
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_var is not None:
-            module.running_var.uniform_(0.5, 2)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             layers.append(module)
     for layer in layers[1:-1]:
@@ -176,9 +174,13 @@ def pruned(case: Case) -> nn.Module:
         kept = weight.numel() - int(case.sparsity * weight.numel())
         limit = weight.abs().flatten().kthvalue(weight.numel() - kept + 1).values
         weight.mul_(weight.abs() >= limit)
-    for layer in layers:  # signals keep their size through the network
-        fan_in = max(1.0, float(layer.weight.count_nonzero()) / layer.weight.shape[0])
-        layer.weight.mul_((2 / fan_in) ** 0.5 / float(layer.weight[layer.weight != 0].std()))
+    norms = [each for each in model.modules() if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for norm in norms:  # take the statistics of this batch, so that signals keep their size
+        norm.momentum = 1.0
+        norm.train()
+    model(torch.randn(2, *case.input_shape[1:]))
+    for norm in norms:
+        norm.eval()
     return model
 
 
@@ -278,9 +280,10 @@ def _print_layers(layers: list[Row], most: int) -> None:
     for kind, times in sorted(kinds.items(), key=lambda each: -sum(each[1])):
         print(f"    {'/'.join(kind):28} {len(times):3} {sum(times):8.3f} ms")
     for row in sorted(layers, key=lambda each: -each["ms"])[:most]:
+        work = f"{row['operations'] / 1e6:8.1f} MFLOP {row['bytes'] / 1e6:6.2f} MB"
         print(
-            f"    {row['ms']:8.3f} ms  bound {row['bound_ms']:7.3f} by {row['bound']:10} {row['runs_in']:6} "
-            f"{row['operation']:12} {row['operations'] / 1e6:8.2f} MFLOP {row['bytes'] / 1e6:7.2f} MB {row['layer']:.60}"
+            f"    {row['ms']:8.3f} ms, bound {row['bound_ms']:7.3f} by {row['bound']:10} {row['runs_in']:6} "
+            f"{row['operation']:12} {work} {row['layer']:.48}"
         )
 
 

@@ -53,7 +53,7 @@ def activated(native: ModuleType, name: str, x: Array, count: int = 1) -> Array:
     return y[:-1].reshape(x.shape)
 
 
-def near(found: Array, expected: Array, error: float = 4e-7, of: float = 0.0) -> None:
+def near(found: Array, expected: Array, error: float, of: float | Array = 0.0) -> None:
     """Complain beyond `error` of each entry and of `of`."""
     gap = np.abs(found.astype(np.float64) - expected)
     assert np.all(gap <= error * (np.abs(expected) + of)), float(np.nanmax(gap))
@@ -246,8 +246,8 @@ def test_depthwise(
     shape = native.ConvShape(n, c, h, w, c * filters, r, s, *stride, *padding, *out, *steps)
     after = kernels_own(native, name)
     native.depthwise_rows(shape, address(lies), address(weight), address(bias), after, address(y), count)
-    doubles = (torch.from_numpy(each).double() for each in (x, weight, bias))
-    plain = F.conv2d(*doubles, stride, padding, steps, c)
+    images, weights, biases = (torch.from_numpy(each).double() for each in (x, weight, bias))
+    plain = F.conv2d(images, weights, biases, stride, padding, steps, c)
     near(y.transpose(3, 0, 1, 2), EXACT[name](plain).numpy(), 1e-5, of=10)
 
 
@@ -261,3 +261,19 @@ def test_depthwise_of_a_map_in_bands(native: ModuleType):
     padded = F.pad(torch.from_numpy(x).double(), (2, 2, 1, 3))
     exact = F.conv2d(padded, torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 2, 0, 1, 5)
     near(y.transpose(3, 0, 1, 2), exact[:, :, :65, :70].numpy(), 1e-5, of=10)
+
+
+@quick
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from((1, 1, 2, 16)),
+    st.integers(1, 3),
+    st.sampled_from((1, 2, 2, 3)),
+    threads,
+)
+def test_spread(native: ModuleType, channels: int, h: int, w: int, n: int, r: int, s: int, count: int):
+    x, y = normal(r, s, channels, h, w, n), np.full((channels, h, r, w, s, n), np.nan, np.float32)
+    native.spread(address(x), channels, h, w, n, r, s, address(y), count)
+    np.testing.assert_array_equal(y, x.transpose(2, 3, 0, 4, 1, 5))

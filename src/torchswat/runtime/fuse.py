@@ -116,7 +116,8 @@ class _Fuser:
     # ---- what begins a chain
 
     def _conv(self, each: Node, transposed: int = 0) -> Node | None:
-        weight, channels = self.tensors.get(each.inputs[1]), 0
+        source, name = each.inputs[:2]
+        weight, channels = self.tensors.get(name), 0
         if weight is not None:
             channels = weight.shape[1] * each.settings["group"] if transposed else len(weight)
         bias = each.inputs[2] if len(each.inputs) > 2 else ""
@@ -125,11 +126,10 @@ class _Fuser:
         bias = bias or self._keep(f"{each.name}.bias", np.zeros(channels, np.float32))
         settings = {"output_padding": (0,) * (weight.ndim - 2), **each.settings}
         settings |= {"transposed": transposed, **_NOTHING}
-        source = each.inputs[0]
         pads = None if transposed else self._zeros_around(source, settings)
         if pads is not None:
             source, settings = self.nodes.pop(source).inputs[0], {**settings, "pads": pads}
-        return Node("FusedConv", (source, each.inputs[1], bias), each.outputs, settings)
+        return Node("FusedConv", (source, name, bias), each.outputs, settings)
 
     def _zeros_around(self, name: str, settings: Settings) -> tuple[int, ...] | None:
         """Return the padding of a convolution together with that of the Pad before it, which nothing else reads."""

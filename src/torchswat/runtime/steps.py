@@ -34,6 +34,7 @@ Order = tuple[int, ...]
 
 ROWS_BELOW = 16  # images: with fewer, lanes are positions of a row and not samples
 WIDEST_KERNEL = 64
+MOST_TAPS = WIDEST_KERNEL**2
 MOST_OFFSETS = 2**16  # of a list's weights, which are stored in 16 bits
 DENSE_FROM = 0.5  # density of a product's weight from which numpy multiplies it
 
@@ -262,7 +263,7 @@ def _is_depthwise(session: Session, node: Node) -> bool:
     if settings["transposed"] or node.inputs[3:] or settings["group"] != x[1] or weight.shape[1] != 1:
         return False
     pads = pads_of(settings, x[2:], weight.shape[2:])
-    return min(map(min, pads)) >= 0 and max(weight.shape[2:]) <= WIDEST_KERNEL and count(x) < 2**31
+    return min(map(min, pads)) >= 0 and count(weight.shape[2:]) <= MOST_TAPS and count(x) < 2**31
 
 
 def _depthwise(session: Session, node: Node) -> Maker:
@@ -284,6 +285,57 @@ def _depthwise(session: Session, node: Node) -> Maker:
     return lambda: _call(source, (shape,), native.depthwise_rows, (*before, *after))
 
 
+def _is_spread(session: Session, node: Node) -> bool:
+    """Return whether a transposed convolution makes a block of its own of every position."""
+    settings, kernel = node.settings, session.network.weights[node.inputs[1]].shape[2:]
+    plain = (
+        not any(settings["pads"]) and not any(settings["output_padding"]) and settings["auto_pad"] == "none"
+    )
+    alone = settings["group"] == 1 and set(settings["dilations"]) == {1} and not node.inputs[3:]
+    return bool(settings["transposed"]) and plain and alone and tuple(settings["strides"]) == kernel
+
+
+def _spread(session: Session, node: Node) -> Maker:
+    """A 1x1 convolution, whose filters are those of all taps, and a copy of its results to where they belong."""
+    weight, bias = (session.network.weights[name] for name in node.inputs[1:3])
+    x, (r, s) = _maps(session.values[node.inputs[0]].shape), _maps(weight.shape)[2:]
+    every = np.ascontiguousarray(weight.reshape(_maps(weight.shape)).transpose(2, 3, 1, 0)).reshape(
+        -1, x[1], 1, 1
+    )
+    one = 1, 1
+    made = x[0], len(every), *x[2:]
+    conv = _Conv(x, made, one, one, one, (0, 0), 1, every, None)
+    parts, biases = empty(count(made)), np.tile(bias, r * s)
+    session.staged += [parts, biases]
+    convolve = _convolve(
+        session, node, conv, _source(session, node.inputs[0], x), None, (address(biases), address(parts))
+    )
+    spread = partial(
+        session.native.spread,
+        *(
+            address(parts),
+            weight.shape[1],
+            *x[2:],
+            x[0],
+            r,
+            s,
+            address(session.fixed[node.name]),
+            session.threads,
+        ),
+    )
+
+    def maker() -> Step:
+        first = convolve()
+
+        def step(slots: Slots) -> None:
+            first(slots)
+            spread()
+
+        return step
+
+    return maker
+
+
 def _after(session: Session, activation: Activation) -> Any:
     """Return an activation as the kernels' own type."""
     return session.native.Activation(activation.number, activation.low, activation.high)
@@ -292,6 +344,8 @@ def _after(session: Session, activation: Activation) -> Any:
 def _conv(session: Session, node: Node) -> Maker:
     if _is_depthwise(session, node):
         return _depthwise(session, node)
+    if _is_spread(session, node):
+        return _spread(session, node)
     conv = _conv_of(session, node)
     source = _source(session, node.inputs[0], conv.source, conv.prepare)
     result = session.values[node.name].shape
@@ -331,8 +385,18 @@ def _linear(session: Session, node: Node) -> Maker:
     return _convolve(session, node, conv, _source(session, node.inputs[0], (rows, shape[-1])), residual)
 
 
-def _convolve(session: Session, node: Node, conv: _Conv, source: _Source, residual: _Source | None) -> Maker:
-    """Take the kernel that suits the number of images, and lists of the kept weights in its order."""
+def _convolve(
+    session: Session,
+    node: Node,
+    conv: _Conv,
+    source: _Source,
+    residual: _Source | None,
+    places: tuple[int, int] | None = None,
+) -> Maker:
+    """Take the kernel that suits the number of images, and lists of the kept weights in its order.
+
+    `places` are addresses of the bias and the result, where they are not those of the node.
+    """
     native, threads, n = session.native, session.threads, conv.source[0]
     shape = conv.shape(native)
     by_rows = _by_rows(n, conv.group)
@@ -346,8 +410,9 @@ def _convolve(session: Session, node: Node, conv: _Conv, source: _Source, residu
     packed = session.network.lists_of(key, make)
     session.held.append(packed)
     session.lend((native.rows_workspace if by_rows else native.conv_workspace)(shape, threads))
-    bias = address(session.network.weights[node.inputs[2]])
-    after, target = _after(session, following(node.settings)), address(session.fixed[node.name])
+    own = address(session.network.weights[node.inputs[2]]), address(session.fixed[node.name])
+    bias, target = places or own
+    after = _after(session, following(node.settings))
 
     def maker() -> Step:
         middle, end = (*packed.addresses(), bias), (after, target, address(session.workspace), threads)
@@ -433,20 +498,21 @@ def _pool(session: Session, node: Node) -> Maker:
 
 
 def _mean_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
-    if len(session.values[node.inputs[0]].shape) != 4 or not count(session.values[node.inputs[0]].shape):
-        return False
-    if session.values[node.inputs[0]].dtype != FLOAT:
+    x = session.values[node.inputs[0]]
+    rank = len(x.shape)
+    if rank not in (3, 4) or not count(x.shape) or x.dtype != FLOAT:
         return False
     if node.operation == "AdaptiveAveragePool":
-        return tuple(node.settings["sizes"]) == (1, 1)
+        return tuple(node.settings["sizes"]) == (1,) * (rank - 2)
     axes = session.values[node.inputs[1]].known if len(node.inputs) > 1 else None
-    return axes is not None and set(axes_of(axes.reshape(-1).tolist(), 4)) == {2, 3}
+    return axes is not None and set(axes_of(axes.reshape(-1).tolist(), rank)) == {*range(2, rank)}
 
 
 def _mean(session: Session, node: Node) -> Maker:
     x = session.values[node.inputs[0]].shape
     source, kernel = _source(session, node.inputs[0], x), session.native.average_forward
-    sizes = *x[1:], x[0], *x[2:]  # the window is the map
+    maps = _maps(x)
+    sizes = *maps[1:], x[0], *maps[2:]  # the window is the map
     target = address(session.fixed[node.name])
     return lambda: _call(source, (), kernel, (*sizes, target, session.threads))
 

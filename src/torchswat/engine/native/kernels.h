@@ -217,6 +217,8 @@ struct Search {
     X(void, pool_rows,                                                                                           \
       (const float* x, int64_t channels, int h, int w, int n, int kernel, int stride, int padding, int rows,     \
        int columns, bool average, float* y, int threads))                                                        \
+    X(void, spread,                                                                                              \
+      (const float* x, int64_t channels, int64_t h, int64_t w, int64_t n, int r, int s, float* y, int threads))  \
     X(void, activate, (const float* x, int64_t n, Activation after, float* y, int threads))                      \
     X(void, combine,                                                                                             \
       (int operation, const float* a, const float* b, int64_t outer, int64_t middle, int64_t inner, float* y,    \
