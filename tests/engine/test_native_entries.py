@@ -154,6 +154,14 @@ def test_softmax(native: ModuleType, outer: int, length: int, inner: int, count:
     near(y, torch.from_numpy(x).double().softmax(1).numpy(), 1e-5, of=1e-30)
 
 
+@quick
+@given(st.integers(1, 4), st.integers(1, 300), st.sampled_from((1, 1, 2, 15, 16, 33)), threads)
+def test_means(native: ModuleType, outer: int, length: int, inner: int, count: int):
+    x, y = normal(outer, length, inner), np.empty((outer, inner), np.float32)
+    native.mean_along(address(x), outer, length, inner, address(y), count)
+    near(y, x.astype(np.float64).mean(1), 1e-6, of=4)
+
+
 @pytest.mark.parametrize("inner", [1, 3, 16])
 def test_softmax_of_special_numbers(native: ModuleType, inner: int):
     rows = [[1, np.nan, 2], [np.inf, 0, 1], [-np.inf] * 3, [-np.inf, 0, 0], [1000, 999, -1000]]

@@ -510,11 +510,9 @@ def _mean_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
 
 def _mean(session: Session, node: Node) -> Maker:
     x = session.values[node.inputs[0]].shape
-    source, kernel = _source(session, node.inputs[0], x), session.native.average_forward
-    maps = _maps(x)
-    sizes = *maps[1:], x[0], *maps[2:]  # the window is the map
-    target = address(session.fixed[node.name])
-    return lambda: _call(source, (), kernel, (*sizes, target, session.threads))
+    source, target = _source(session, node.inputs[0], x), address(session.fixed[node.name])
+    after = x[1], count(x[2:]), x[0], target, session.threads
+    return lambda: _call(source, (), session.native.mean_along, after)
 
 
 def _joins(session: Session, node: Node, owner: Mapping[str, str]) -> bool:

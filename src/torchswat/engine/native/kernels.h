@@ -226,6 +226,8 @@ struct Search {
     X(void, layer_norm,                                                                                          \
       (const float* x, int64_t outer, int64_t length, int64_t inner, const float* scale, const float* bias,      \
        float epsilon, float* y, int threads))                                                                    \
+    X(void, mean_along,                                                                                          \
+      (const float* x, int64_t outer, int64_t length, int64_t inner, float* y, int threads))                     \
     X(void, softmax, (const float* x, int64_t outer, int64_t length, int64_t inner, float* y, int threads))      \
     X(void, attention,                                                                                           \
       (const float* q, const float* k, const float* v, float* y, const int64_t* strides, int64_t images,         \

@@ -1,4 +1,4 @@
-// Layer norm, softmax and attention of inference, with the axis they run along anywhere in memory.
+// Means, layer norm, softmax and attention of inference, with the axis they run along anywhere in memory.
 //
 //     X [outer][length][inner]      inner is 1: rows, whose sums end across the lanes; else lanes are neighbours of inner
 //
@@ -237,6 +237,26 @@ void layer_norm(const float* x, int64_t outer, int64_t length, int64_t inner, co
         outer, length, inner, threads,
         [&](int64_t at) { normalise_row(x + at, length, scale, bias, epsilon, y + at); },
         [&](int64_t at, int lanes) { normalise_lanes(x + at, length, inner, lanes, scale, bias, epsilon, y + at); });
+}
+
+// Y [outer][inner]
+void mean_along(const float* x, int64_t outer, int64_t length, int64_t inner, float* y, int threads) {
+    const float share = 1.0f / float(length);
+    for_all(
+        outer, length, inner, threads,
+        [&](int64_t at) {
+            vf sums[4] = {};  // chains of additions that hide the latency of each other
+            int64_t i = 0;
+            for (; i + 4 * W <= length; i += 4 * W)
+                for (int chain = 0; chain < 4; chain++) sums[chain] += loadu(x + at + i + chain * W);
+            for (; i < length; i += W) sums[0] += load_first(x + at + i, int(smaller(W, length - i)));
+            y[at / length] = sum_lanes(sums[0] + sums[1] + (sums[2] + sums[3])) * share;
+        },
+        [&](int64_t at, int lanes) {
+            vf total{};
+            for (int64_t l = 0; l < length; l++) total += load_first(x + at + l * inner, lanes);
+            store_first(y + at / (length * inner) * inner + at % (length * inner), total * share, lanes);
+        });
 }
 
 void softmax(const float* x, int64_t outer, int64_t length, int64_t inner, float* y, int threads) {
