@@ -661,11 +661,14 @@ def _activation(session: Session, node: Node) -> Maker:
 def _sizes_along(session: Session, node: Node, axes: range, order: Order) -> tuple[int, int, int] | None:
     """Return (outer, length, inner) of axes that lie side by side in memory, in order."""
     shape = session.values[node.inputs[0]].shape
-    places = [order.index(axis) for axis in axes]
+    order = tuple(axis for axis in order if shape[axis] != 1)
+    places = [order.index(axis) for axis in axes if shape[axis] != 1]
+    if not places:
+        return count(shape), 1, 1
     if places != [*range(places[0], places[0] + len(places))]:
         return None
-    first, last = places[0], places[-1] + 1
     in_memory = [shape[axis] for axis in order]
+    first, last = places[0], places[-1] + 1
     return count(in_memory[:first]), count(in_memory[first:last]), count(in_memory[last:])
 
 
