@@ -36,7 +36,7 @@ ROWS_BELOW = 16  # images: with fewer, lanes are positions of a row and not samp
 WIDEST_KERNEL = 64
 MOST_TAPS = WIDEST_KERNEL**2
 MOST_OFFSETS = 2**16  # of a list's weights, which are stored in 16 bits
-DENSE_FROM = 0.5  # density of a product's weight from which numpy multiplies it
+DENSE_FROM = 0.5  # density of a weight from which numpy multiplies many rows with it
 
 
 def _of_maps(session: Session, node: Node) -> Order:
@@ -360,7 +360,9 @@ def _linear_suits(session: Session, node: Node, owner: Mapping[str, str]) -> boo
     if node.inputs[3:] and session.values[node.inputs[3]].shape != session.values[node.name].shape:
         return False
     shape = session.values[node.inputs[0]].shape
-    dense = np.count_nonzero(weight) > DENSE_FROM * weight.size
+    # Of few rows a dense product is bound by its bytes, and numpy's threads would compete with the kernels' for cores.
+    many = count(shape[:-1]) >= ROWS_BELOW
+    dense = many and np.count_nonzero(weight) > DENSE_FROM * weight.size
     return not dense and count(shape) < 2**31
 
 
