@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchswat import models, sparsify_
-from torchswat.bench.step import SEARCHES, Search, _over_period, Step, bench_step, rounds
+from torchswat.bench.step import SEARCHES, Search, Step, _over_period, bench_step, rounds
 from torchswat.convert import sparse_layers
 from torchswat.errors import InvalidValue, UnknownName
 
