@@ -180,7 +180,9 @@ def _flags_and_name() -> tuple[set[str], str]:
 def _best_instruction_set(flags: set[str]) -> str:
     if {"avx2", "fma", "f16c"} <= flags:
         if flags >= _AVX512:
-            return "avx512bf16" if "avx512_bf16" in flags else "avx512"
+            if "avx512_vnni" not in flags:
+                return "avx512"
+            return "avx512bf16" if "avx512_bf16" in flags else "avx512vnni"
         return "avx2"
     return "plain"
 

@@ -2,8 +2,8 @@
 
 The environment variable ``TORCHSWAT_ENGINE`` decides: ``auto`` (the default) takes the compiled kernels
 where they were built, ``reference`` never does, ``native`` makes their absence an error. A second one,
-``TORCHSWAT_ISA``, forces an instruction set of the compiled kernels (``avx512bf16``, ``avx512``, ``avx2`` or
-``plain``).
+``TORCHSWAT_ISA``, forces an instruction set of the compiled kernels (``avx512bf16``, ``avx512vnni``,
+``avx512``, ``avx2`` or ``plain``).
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def costs_here(narrow: bool = False) -> Mapping[tuple[str, str, str], tuple[floa
     isa = module.isa() if module is not None else "plain"
     if narrow and "bf16" in isa and isa in COSTS:
         return COSTS[isa]
-    return COSTS.get(isa.removesuffix("bf16")) or COSTS.get("avx2") or COSTS["avx512"]
+    return COSTS.get(isa.removesuffix("bf16").removesuffix("vnni")) or COSTS.get("avx2") or COSTS["avx512"]
 
 
 def estimate_pair(

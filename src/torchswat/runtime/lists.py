@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from torchswat.runtime.memory import address, aligned, empty, lazy
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Where each list starts (int32), and the values (float32) and offsets (int16) of all of them."""
+    """Where each list starts (int32), and the values (float32, or fours) and offsets (int16) of all of them."""
 
     starts: np.ndarray
     values: np.ndarray
@@ -35,12 +36,24 @@ def for_samples(
     weight = with_gaps(weight, steps)
     if not weight.flags.c_contiguous:  # that of a transposed convolution is turned
         weight = aligned(weight)
+    nowhere = native.PackedWeights()
+    return _packed(
+        native,
+        shape,
+        lambda to: native.pack_weights(shape, address(weight), 0, 0.0, to, nowhere, 0, threads),
+    )
+
+
+def fours_for_samples(native: ModuleType, shape: Any, weight: np.ndarray, threads: int) -> Lists:
+    """Return the lists that ``conv_fours`` takes, of a weight that `torchswat.runtime.fours` made."""
+    return _packed(native, shape, lambda to: native.pack_fours(shape, address(weight), to, threads))
+
+
+def _packed(native: ModuleType, shape: Any, pack: Callable[[Any], object]) -> Lists:
     starts = empty(native.weight_starts(shape, FORWARD), np.int32)
     capacity = native.weight_capacity(shape, FORWARD)
     values, offsets = lazy(capacity, np.float32), lazy(capacity, np.int16)
-    lists = native.PackedWeights(*(address(array) for array in (starts, values, offsets)))
-    nowhere = native.PackedWeights()
-    native.pack_weights(shape, address(weight), 0, 0.0, lists, nowhere, 0, threads)
+    pack(native.PackedWeights(*(address(array) for array in (starts, values, offsets))))
     return Lists(starts, values, offsets)
 
 
@@ -59,7 +72,7 @@ def with_gaps(weight: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
 def for_rows(
     native: ModuleType, shape: Any, weight: np.ndarray, group: int = 1, steps: tuple[int, int] = (1, 1)
 ) -> Lists:
-    """Return the lists that ``conv_rows`` takes, for this number of samples.
+    """Return the lists that ``conv_rows`` takes, or ``rows_fours`` of fours, for this number of samples.
 
     A list holds a filter's weights from a block of channels; lists go by block, then filter. Weights that
     groups and dilation leave out are in no list and cost nothing.

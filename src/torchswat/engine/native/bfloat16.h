@@ -125,15 +125,18 @@ static inline vf dot(vf sum, vf a, vf b) {
 struct Singles {
     using Entry = float;  // of the tensors
     static constexpr int channels = 1;
+    static constexpr bool by_bits = false;  // whether any bit makes a value one that is kept
 
     static SWAT_INLINE vf spread(float value) { return splat(value); }
     static SWAT_INLINE vf add(vf sum, vf value, vf x) { return sum + value * x; }
+    static SWAT_INLINE vf join(vf a, vf b) { return a + b; }
 };
 
 // ... or two bfloat16, of neighbouring channels or samples. One of the value's may be zero.
 struct Pairs {
     using Entry = bf16;
     static constexpr int channels = 2;
+    static constexpr bool by_bits = true;
 
     static SWAT_INLINE vf spread(float value) { return splat_pair(value); }
     static SWAT_INLINE vf add(vf sum, vf value, vf x) { return dot(sum, value, x); }

@@ -18,6 +18,7 @@
 #include "buffer.h"
 #include "conv_tiles.h"
 #include "curves.h"
+#include "fours.h"
 
 #include <utility>
 
@@ -118,19 +119,19 @@ struct Job {
     const float *bias, *residual;
     Activation after;
     float* y;
-    const int32_t* places;  // of each copy: where each lane comes from in its row (map), or -1
+    const int32_t* places;    // of each copy: where each lane comes from in its row (map), or -1
+    const QuantizedEnd* end;  // of fours, which have no bias; their result and residual are fours as well
+    float outside;            // what lies around the source
 };
 
 // ---- packing -----------------------------------------------------------------------------------------------
 
-constexpr uint32_t all_lanes = (1u << W) - 1;
-
-inline vf load_masked(const float* p, uint32_t mask) {
+inline vf load_masked(const float* p, uint32_t mask, vf around) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(__mmask16(mask), p));
+    return reinterpret_cast<vf>(_mm512_mask_loadu_ps(reinterpret_cast<__m512>(around), __mmask16(mask), p));
 #else
     if (mask == all_lanes) return loadu(p);
-    vf x{};
+    vf x = around;
     for (int lane = 0; lane < W; lane++) {
         if (mask >> lane & 1) x[lane] = p[lane];
     }
@@ -138,12 +139,12 @@ inline vf load_masked(const float* p, uint32_t mask) {
 #endif
 }
 
-inline vf gather(const float* p, uint32_t mask, const int32_t* places) {
+inline vf gather(const float* p, uint32_t mask, const int32_t* places, vf around) {
 #if defined(__AVX512F__)
     const __m512i at = _mm512_loadu_si512(places);
-    return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), __mmask16(mask), at, p, 4));
+    return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(reinterpret_cast<__m512>(around), __mmask16(mask), at, p, 4));
 #else
-    vf x{};
+    vf x = around;
     for (int lane = 0; lane < W; lane++) {
         if (mask >> lane & 1) x[lane] = p[places[lane]];
     }
@@ -195,12 +196,14 @@ void find_pieces(const Job& job, int p, int first, Piece* piece) {
 template <bool shifts> void pack(const Job& job, int block, const Piece* pieces, float* to) {
     const Cut& cut = job.cut;
     const int last = least((block + 1) * cut.block, cut.shape.c);
+    const vf around = splat_pair(job.outside);
     for (int c = block * cut.block; c < last; c++) {
         const float* map = job.x + c * cut.shape.input_map();
         for (int i = 0; i < cut.channel_vectors; i++, to += W) {
             const Piece& piece = pieces[i];
             const float* from = map + piece.from;
-            store(to, shifts ? load_masked(from, piece.mask) : gather(from, piece.mask, piece.places));
+            const vf x = shifts ? load_masked(from, piece.mask, around) : gather(from, piece.mask, piece.places, around);
+            store(to, x);
         }
     }
 }
@@ -227,9 +230,9 @@ Target target_of(const Cut& cut, int p, int first) {
 template <int T> struct Sums {
     vf at[T];
 
-    void fill(float value) {
+    void fill(vf value) {
 #pragma GCC unroll 32
-        for (int j = 0; j < T; j++) at[j] = splat(value);
+        for (int j = 0; j < T; j++) at[j] = value;
     }
     void load_from(const float* p) {
 #pragma GCC unroll 32
@@ -265,42 +268,65 @@ __attribute__((noinline)) void finish_curved(const Target& target, int vectors, 
     }
 }
 
-template <int T>
+template <class M, int T>
 inline __attribute__((always_inline)) void add(Sums<T>& sums, const char* tile, float value, uint64_t offset) {
-    const vf weight = splat(value);
+    const vf weight = M::spread(value);
     const float* source = reinterpret_cast<const float*>(tile + offset * sizeof(vf));
 #pragma GCC unroll 32
-    for (int j = 0; j < T; j++) sums.at[j] += weight * load(source + j * W);
+    for (int j = 0; j < T; j++) sums.at[j] = M::add(sums.at[j], weight, load(source + j * W));
 }
 
 // The kept weights of one filter times the packed tile. Small tiles are summed in several chains.
-template <int T>
+template <class M, int T>
 inline __attribute__((always_inline)) void add_list(Sums<T>& sums, const char* tile, const float* values,
                                                     const uint16_t* offsets, int count) {
     constexpr int sets = T >= chains ? 1 : T >= chains / 2 ? 2 : 4;
     Sums<T> more[4];
 #pragma GCC unroll 4
-    for (int set = 1; set < sets; set++) more[set].fill(0);
+    for (int set = 1; set < sets; set++) more[set].fill(vf{});
     int i = 0;
     for (; i + 4 <= count; i += 4) {
         uint64_t four;  // offsets at one load
         std::memcpy(&four, offsets + i, sizeof four);
-        add(sums, tile, values[i], four & 0xffff);
-        add(sets > 1 ? more[1] : sums, tile, values[i + 1], four >> 16 & 0xffff);
-        add(sets > 2 ? more[2] : sums, tile, values[i + 2], four >> 32 & 0xffff);
-        add(sets > 2 ? more[3] : sets > 1 ? more[1] : sums, tile, values[i + 3], four >> 48);
+        add<M>(sums, tile, values[i], four & 0xffff);
+        add<M>(sets > 1 ? more[1] : sums, tile, values[i + 1], four >> 16 & 0xffff);
+        add<M>(sets > 2 ? more[2] : sums, tile, values[i + 2], four >> 32 & 0xffff);
+        add<M>(sets > 2 ? more[3] : sets > 1 ? more[1] : sums, tile, values[i + 3], four >> 48);
     }
-    for (; i < count; i++) add(sums, tile, values[i], offsets[i]);
+    for (; i < count; i++) add<M>(sums, tile, values[i], offsets[i]);
 #pragma GCC unroll 4
     for (int set = 1; set < sets; set++) {
 #pragma GCC unroll 32
-        for (int j = 0; j < T; j++) sums.at[j] += more[set].at[j];
+        for (int j = 0; j < T; j++) sums.at[j] = M::join(sums.at[j], more[set].at[j]);
     }
 }
 
-// Filters [k0, k1) of the tile at row p and vector `first`.
-template <int T>
+// The results of up to four filters, whose sums lie one after the other.
+template <bool added, int T>
+void write_fours(const Job& job, const Target& target, int first, int filters, const float* sums) {
+    const int64_t map = int64_t(job.cut.rows) * job.cut.length;
+    const FourFilters end(*job.end, first, filters, job.after.kind != Activation::none);
+    const float* residual = added ? job.residual + first / 4 * map : nullptr;
+    float* y = job.y + (job.end->is_float ? first : first / 4) * map;
+    for (int j = 0; j < T; j++, sums += W) {
+        if (!target.lanes[j]) continue;
+        vf before{};
+        if constexpr (added) before = load_first(residual + target.at[j], target.lanes[j]);
+        if (job.end->is_float) {
+            for (int f = 0; f < end.count; f++) {
+                const vf number = end.number<added>(f, load(sums + f * T * W), before);
+                store_first(y + f * map + target.at[j], number, target.lanes[j]);
+            }
+        } else {
+            store_first(y + target.at[j], end.bytes<added>(sums, T * W, before), target.lanes[j]);
+        }
+    }
+}
+
+// Filters [k0, k1) of the tile at row p and vector `first`; of fours, k0 is a multiple of four.
+template <class M, int T>
 void run_tile(const Job& job, int p, int first, int k0, int k1, Piece* pieces, float* tile, float* partial) {
+    constexpr bool is_fours = std::is_same_v<M, Fours>;
     const Cut& cut = job.cut;
     const int64_t map = int64_t(cut.rows) * cut.length;
     const Target target = target_of(cut, p, first);
@@ -312,31 +338,68 @@ void run_tile(const Job& job, int p, int first, int k0, int k1, Piece* pieces, f
         for (int k = k0; k < k1; k++, so_far += T * W) {
             Sums<T> sums;
             if (block == 0) {
-                sums.fill(job.bias[k]);
+                if constexpr (is_fours) sums.fill(as_floats(splat_int(job.end->start[k])));
+                else sums.fill(splat(job.bias[k]));
             } else {
                 sums.load_from(so_far);
             }
             const int32_t start = starts[k];
-            add_list<T>(sums, reinterpret_cast<const char*>(tile), job.values + start, job.offsets + start,
+            add_list<M>(sums, reinterpret_cast<const char*>(tile), job.values + start, job.offsets + start,
                         starts[k + 1] - start);
-            const bool last = block + 1 == cut.blocks, curved = job.after.kind > Activation::clip;
-            const float* residual = job.residual ? job.residual + k * map : nullptr;
-            if (!last || curved) sums.store_to(so_far);
-            if (last && curved) finish_curved(target, T, so_far, residual, job.after, job.y + k * map);
-            if (last && !curved) sums.finish(target, residual, job.after, job.y + k * map);
+            if constexpr (is_fours) {
+                float* place = cut.blocks == 1 ? partial + k % 4 * T * W : so_far;  // the four lines stay in the cache
+                sums.store_to(place);
+                if (block + 1 == cut.blocks && (k % 4 == 3 || k + 1 == k1)) {
+                    const auto write = job.residual ? write_fours<true, T> : write_fours<false, T>;
+                    write(job, target, k / 4 * 4, k1, place - k % 4 * T * W);
+                }
+            } else {
+                const bool last = block + 1 == cut.blocks, curved = job.after.kind > Activation::clip;
+                const float* residual = job.residual ? job.residual + k * map : nullptr;
+                if (!last || curved) sums.store_to(so_far);
+                if (last && curved) finish_curved(target, T, so_far, residual, job.after, job.y + k * map);
+                if (last && !curved) sums.finish(target, residual, job.after, job.y + k * map);
+            }
         }
     }
 }
 
 using TileRunner = void (*)(const Job&, int, int, int, int, Piece*, float*, float*);
 
-template <int... I> TileRunner runner_of(int vectors, std::integer_sequence<int, I...>) {
-    static constexpr TileRunner runners[] = {run_tile<I + 1>...};
+template <class M, int... I> TileRunner runner_of(int vectors, std::integer_sequence<int, I...>) {
+    static constexpr TileRunner runners[] = {run_tile<M, I + 1>...};
     return runners[vectors - 1];
 }
 
 int64_t tile_floats(const Cut& cut) { return int64_t(cut.block) * cut.channel_vectors * W; }
-int64_t own_floats(const Cut& cut) { return tile_floats(cut) + int64_t(cut.shape.k) * cut.vectors() * W; }
+int64_t own_floats(const Cut& cut) { return tile_floats(cut) + int64_t(cut.shape.k + 3) * cut.vectors() * W; }
+
+// Every tile and every filter (four of them at a time), in equal parts to the threads.
+template <class M> void run(Job job, float* workspace, int threads) {
+    constexpr int unit = std::is_same_v<M, Fours> ? 4 : 1;
+    const Cut& cut = job.cut;
+    Buffer<int32_t> places(size_t(cut.copies) * cut.tiles_w() * cut.width * W);
+    find_places(cut, places.data);
+    job.places = places.data;
+    const TileRunner run_one = runner_of<M>(cut.vectors(), std::make_integer_sequence<int, most_vectors>());
+    const int units = ceil_div(cut.shape.k, unit);
+    const int64_t all = int64_t(cut.tiles()) * units;
+    if (int64_t(job.starts[int64_t(cut.blocks) * cut.shape.k]) * cut.tiles() * cut.vectors() < few) threads = 1;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int thread = 0; thread < threads; thread++) {
+        float* own = workspace + thread * own_floats(cut);
+        Buffer<Piece> pieces(cut.channel_vectors);
+        int64_t at = thread * all / threads;
+        const int64_t end = (thread + 1) * all / threads;
+        while (at < end) {
+            const int tile = int(at / units), first = int(at % units);
+            const int last = end - at < units - first ? first + int(end - at) : units;
+            run_one(job, tile / cut.tiles_w() * cut.height, tile % cut.tiles_w() * cut.width, first * unit,
+                    least(last * unit, cut.shape.k), pieces.data, own, own + tile_floats(cut));
+            at += last - first;
+        }
+    }
+}
 
 }  // namespace
 
@@ -357,28 +420,18 @@ int64_t rows_workspace(ConvShape shape, int threads) { return own_floats(best_cu
 
 void conv_rows(ConvShape shape, const float* x, const int32_t* starts, const float* values, const uint16_t* offsets,
                const float* bias, const float* residual, Activation after, float* y, float* workspace, int threads) {
-    const Cut cut = best_cut(shape);
-    Buffer<int32_t> places(size_t(cut.copies) * cut.tiles_w() * cut.width * W);
-    find_places(cut, places.data);
-    const Job job{cut, x, starts, values, offsets, bias, residual, after, y, places.data};
-    const TileRunner run_one = runner_of(cut.vectors(), std::make_integer_sequence<int, most_vectors>());
-    const int filters = cut.shape.k;
-    const int64_t all = int64_t(cut.tiles()) * filters;
-    if (int64_t(starts[int64_t(cut.blocks) * filters]) * cut.tiles() * cut.vectors() < few) threads = 1;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int thread = 0; thread < threads; thread++) {
-        float* own = workspace + thread * own_floats(cut);
-        Buffer<Piece> pieces(cut.channel_vectors);
-        int64_t at = thread * all / threads;
-        const int64_t end = (thread + 1) * all / threads;
-        while (at < end) {
-            const int tile = int(at / filters), k0 = int(at % filters);
-            const int k1 = end - at < filters - k0 ? k0 + int(end - at) : filters;
-            run_one(job, tile / cut.tiles_w() * cut.height, tile % cut.tiles_w() * cut.width, k0, k1, pieces.data,
-                    own, own + tile_floats(cut));
-            at += k1 - k0;
-        }
-    }
+    run<Singles>({best_cut(shape), x, starts, values, offsets, bias, residual, after, y, nullptr, nullptr, 0}, workspace,
+                 threads);
+}
+
+// Channels of the shape are counted in fours: X [c][h][w][n][4], Y [ceil(k / 4)][out_h][out_w][n][4] or float [k][...].
+void rows_fours(const ConvShape& shape, const uint8_t* x, const int32_t* starts, const float* values,
+                const uint16_t* offsets, const QuantizedEnd& end, const uint8_t* residual, bool relu, void* y,
+                float* workspace, int threads) {
+    run<Fours>({best_cut(shape), reinterpret_cast<const float*>(x), starts, values, offsets, nullptr,
+                reinterpret_cast<const float*>(residual), rectified(relu), static_cast<float*>(y), nullptr, &end,
+                four_times(shape.outside)},
+               workspace, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA

@@ -77,8 +77,9 @@ Tiles tiles_of(const ConvShape& shape, Product product, int together) {
     best.results = forward ? shape.k : shape.c;
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
                 shape.pad_w == 0;
+    const bool zeros_around = shape.outside == 0;  // which may be left out
     if (registers == 32 && is_3x3(shape)) {
-        if (is_tiny(best.h, shape.pad_h) && is_tiny(best.w, shape.pad_w)) {
+        if (zeros_around && is_tiny(best.h, shape.pad_h) && is_tiny(best.w, shape.pad_w)) {
             best.tiny = true;
             best.lists = Lists::by_tap;
             best.h.tile = best.h.extent = tiny_map * tiny_map;
@@ -86,7 +87,7 @@ Tiles tiles_of(const ConvShape& shape, Product product, int together) {
             choose_blocks(best);
             return best;
         }
-        if (trims(best.h, shape.pad_h) && trims(best.w, shape.pad_w)) {
+        if (zeros_around && trims(best.h, shape.pad_h) && trims(best.w, shape.pad_w)) {
             best.lists = Lists::by_tap;
         } else if (best.h.steps * best.w.steps >= large_map) {
             best.lists = Lists::by_pattern;

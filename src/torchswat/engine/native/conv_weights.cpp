@@ -16,6 +16,7 @@
 // Each result is summed by one thread, in the order of its list: the number of threads changes nothing.
 #include "conv_loops.h"
 #include "curves.h"
+#include "fours.h"
 #include "stream.h"
 
 #include <iterator>
@@ -46,7 +47,9 @@ template <class M> struct Work {
     const float* bias;
     const Entry* residual;  // laid out as the result, added before the activation; or null
     Activation after{};
-    bool past_caches;  // the result is large and its vectors are aligned
+    const QuantizedEnd* end;  // of fours, which have no bias; their result and residual are fours as well
+    float outside;            // what lies around the source
+    bool past_caches;         // the result is large and its vectors are aligned
 };
 
 // One tile and the samples [first, last) that a thread works through with it.
@@ -132,7 +135,8 @@ template <class M> class Packer {
         const int64_t group_floats = work.tiles.block_floats();
         float* group = to + position.to;
         if (position.source == outside) {
-            for (int64_t n = first; n < last; n += W, group += group_floats) store(group, vf{});
+            const vf around = splat_pair(work.outside);
+            for (int64_t n = first; n < last; n += W, group += group_floats) store(group, around);
         } else {
             const Entry* source = channel + position.source + first;
             if (M::channels == 1 || has(channel, 1)) {
@@ -268,6 +272,50 @@ SWAT_INLINE void write(const Work<M>& work, const Target<typename M::Entry>& tar
     }
 }
 
+// What a row's sums begin with.
+template <class M> SWAT_INLINE vf first_sum(const Work<M>& work, int channel) {
+    if constexpr (std::is_same_v<M, Fours>) return as_floats(splat_int(work.end->start[channel]));
+    else return splat(work.bias ? work.bias[channel] : 0.0f);
+}
+
+// The results of up to four filters, whose sums lie one after the other.
+template <bool added, bool whole, int H, int V>
+void write_fours(const Work<Fours>& work, const Target<float>& target, const FourFilters& filters, int first,
+                 const float* sums) {
+    const Axis &h = work.tiles.h, &w = work.tiles.w;
+    const Tensor<float>& result = work.result;
+    const int lanes = whole ? W : target.lanes;
+    const int64_t in_channel = target.data - result.data;
+    float* data = target.data + (work.end->is_float ? first : first / 4) * result.channel;
+    const float* residual = added ? work.residual + first / 4 * result.channel + in_channel : nullptr;
+    for (int i = 0; i < H; i++) {
+        for (int j = 0; j < V; j++, sums += W) {
+            if (!whole && (target.h + i >= h.result_size || target.w + j >= w.result_size)) continue;
+            const int64_t to = i * result.row + j * result.column;
+            vf before{};
+            if constexpr (added) before = load_first(residual + to, lanes);
+            if (work.end->is_float) {
+                for (int f = 0; f < filters.count; f++) {
+                    const vf y = filters.number<added>(f, load(sums + f * H * V * W), before);
+                    store_first(data + f * result.channel + to, y, lanes);
+                }
+            } else {
+                store_first(data + to, filters.bytes<added>(sums, H * V * W, before), lanes);
+            }
+        }
+    }
+}
+
+template <int H, int V>
+void write_fours(const Work<Fours>& work, const Target<float>& target, int first, const float* sums) {
+    const FourFilters filters(*work.end, first, work.tiles.results, work.after.kind != Activation::none);
+    if (work.residual) {
+        (target.whole ? write_fours<true, true, H, V> : write_fours<true, false, H, V>)(work, target, filters, first, sums);
+    } else {
+        (target.whole ? write_fours<false, true, H, V> : write_fours<false, false, H, V>)(work, target, filters, first, sums);
+    }
+}
+
 // One block of channels, packed for one group of samples, to all rows of the result.
 template <class Loop, class M = typename Loop::Multiply>
 void add_block(const Work<M>& work, const Place& place, int block, int group, const float* tile, float* partial,
@@ -284,12 +332,20 @@ void add_block(const Work<M>& work, const Place& place, int block, int group, co
             if (next) next->pack_some();
             Registers<H, V> sum;
             if (first) {
-                sum.fill(splat(work.bias ? work.bias[channel] : 0.0f));
+                sum.fill(first_sum(work, channel));
             } else {
                 sum.load_from(partial);
             }
             Loop::add_row(sum, t, tile, work.weights, start);
-            if (last) {
+            if constexpr (std::is_same_v<M, Fours>) {
+                constexpr int64_t apart = H * V * W;
+                float* sums = first && last ? partial - channel / 4 * 4 * apart : partial;  // the four lines stay in the cache
+                sum.store_to(sums);
+                if (last && (channel % 4 == 3 || channel + 1 == t.results)) {
+                    const Target<float> target = target_of(work, place, sample, lanes, result_class);
+                    write_fours<H, V>(work, target, channel / 4 * 4, sums - channel % 4 * apart);
+                }
+            } else if (last) {
                 write(work, target_of(work, place, sample, lanes, result_class), channel, partial, sum);
             } else {
                 sum.store_to(partial);
@@ -394,7 +450,7 @@ template <class M> void run(Work<M> work, int64_t samples, float* workspace, int
     int64_t together = groups_together(t);
     while (together > 1 && (groups + together - 1) / together * tiles < 2 * threads) together--;
     const int64_t places = (groups + together - 1) / together * tiles;
-    work.past_caches = belongs_past_caches(work.result, t.results);
+    work.past_caches = !work.end && belongs_past_caches(work.result, t.results);
 #pragma omp parallel for num_threads(threads)
     for (int thread = 0; thread < threads; thread++) {
         const int64_t first = thread * places / threads, last = (thread + 1) * places / threads;
@@ -426,6 +482,8 @@ template <class M> struct Operands {
     const float* bias = nullptr;
     const Entry* residual = nullptr;
     Activation after{};
+    const QuantizedEnd* end = nullptr;
+    float outside = 0;
 };
 
 // Where samples take part in the tile (flat, tiny): `positions` of `length` entries a channel, cut into whole vectors,
@@ -438,7 +496,7 @@ void run_flat(Tiles t, const Operands<M>& o, int positions, int64_t length, floa
         t.w.source_size = t.w.result_size = t.w.steps = vectors;
         const auto* added = o.residual ? o.residual + first : nullptr;
         run<M>({t, o.weights, {o.source + first, positions * length, length, W}, o.channels,
-                {o.result + first, positions * length, length, W}, o.bias, added, o.after, false},
+                {o.result + first, positions * length, length, W}, o.bias, added, o.after, o.end, o.outside, false},
                samples, workspace, threads);
     };
     const int64_t whole = length / W * W;
@@ -455,7 +513,8 @@ void run_product(const ConvShape& s, Product product, const Operands<M>& o, floa
         return run_flat(t, o, positions, t.flat ? s.input_map() : n, workspace, threads);
     }
     run<M>({t, o.weights, {o.source, t.h.source_size * t.w.source_size * n, t.w.source_size * n, n}, o.channels,
-            {o.result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n}, o.bias, o.residual, o.after, false},
+            {o.result, t.h.result_size * t.w.result_size * n, t.w.result_size * n, n}, o.bias, o.residual, o.after, o.end,
+            o.outside, false},
            n, workspace, threads);
 }
 
@@ -481,6 +540,16 @@ void conv_forward_fused(ConvShape shape, const float* x, const int32_t* starts, 
                         float* workspace, int threads) {
     run_product<Singles>(shape, Product::forward, {{starts, values, offsets}, x, shape.c, y, bias, residual, after},
                          workspace, threads);
+}
+
+// Channels of the shape are counted in fours: X [c][h][w][n][4], Y [ceil(k / 4)][out_h][out_w][n][4] or float [k][...].
+void conv_fours(const ConvShape& shape, const uint8_t* x, const int32_t* starts, const float* values,
+                const uint16_t* offsets, const QuantizedEnd& end, const uint8_t* residual, bool relu, void* y,
+                float* workspace, int threads) {
+    run_product<Fours>(shape, Product::forward,
+                       {{starts, values, offsets}, reinterpret_cast<const float*>(x), shape.c, static_cast<float*>(y),
+                        nullptr, reinterpret_cast<const float*>(residual), rectified(relu), &end, four_times(shape.outside)},
+                       workspace, threads);
 }
 
 void conv_grad_input(ConvShape shape, const float* grad_y, const int32_t* starts, const float* values,

@@ -1,4 +1,4 @@
-// The one decision on instruction sets; TORCHSWAT_ISA=avx512bf16|avx512|avx2|plain makes it by hand.
+// The one decision on instruction sets; TORCHSWAT_ISA=avx512bf16|avx512vnni|avx512|avx2|plain makes it by hand.
 #include "dispatch.h"
 
 #include <cstdlib>
@@ -12,6 +12,9 @@ SWAT_TABLE(avx2)
 #endif
 #ifdef SWAT_HAS_avx512
 SWAT_TABLE(avx512)
+#endif
+#ifdef SWAT_HAS_avx512vnni
+SWAT_TABLE(avx512vnni)
 #endif
 #ifdef SWAT_HAS_avx512bf16
 SWAT_TABLE(avx512bf16)
@@ -36,8 +39,12 @@ std::vector<Isa> detect() {
 #ifdef SWAT_HAS_avx512
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
 #ifdef SWAT_HAS_avx512bf16
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back({"avx512bf16", &avx512bf16::kernels});
+    if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back({"avx512bf16", &avx512bf16::kernels});
+#endif
+#ifdef SWAT_HAS_avx512vnni
+    if (vnni) found.push_back({"avx512vnni", &avx512vnni::kernels});
 #endif
     if (avx512) found.push_back({"avx512", &avx512::kernels});
 #endif

@@ -68,6 +68,16 @@ struct Search {
     bool exact, sampled, advances, last, remembers;
 };
 
+// What follows the sums of a product of bytes (fours.h): an int32 that each filter's sum begins with, and two numbers by
+// which it ends; the zero point of the result, or none where that is float32.
+struct QuantizedEnd {
+    const int32_t* start;
+    const float *factor, *shift;
+    float residual_factor;
+    int zero;
+    bool is_float;
+};
+
 // Thrown by kernels as ValueError (defined once, outside of the instruction sets' namespaces).
 [[noreturn]] void invalid(const char* message);
 
@@ -234,6 +244,21 @@ struct Search {
        int64_t heads, int64_t queries, int64_t keys, int64_t size, int64_t value_size, float scale,              \
        int threads))
 
+#define SWAT_FOURS(X)                                                                                            \
+    X(void, pack_fours, (const ConvShape& shape, const float* weights, PackedWeights to, int threads))           \
+    X(void, conv_fours,                                                                                          \
+      (const ConvShape& shape, const uint8_t* x, const int32_t* starts, const float* values,                     \
+       const uint16_t* offsets, const QuantizedEnd& end, const uint8_t* residual, bool relu, void* y,            \
+       float* workspace, int threads))                                                                           \
+    X(void, rows_fours,                                                                                          \
+      (const ConvShape& shape, const uint8_t* x, const int32_t* starts, const float* values,                     \
+       const uint16_t* offsets, const QuantizedEnd& end, const uint8_t* residual, bool relu, void* y,            \
+       float* workspace, int threads))                                                                           \
+    X(void, quantize_fours,                                                                                      \
+      (const float* x, int64_t channels, int64_t length, float scale, int zero, uint8_t* y, int threads))        \
+    X(void, dequantize_fours,                                                                                    \
+      (const uint8_t* x, int64_t channels, int64_t length, float scale, int zero, float* y, int threads))
+
 #define SWAT_SPARSE_ACTIVATIONS(X)                                                                               \
     X(Packed, compress_count,                                                                                    \
       (const float* x, const float* scale, const float* shift, const uint8_t* mask, float threshold, int64_t c,  \
@@ -287,7 +312,7 @@ struct Search {
 
 #define SWAT_KERNELS(X)                                                                                          \
     SWAT_SELECTION(X) SWAT_SPARSE_WEIGHTS(X) SWAT_LAYER(X) SWAT_DEPTHWISE(X) SWAT_INFERENCE(X)                  \
-    SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
+    SWAT_FOURS(X) SWAT_SPARSE_ACTIVATIONS(X) SWAT_KEPT(X) SWAT_PEAK(X)
 
 namespace torchswat {
 

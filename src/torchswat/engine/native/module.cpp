@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <stdexcept>
 #include <type_traits>
 
 #include "dispatch.h"
@@ -93,6 +94,15 @@ NB_MODULE(_native, module) {
                                           reinterpret_cast<uint16_t*>(offsets)};
              });
 
+    nb::class_<QuantizedEnd>(module, "QuantizedEnd", "What follows the sums of a product of bytes; see kernels.h.")
+        .def("__init__",
+             [](QuantizedEnd* self, uintptr_t start, uintptr_t factor, uintptr_t shift, float residual_factor, int zero,
+                bool is_float) {
+                 if (zero < 0 || zero > 255) throw std::invalid_argument("A zero point is a byte, 0 to 255.");
+                 new (self) QuantizedEnd{reinterpret_cast<int32_t*>(start), reinterpret_cast<float*>(factor),
+                                         reinterpret_cast<float*>(shift), residual_factor, zero, is_float};
+             });
+
     nb::class_<Search>(module, "Search", "How the operands of a pass are selected, and when.")
         .def(nb::init<double, int, int, bool, bool, bool, bool, bool>());
 
@@ -108,10 +118,10 @@ NB_MODULE(_native, module) {
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int>());
 
     nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
-        .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
+        .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
              nb::arg("h"), nb::arg("w"), nb::arg("k"), nb::arg("r"), nb::arg("s"), nb::arg("stride_h"),
              nb::arg("stride_w"), nb::arg("pad_h"), nb::arg("pad_w"), nb::arg("out_h"), nb::arg("out_w"),
-             nb::arg("dilation_h") = 1, nb::arg("dilation_w") = 1);
+             nb::arg("dilation_h") = 1, nb::arg("dilation_w") = 1, nb::arg("outside") = 0);
 
 #define SWAT_BIND(result, name, arguments) bind(module, #name, #result " " #name #arguments, &Kernels::name);
     SWAT_KERNELS(SWAT_BIND)

@@ -9,6 +9,7 @@
 #include "sparse_weights.h"
 
 #include "buffer.h"
+#include "fours.h"
 #include "kernels.h"
 #include "mask.h"
 
@@ -148,9 +149,10 @@ struct Kept {
     int until(int i) const { return before[i / W] + __builtin_popcount(words[i / W] & ((1u << i % W) - 1)); }
 };
 
-// Which lanes are listed: weights that are not smaller than the threshold, NaN among them; pairs that are not zero.
+// Which lanes are listed: weights that are not smaller than the threshold, NaN among them; pairs and fours that are not
+// zero.
 template <class M> vi lanes_listed(vf x, vf threshold) {
-    if constexpr (M::channels == 2) return reinterpret_cast<vi>(x) != 0;
+    if constexpr (M::by_bits) return reinterpret_cast<vi>(x) != 0;
     else return at_least(x, threshold);
 }
 template <class M> unsigned listed_lanes(vf x, vf threshold) { return bits_of(lanes_listed<M>(x, threshold)); }
@@ -159,7 +161,7 @@ template <class M> int is_listed(const float& weight, float threshold) {
     int32_t bits, limit;
     std::memcpy(&bits, &weight, sizeof bits);
     std::memcpy(&limit, &threshold, sizeof limit);
-    return M::channels == 2 ? bits != 0 : (bits & 0x7fffffff) >= limit;
+    return M::by_bits ? bits != 0 : (bits & 0x7fffffff) >= limit;
 }
 
 // Appends the weights of one result channel that are listed, list after list; returns how many. Up to W entries behind
@@ -527,6 +529,11 @@ Packed pack_weights(ConvShape shape, const float* weights, const uint8_t* mask, 
 Packed pack_pairs(const ConvShape& shape, const float* weights, const uint8_t* mask, float threshold,
                   PackedWeights forward, PackedWeights grad_input, int threads) {
     return pack<Pairs>(shape, {weights, mask}, threshold, forward, grad_input, nullptr, threads);
+}
+
+// Fours of int8 that are not zero, for `conv_fours`; channels of the shape are counted in fours.
+void pack_fours(const ConvShape& shape, const float* weights, PackedWeights to, int threads) {
+    pack<Fours>(shape, {weights, nullptr}, 0.0f, to, {}, nullptr, threads);
 }
 
 }  // namespace torchswat::SWAT_ISA
