@@ -12,6 +12,35 @@ from torchswat.errors import InvalidData
 from torchswat.runtime.sparse import FORMS, pack, unpack
 
 
+@given(arrays.array_shapes(min_dims=1, max_dims=4, max_side=9), st.floats(0, 1), st.integers(0, 1000))
+def test_every_byte_comes_back(shape, density, seed):
+    draw = np.random.default_rng(seed)
+    tensor = (draw.integers(-128, 128, shape) * (draw.random(shape) < density)).astype(np.int8)
+    form, parts = pack(tensor)
+    assert sum(part.nbytes for part in parts.values()) <= tensor.nbytes
+    assert np.array_equal(unpack(form, shape, parts, "it", np.dtype(np.int8)), tensor)
+
+
+def test_bytes_that_are_refused():
+    int8, three = np.dtype(np.int8), np.ones(3, np.int8)
+    offsets = {"offsets": np.array([1, 4, 7], np.uint16), "starts": np.array([0, 2, 3], np.int32)}
+    bits = {"bits": np.array([0b10010, 0b10000000], np.uint8)}
+    assert unpack("bits", (2, 8), {"values": three, **bits}, "it", int8).sum() == 3
+    assert unpack("offsets", (2, 8), {"values": three, **offsets}, "it", int8).sum() == 3
+    for form, parts, words in (
+        ("bits", {"values": np.ones(3, np.float32), **bits}, "must be int8"),
+        ("bits", {"values": np.ones(4, np.int8), **bits}, "bits are set"),
+        ("bits", {"values": three, "bits": bits["bits"][:1]}, "do not fit"),
+        ("offsets", {"values": three, **offsets, "offsets": np.array([1, 4, 8], np.uint16)}, "do not rise"),
+        ("offsets", {"values": three, **offsets, "starts": np.array([0, 2, 4], np.int32)}, "do not rise"),
+        ("dense", {"values": np.ones((2, 7), np.int8)}, "have the shape"),
+    ):
+        with pytest.raises(InvalidData, match=words):
+            unpack(form, (2, 8), parts, "it", int8)
+    with pytest.raises(InvalidData, match="in the form bits"):
+        unpack("bits", (2, 8), {"values": np.ones(3, np.uint8), **bits}, "it", np.dtype(np.uint8))
+
+
 def tensor_of(shape: tuple[int, ...], density: float, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     return (draw.normal(size=shape) * (draw.random(shape) < density)).astype(np.float32)
@@ -70,7 +99,7 @@ def test_what_is_refused():
     refused("dense", (2, 9), "have the shape")
     refused("dense", (2, 8), "finite", values=np.full((2, 8), np.nan, np.float32))
     refused("bits", (2, 8), "finite", values=np.array([1, np.inf, 1], np.float32))
-    refused("bits", (2, 8), "finite float32", values=np.ones(3, np.uint8))
+    refused("bits", (2, 8), "must be float32", values=np.ones(3, np.uint8))
     refused("bits", (2, 8), "one row", values=three.reshape(3, 1))
     refused("bits", (2, 8), "3 bits are set for 4", values=np.ones(4, np.float32))
     refused("bits", (2, 9), "do not fit the shape")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from torchswat.runtime import fuse_quantized
 from torchswat.runtime.activations import NAMES, activation_of, following
 from torchswat.runtime.graph import Graph, Node
 from torchswat.runtime.operations import OPERATIONS
@@ -82,6 +83,7 @@ TABLE: Mapping[str, Operation] = {
     **OPERATIONS,
     "FusedConv": Operation(_conv_rule, _conv, (3, 4), {**_TRANSPOSED, "transposed": flag(), **_FOLLOWING}),
     "FusedLinear": Operation(_linear_rule, _linear, (3, 4), _FOLLOWING),
+    **fuse_quantized.ROWS,
     "FusedAffine": Operation(
         lambda settings, x, *others: Value(x.shape, FLOAT), _affine, (3, 3), {"relu": flag()}
     ),
@@ -94,7 +96,7 @@ _FUSED = (*_PRODUCTS, "FusedAffine")
 
 def fuse(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
     """Return a graph of fused operations, for a session alone, and its tensors."""
-    return _Fuser(graph, tensors).run()
+    return _Fuser(*fuse_quantized.fuse_quantized(graph, tensors)).run()
 
 
 class _Fuser:

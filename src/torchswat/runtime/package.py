@@ -23,7 +23,7 @@ from torchswat.runtime import container, sparse, version1
 from torchswat.runtime.container import Arrays
 from torchswat.runtime.graph import Graph
 from torchswat.runtime.infer import constant, infer
-from torchswat.runtime.operations.rows import FLOAT, MOST_DIMENSIONS, TYPES, Shape, Value
+from torchswat.runtime.operations.rows import MOST_DIMENSIONS, TYPES, Shape, Value
 
 FORMAT = "torchswat network 2"
 KEY = "torchswat"
@@ -297,7 +297,11 @@ def _forms(values: Any, arrays: Arrays, is_old: bool) -> dict[str, tuple[str, Sh
             raise InvalidData(
                 f"tensor {name!r:.80}: the form {form!r:.40} is none of {', '.join(sparse.FORMS)}"
             )
-        if not isinstance(dtype, str) or dtype not in TYPES or (form != "dense" and TYPES[dtype] != FLOAT):
+        if (
+            not isinstance(dtype, str)
+            or dtype not in TYPES
+            or (form != "dense" and TYPES[dtype] not in sparse.SPARSE)
+        ):
             raise InvalidData(
                 f"tensor {name!r:.80}: the dtype {dtype!r:.40} is not allowed in the form {form}"
             )

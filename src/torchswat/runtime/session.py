@@ -28,7 +28,8 @@ from torchswat.runtime.graph import Graph, Input, Node
 from torchswat.runtime.infer import Values, compute, constant, infer
 from torchswat.runtime.memory import aligned, empty, laid
 from torchswat.runtime.operations.rows import FLOAT, Shape, count
-from torchswat.runtime.steps import ROWS_BELOW, STEPS, Slots, Step
+from torchswat.runtime.quantized_steps import STEPS
+from torchswat.runtime.steps import ROWS_BELOW, Slots, Step
 
 Array = np.ndarray
 Key = tuple[Any, ...]
@@ -153,9 +154,7 @@ class Session:
         self.is_empty: bool = all(not count(self.values[name].shape) for name in graph.outputs)
         self.native: Any = module
         self.has_kernels: bool = module is not None and all(map(count, shapes.values()))
-        self.nodes: list[Node] = [
-            each for each in graph.nodes if any(self.values[o].known is None for o in each.outputs)
-        ]
+        self.nodes: list[Node] = self._needed(graph)
         self.lies: dict[str, Array] = {}
         self.fixed: dict[str, Array] = self._plan(graph)
         self.lies.clear()
@@ -229,6 +228,15 @@ class Session:
             gone.append(tuple(names))
         return gone[::-1]
 
+    def _needed(self, graph: Graph) -> list[Node]:
+        """Return the nodes that something reads whose values are not known."""
+        wanted, nodes = set(graph.outputs), list[Node]()
+        for each in reversed(graph.nodes):
+            if any(name in wanted and self.values[name].known is None for name in each.outputs):
+                nodes.append(each)
+                wanted.update(each.inputs)
+        return nodes[::-1]
+
     def _plan(self, graph: Graph) -> dict[str, Array]:
         """Return where each result of a kernel lies: arrays in one block of memory."""
         lives: dict[str, list[int]] = {}
@@ -242,7 +250,7 @@ class Session:
             if kernel is not None and kernel.suits(self, node, owner):
                 owner[node.name], lives[node.name] = node.name, [index, index]
                 orders[node.name], shape = kernel.order(self, node), self.values[node.name].shape
-                self.lies[node.name] = laid(np.empty(count(shape), np.float32), shape, orders[node.name])
+                self.lies[node.name] = laid(np.empty(count(shape), self.values[node.name].dtype), shape, orders[node.name])
                 continue
             self._is_view(node, self.lies)
             if TABLE[node.operation].is_view and node.inputs[0] in owner:
@@ -251,13 +259,14 @@ class Session:
             if name in owner:
                 lives[owner[name]][1] = len(self.nodes) + 1
         shapes = {name: self.values[name].shape for name in lives}
-        sizes = [4 * count(shape) for shape in shapes.values()]
+        sizes = [self.values[name].dtype.itemsize * count(shape) for name, shape in shapes.items()]
         offsets, total = place(sizes, [(first, last) for first, last in lives.values()])
-        block = empty(total // 4)
-        return {
-            name: laid(block[at // 4 : at // 4 + count(shape)], shape, orders[name])
-            for (name, shape), at in zip(shapes.items(), offsets, strict=True)
-        }
+        as_bytes = empty(total, np.uint8)
+        found: dict[str, Array] = {}
+        for (name, shape), at, size in zip(shapes.items(), offsets, sizes, strict=True):
+            row = as_bytes[at : at + size].view(self.values[name].dtype)
+            found[name] = laid(row, shape, orders[name])
+        return found
 
     def _is_view(self, node: Node, fixed: dict[str, Array]) -> bool:
         """Return whether the results of a node are other views of what is in `fixed`; they then are too."""

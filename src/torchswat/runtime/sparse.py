@@ -9,6 +9,7 @@ form          arrays                                  bytes                     
               starts, int32
 ============  ======================================  ============================  ===================
 
+Weights of int8 take the same forms, with values of one byte.
 Bits are of the flattened tensor, the lowest bit of a byte first. Offsets are positions within a row, that is
 within ``tensor[i].flatten()``, and rise; those of row i are ``offsets[starts[i]:starts[i + 1]]``.
 
@@ -31,13 +32,17 @@ FORMS: dict[str, tuple[str, ...]] = {
     "bits": ("values", "bits"),
     "offsets": ("values", "offsets", "starts"),
 }
+SPARSE = (FLOAT, np.dtype(np.int8))
+"""Types of tensors that may be sparse."""
 LONGEST_ROW = 2**16
 FEWEST = 16  # entries of a tensor that may be sparse, at least
 FEWEST_KEPT = 64  # entries for a kept one, at most, in the form `offsets`
 
 
 def pack(tensor: np.ndarray) -> tuple[str, Arrays]:
-    """Return the smallest form of a `tensor` and its arrays; other types than float32, and few entries, stay dense.
+    """Return the smallest form of a `tensor` and its arrays.
+
+    Other types than float32 and int8, and tensors of few entries, stay dense.
 
     Examples
     --------
@@ -46,14 +51,14 @@ def pack(tensor: np.ndarray) -> tuple[str, Arrays]:
     ('bits', [2.0, 3.0, 2.0, 3.0], [2, 10, 8])
     """
     flat = np.ascontiguousarray(tensor).reshape(-1)
-    if tensor.dtype != np.float32 or tensor.size <= FEWEST or not np.isfinite(flat).all():
+    if tensor.dtype not in SPARSE or tensor.size <= FEWEST or not np.isfinite(flat).all():
         return "dense", {"values": flat.reshape(tensor.shape)}
     kept = flat != 0
     values = flat[kept]
     forms = {"dense": flat.nbytes, "bits": values.nbytes + -(-flat.size // 8)}
     rows = tensor.shape[0] if tensor.ndim else 0
     if 0 < flat.size <= min(rows * LONGEST_ROW, values.size * FEWEST_KEPT):
-        forms["offsets"] = values.size * 6 + 4 * (rows + 1)
+        forms["offsets"] = values.nbytes + values.size * 2 + 4 * (rows + 1)
     form = min(forms, key=lambda name: forms[name])
     if form == "dense":
         return form, {"values": np.ascontiguousarray(tensor)}
@@ -75,10 +80,8 @@ def unpack(
         The arrays are not those of such a tensor, or a value is NaN, or infinite in a sparse form.
     """
     values = arrays["values"]
-    if values.dtype != dtype or (form != "dense" and dtype != np.float32):
-        raise InvalidData(
-            f"{what}: the values are {values.dtype}; in this form it must be finite float32, or {dtype}"
-        )
+    if values.dtype != dtype or (form != "dense" and dtype not in SPARSE):
+        raise InvalidData(f"{what}: the values are {values.dtype}; in the form {form} they must be {dtype}")
     if dtype == np.float32 and (np.isnan(values).any() if form == "dense" else not np.isfinite(values).all()):
         raise InvalidData(f"{what}: the values must be finite float32 numbers")
     if dtype == np.bool_ and (values.view(np.uint8) > 1).any():
@@ -90,7 +93,7 @@ def unpack(
     if values.ndim != 1:
         raise InvalidData(f"{what}: the kept values must be one row, not of shape {values.shape}")
     at = {"bits": _kept_bits, "offsets": _kept_offsets}[form](shape, arrays, what)
-    dense = np.zeros(math.prod(shape), np.float32)
+    dense = np.zeros(math.prod(shape), dtype)
     dense[at] = values
     return dense.reshape(shape)
 
