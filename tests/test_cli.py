@@ -21,6 +21,7 @@ OPTIONS = {
     "evaluate": "data data-root help json pruned views",
     "export": "check data-root format help json output",
     "import": "help json output shape",
+    "quantize": "help images json output",
     "predict": "help json threads top",
     "serve": "body-seconds header-seconds help host max-batch max-bytes max-connections max-waiting port threads",
     "benchmark": "batch-size help isa json output peer quick repeats streams threads",

@@ -31,6 +31,7 @@ PUBLIC = [
     "load_sparse_state_",
     "models",
     "prune_",
+    "quantize",
     "save",
     "schedules",
     "select",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torchswat.engine.allocator import tune_allocator
     from torchswat.fuse import fuse_, unfuse_
     from torchswat.runtime.network import load
+    from torchswat.runtime.quantize import quantize
     from torchswat.runtime.saving import save
     from torchswat.selection import select
     from torchswat.summaries import summary
@@ -49,6 +50,7 @@ __all__ = [
     "load_sparse_state_",
     "models",
     "prune_",
+    "quantize",
     "save",
     "schedules",
     "select",
@@ -75,6 +77,7 @@ _HOMES = {
     "load": "torchswat.runtime.network",
     "load_sparse_state_": "torchswat.convert",
     "prune_": "torchswat.convert",
+    "quantize": "torchswat.runtime.quantize",
     "save": "torchswat.runtime.saving",
     "select": "torchswat.selection",
     "sparse_layers": "torchswat.convert",

@@ -50,7 +50,14 @@ app = typer.Typer(
 # Groups of the help and their commands, both in the order of a first use.
 GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
     options.FIRST: (training.demo, training.train, training.evaluate),
-    options.DEPLOY: (deploy.export, deploy.import_onnx, deploy.predict, deploy.serve, bench.benchmark),
+    options.DEPLOY: (
+        deploy.export,
+        deploy.import_onnx,
+        deploy.quantize,
+        deploy.predict,
+        deploy.serve,
+        bench.benchmark,
+    ),
     options.LISTS: (training.recipes, show.models, show.algorithms, show.data),
     options.COST: (show.doctor, show.summary, show.cost, bench.plan),
     options.PAPER: (experiments.reproduce, pages.report),

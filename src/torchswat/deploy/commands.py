@@ -1,4 +1,4 @@
-"""The commands ``torchswat export``, ``predict`` and ``serve``: their words, and what they print."""
+"""The commands that make files of networks, and use them: their words, and what they print."""
 
 from __future__ import annotations
 
@@ -134,6 +134,53 @@ def _shapes(given: list[str]) -> dict[str, tuple[int, ...]]:
             raise InvalidValue(f"the shape is {each!r:.60}; allowed is NAME=1,3,224,224")
         shapes[name] = tuple(map(int, numbers))
     return shapes
+
+
+def quantize(
+    model: Model,
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            help="Image files, or folders of them, like those that the network will meet. Repeat it."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write (default: MODEL-int8.safetensors)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let the convolutions of a network multiply numbers of 8 bits: int8 weights, uint8 activations.
+
+    Ranges of activations are chosen by up to 512 of the images, spread over all of them; no labels are needed.
+
+    [dim]Examples:[/dim]
+      torchswat quantize network.safetensors --images photos/
+      torchswat quantize network.safetensors --images photos/ -o small.safetensors
+    """
+    path = output or model.with_name(f"{model.stem}-int8.safetensors")
+    with bar("quantizing") as progress:
+        from torchswat.deploy.predict import Reader, find_pictures
+        from torchswat.deploy.quantize import CALIBRATED, batches
+        from torchswat.runtime.network import load
+        from torchswat.runtime.quantize import quantize as write
+
+        _expect_large_images()
+        files = find_pictures(images)
+        files = files[:: -(-len(files) // CALIBRATED)]
+        network = load(model)
+        write(model, path, batches(Reader(network), files, network.package.about, progress))
+    found = {"path": str(path), "bytes": path.stat().st_size, "bytes_before": model.stat().st_size}
+    found["images"] = len(files)
+    if as_json:
+        print_json(found)
+        return
+    console.print(
+        f"{path}: {found['bytes'] / 1e6:.2f} MB, {found['bytes_before'] / 1e6:.2f} MB before; ranges by "
+        f"{len(files)} images",
+        markup=False,
+        highlight=False,
+    )
 
 
 def predict(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchswat.engine import loader
 from torchswat.errors import InvalidValue
 from torchswat.runtime.operations.rows import TYPES
-from torchswat.runtime.package import Package
+from torchswat.runtime.package import About, Package
 from torchswat.runtime.session import Sessions
 
 
@@ -110,17 +110,21 @@ class Network(nn.Module):
         >>> network.probabilities(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape
         torch.Size([2, 10])
         """
-        x = images.to(torch.float32, copy=True).div_(255)
-        about = self.package.about
-        if about.mean:
-            mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
-            x = x.sub_(mean).div_(std)
-        return self(x).softmax(1)
+        return self(normalised(images, self.package.about)).softmax(1)
 
     def extra_repr(self) -> str:
         tensors = [tensor for tensor in self.package.tensors.values() if tensor.dtype == TYPES["float32"]]
         kept, all_of_them = sum(int((t != 0).sum()) for t in tensors), sum(t.size for t in tensors)
         return f"{len(self.package.graph.nodes)} operations, {kept:,} of {all_of_them:,} weights"
+
+
+def normalised(images: Tensor, about: About) -> Tensor:
+    """Return what a network takes, float32, for the pixels of images, uint8 (N, C, H, W)."""
+    x = images.to(torch.float32, copy=True).div_(255)
+    if about.mean:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
+        x = x.sub_(mean).div_(std)
+    return x
 
 
 def load(path: str | os.PathLike[str]) -> Network:

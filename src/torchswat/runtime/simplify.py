@@ -34,7 +34,7 @@ def fold_constants(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
         if each.operation == "Identity":
             same[each.name] = each.inputs[0]
             continue
-        if all(name in tensors for name in read):
+        if all(name in tensors for name in read) and not _is_weight_of_bytes(each, tensors):
             sources = [tensors[name] if name else None for name in each.inputs]
             made = _computed(each, sources)
             if made is not None:
@@ -43,6 +43,15 @@ def fold_constants(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
         nodes.append(each)
     outputs = tuple(same.get(name, name) for name in graph.outputs)
     return replace(graph, nodes=tuple(nodes), outputs=outputs), tensors
+
+
+def _is_weight_of_bytes(node: Node, tensors: Tensors) -> bool:
+    """Return whether a node makes float32 of a convolution's int8 weight, which stays what it is in a file."""
+    return (
+        node.operation == "DequantizeLinear"
+        and (w := tensors[node.inputs[0]]).dtype == np.int8
+        and w.ndim == 4
+    )
 
 
 def _computed(node: Node, sources: list[np.ndarray | None]) -> list[np.ndarray] | None:
