@@ -7,9 +7,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_native_products import Shape, shapes
+from torch.nn import functional
 
 from torchswat.runtime import lists
 from torchswat.runtime.fours import from_fours, groups, to_fours, weight_fours
@@ -201,6 +203,29 @@ def test_to_bytes_and_back(
     back = np.empty((channels, length), np.float32)
     native.dequantize_fours(address(fours), channels, length, step, zero, address(back), threads)
     assert np.array_equal(back, (expected[0].astype(np.float32) - np.float32(zero)) * step)
+
+
+@fast
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 12), st.sampled_from((1, 2, 16, 19))),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_max_pool(
+    native: ModuleType, size: tuple[int, int, int, int], kernel: int, stride: int, padding: int, ceil: bool
+) -> None:
+    channels, height, width, n = size
+    assume(2 * padding <= kernel and min(height, width) + 2 * padding >= kernel)
+    x = drawn(9, 0, 255, n, channels, height, width).astype(np.uint8)
+    maps = torch.from_numpy(x.astype(np.float64))
+    expected = functional.max_pool2d(maps, kernel, stride, padding, ceil_mode=ceil).numpy().astype(np.uint8)
+    fours = to_fours(x)
+    y = np.full_like(to_fours(expected), 99)
+    window = kernel, stride, padding, *expected.shape[2:]
+    native.max_pool_fours(address(fours), groups(channels), height, width, n, *window, address(y), 2)
+    assert np.array_equal(y, to_fours(expected))
 
 
 def test_a_zero_point_is_a_byte(native: ModuleType) -> None:

@@ -154,6 +154,34 @@ def test_the_layout_comes_back() -> None:
     assert weight_fours(weight).tobytes() == weight.tobytes()
 
 
+class Pooled(nn.Module):
+    """A convolution, a pool and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(nn.functional.max_pool2d(self.first(x).relu(), 3, 2, 1)).relu()
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_a_pool_takes_bytes(tmp_path: Path, n: int) -> None:
+    torch.manual_seed(0)
+    torchswat.save(Pooled().eval(), tmp_path / "float", input_shape=(3, 8, 8))
+    made = quantized(Package.read(tmp_path / "float"), [images(64, 3, 8, 8)])
+    sessions, x = Sessions(made.graph, made.tensors), images(n, 3, 8, 8, seed=1)
+    operations = [
+        each.operation for each in sessions.fused.nodes if "Q" in each.operation or "Fours" in each.operation
+    ]
+    assert operations == ["QuantizeFours", "QuantizedConv", "MaxPoolFours", "QuantizedConv"]
+    found = sessions.run([x], 1)[0]
+    with engine("reference"):
+        assert np.array_equal(found, sessions.run([x], 1)[0])
+    expected = torchswat.load(tmp_path / "float")(torch.from_numpy(x)).numpy()
+    assert np.abs(found - expected).max() < 0.03 * expected.max()
+
+
 # ---- what stays in float32 ---------------------------------------------------------------------------------
 
 

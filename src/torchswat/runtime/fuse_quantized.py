@@ -4,6 +4,8 @@
     DequantizeLinear(weight) -> Conv -> [Add DequantizeLinear(bytes)] -> [Relu] -> [QuantizeLinear]
                              = QuantizedConv, from fours to fours or to float32
 
+    DequantizeLinear(bytes) -> MaxPool -> QuantizeLinear, of the same scale and zero point = MaxPoolFours
+
 This is how ONNX writes a quantized network, and how a file holds it. What is computed is the same up to rounding:
 sums are whole numbers here, and a result is rounded to a byte once. The new rows are in no file; activations
 between them lie in fours (`torchswat.runtime.fours`), whose bytes are unsigned: of int8, 128 is added.
@@ -134,7 +136,20 @@ def _sums(settings: Settings, x: Array, w: Array) -> Array:
     return y
 
 
+def _pool_rule(settings: Settings, x: Value) -> Value:
+    maps = Value(_maps_of(x, x.shape[0] * FOUR), FLOAT)
+    made = OPERATIONS["MaxPool"].rule(settings, maps)
+    assert isinstance(made, Value)
+    return Value(shape_of_fours(made.shape), BYTE)
+
+
+def _pool(settings: Settings, x: Array) -> Array:
+    maps = from_fours(x, len(x) * FOUR).astype(np.float32)
+    return to_fours(np.maximum(OPERATIONS["MaxPool"].body(settings, maps), 0).astype(np.uint8))
+
+
 ROWS: Mapping[str, Operation] = {
+    "MaxPoolFours": Operation(_pool_rule, _pool, (1, 1), OPERATIONS["MaxPool"].settings),
     "QuantizeFours": Operation(_quantize_rule, _quantize, (1, 1), {"scale": _SCALE, "zero": _ZERO}),
     "DequantizeFours": Operation(
         _dequantize_rule,
@@ -192,7 +207,11 @@ class _Fuser:
     def run(self) -> tuple[Graph, Tensors]:
         made: dict[str, Node] = {}  # by the last node of a chain
         for each in self.graph.nodes:
-            found = self._chain(each) if each.operation == "Conv" else None
+            found = None
+            if each.operation == "Conv":
+                found = self._chain(each)
+            elif each.operation == "MaxPool" and len(each.outputs) == 1:
+                found = self._pool(each)
             if found is not None:
                 made[found.name] = found
         nodes = [each for each in (self._kept(each, made) for each in self.graph.nodes) if each is not None]
@@ -314,6 +333,15 @@ class _Fuser:
         more |= {"relu": relu, "is_float": int(made is None)}
         return Node("QuantizedConv", tuple(inputs), last.outputs, {**settings, **more})
 
+    def _pool(self, pool: Node) -> Node | None:
+        source, follower = self._bytes(pool.inputs[0]), self._alone(pool.name)
+        made = self._steps(follower, "QuantizeLinear")
+        if source is None or follower is None or made != source[1] or not self._may_be_fours(follower.name):
+            return None
+        self.fours |= {source[0], follower.name}
+        self.gone |= {pool.name, follower.name}
+        return Node("MaxPoolFours", source[:1], follower.outputs, pool.settings)
+
     def _residual(self, add: Node, name: str) -> tuple[str, _Steps] | None:
         others = [each for each in add.inputs if each != name]
         if len(others) != 1 or self.values[others[0]].shape != self.values[name].shape:
@@ -366,12 +394,12 @@ def _numbers(
     whole = weight.astype(np.int64).reshape(len(weight), -1)
     start = -source.zero * whole.sum(1)
     largest = 255 * np.abs(whole).sum(1) + np.abs(start)
-    factor = (scale.astype(np.float64) * source.scale / target.scale).astype(np.float32)
     added = residual or _Steps(0.0, 0)
-    shift = ((bias.astype(np.float64) - added.zero * added.scale) / target.scale).astype(np.float32)
-    shift = np.ascontiguousarray(np.broadcast_to(shift, len(weight)))
-    by = np.float32(added.scale / target.scale)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what is not finite does not fit
+        factor = (scale.astype(np.float64) * source.scale / target.scale).astype(np.float32)
+        shift = ((bias.astype(np.float64) - added.zero * added.scale) / target.scale).astype(np.float32)
+        shift = np.ascontiguousarray(np.broadcast_to(shift, len(weight)))
+        by = np.float64(added.scale / target.scale).astype(np.float32)
         number = np.abs(factor) * largest + np.abs(shift) + 255 * by
     fits = (largest < LARGEST_SUM).all() and (number < LARGEST_NUMBER).all()  # a NaN is not below
     return (start.astype(np.int32), factor, shift, float(by)) if fits else None

@@ -119,6 +119,7 @@ def _quantized_names(graph: Graph, convolutions: dict[str, Node]) -> list[str]:
     """Return the tensors that become bytes: inputs of convolutions, and what is added to a convolution's result."""
     names = dict.fromkeys(each.inputs[0] for each in convolutions.values())
     read = graph.readers()
+    made = {name for each in graph.nodes for name in each.outputs} | {x.name for x in graph.inputs}
     for each in graph.nodes:
         if each.operation != "Add":
             continue
@@ -126,9 +127,12 @@ def _quantized_names(graph: Graph, convolutions: dict[str, Node]) -> list[str]:
             name for name in each.inputs if name in convolutions and read[name] == 1 and name not in names
         ]
         others = [name for name in each.inputs if name not in alone[:1]]
-        made = {name for other in graph.nodes for name in other.outputs} | {x.name for x in graph.inputs}
         if alone and len(others) == 1 and others[0] in made:
             names[others[0]] = None
+    # A pool takes bytes, too, where both of its sides stand for the same numbers.
+    for each in reversed(graph.nodes):
+        if each.operation == "MaxPool" and each.name in names and each.inputs[0] in made:
+            names[each.inputs[0]] = None
     return list(names)
 
 
@@ -156,7 +160,11 @@ def _ranges(
         images += len(batch)
     if not images:
         raise InvalidValue("there is no image to choose the ranges by; wanted are some hundred")
-    return {name: _steps(np.concatenate(values), name) for name, values in samples.items()}, images
+    steps = {name: _steps(np.concatenate(values), name) for name, values in samples.items()}
+    for each in graph.nodes:
+        if each.operation == "MaxPool" and each.name in steps and each.inputs[0] in steps:
+            steps[each.name] = steps[each.inputs[0]]
+    return steps, images
 
 
 def _some(values: Array, rng: np.random.Generator) -> Array:

@@ -143,10 +143,42 @@ def _conv(session: Session, node: Node) -> Maker:
     return maker
 
 
+def _pool_suits(session: Session, node: Node, owner: Mapping[str, str]) -> bool:
+    settings = node.settings
+    one = [len({*settings[name]}) == 1 for name in ("kernel_shape", "strides", "pads")]
+    return (
+        len(session.values[node.inputs[0]].shape) == 5
+        and bool(count(session.values[node.name].shape))
+        and all(one)
+        and set(settings["dilations"]) == {1}
+        and settings["auto_pad"] == "none"
+    )
+
+
+def _pool(session: Session, node: Node) -> Maker:
+    groups_of, height, width, n, _ = session.values[node.inputs[0]].shape
+    settings, (_, rows, columns, *_) = node.settings, session.values[node.name].shape
+    window = (settings[name][0] for name in ("kernel_shape", "strides", "pads"))
+    after = (
+        groups_of,
+        height,
+        width,
+        n,
+        *window,
+        rows,
+        columns,
+        address(session.fixed[node.name]),
+        session.threads,
+    )
+    fetch, kernel = _fours(session, node.inputs[0]), session.native.max_pool_fours
+    return lambda: lambda slots: kernel(fetch(slots), *after)
+
+
 STEPS: dict[str, Kernel] = {
     **steps.STEPS,
     "QuantizeFours": Kernel(_quantize_suits, _quantize, _order),
     "DequantizeFours": Kernel(_dequantize_suits, _dequantize, _order),
+    "MaxPoolFours": Kernel(_pool_suits, _pool, _order),
     "QuantizedConv": Kernel(_conv_suits, _conv, _order),
 }
 """All kernels of a session."""

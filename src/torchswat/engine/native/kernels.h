@@ -254,6 +254,9 @@ struct QuantizedEnd {
       (const ConvShape& shape, const uint8_t* x, const int32_t* starts, const float* values,                     \
        const uint16_t* offsets, const QuantizedEnd& end, const uint8_t* residual, bool relu, void* y,            \
        float* workspace, int threads))                                                                           \
+    X(void, max_pool_fours,                                                                                      \
+      (const uint8_t* x, int64_t groups, int h, int w, int64_t n, int kernel, int stride, int padding, int rows,  \
+       int columns, uint8_t* y, int threads))                                                                    \
     X(void, quantize_fours,                                                                                      \
       (const float* x, int64_t channels, int64_t length, float scale, int zero, uint8_t* y, int threads))        \
     X(void, dequantize_fours,                                                                                    \
