@@ -78,7 +78,7 @@ Tiles tiles_of(const ConvShape& shape, Product product, int together) {
     best.flat = shape.r == 1 && shape.s == 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_h == 0 &&
                 shape.pad_w == 0;
     const bool zeros_around = shape.outside == 0;  // which may be left out
-    if (registers == 32 && is_3x3(shape) && !shape.few) {
+    if (registers == 32 && is_3x3(shape)) {
         if (zeros_around && is_tiny(best.h, shape.pad_h) && is_tiny(best.w, shape.pad_w)) {
             best.tiny = true;
             best.lists = Lists::by_tap;

@@ -306,6 +306,19 @@ void write_fours(const Work<Fours>& work, const Target<float>& target, const Fou
     }
 }
 
+// Asks for the lines of the results of four filters before they are summed: a store to a line that is not there waits.
+template <int H, int V> void fetch_results(const Work<Fours>& work, const Target<float>& target, int first) {
+    const Axis &h = work.tiles.h, &w = work.tiles.w;
+    const int64_t channel = first / 4 * work.result.channel;
+    for (int i = 0; i < H && target.h + i < h.result_size; i++) {
+        for (int j = 0; j < V && target.w + j < w.result_size; j++) {
+            const int64_t to = channel + i * work.result.row + j * work.result.column;
+            __builtin_prefetch(target.data + to, 1);
+            if (work.residual) __builtin_prefetch(work.residual + (target.data - work.result.data) + to);
+        }
+    }
+}
+
 template <int H, int V>
 void write_fours(const Work<Fours>& work, const Target<float>& target, int first, const float* sums) {
     const FourFilters filters(*work.end, first, work.tiles.results, work.after.kind != Activation::none);
@@ -330,6 +343,11 @@ void add_block(const Work<M>& work, const Place& place, int block, int group, co
     for (int channel = 0; channel < t.results; channel++) {
         for (int result_class = 0; result_class < classes; result_class++, start += starts, partial += H * V * W) {
             if (next) next->pack_some();
+            if constexpr (std::is_same_v<M, Fours>) {
+                if (last && channel % 4 == 0 && !work.end->is_float) {
+                    fetch_results<H, V>(work, target_of(work, place, sample, lanes, result_class), channel);
+                }
+            }
             Registers<H, V> sum;
             if (first) {
                 sum.fill(first_sum(work, channel));

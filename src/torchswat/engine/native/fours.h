@@ -98,6 +98,14 @@ static SWAT_INLINE vi nearest(vf x) {
 #endif
 }
 
+static SWAT_INLINE vf at_least_zero(vf x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_maskz_max_ps(__mmask16(-1), reinterpret_cast<__m512>(x), _mm512_setzero_ps()));
+#else
+    return x > vf{} ? x : vf{};
+#endif
+}
+
 // Four numbers to a lane, each within 0..255 or brought there.
 static SWAT_INLINE vf bytes_of(const vi (&y)[4], int zero) {
 #if defined(__AVX512F__)
@@ -148,7 +156,7 @@ class FourFilters {
     template <bool added> SWAT_INLINE vf number(int i, vf sum, vf residual) const {
         vf y = rounded_once(whole_to_float(integers(sum)) * factor[i]) + shift[i];
         if constexpr (added) y = rounded_once(y) + rounded_once(byte_of(residual, i) * residual_factor);
-        return relu ? (y > vf{} ? y : vf{}) : y;
+        return relu ? at_least_zero(y) : y;
     }
     // Bytes of a vector of results; the sums of the filters lie `apart` floats from each other.
     template <bool added> SWAT_INLINE vf bytes(const float* sums, int64_t apart, vf residual) const {

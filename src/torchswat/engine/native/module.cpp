@@ -118,11 +118,10 @@ NB_MODULE(_native, module) {
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int>());
 
     nb::class_<ConvShape>(module, "ConvShape", "Sizes of one convolution (see shapes.h).")
-        .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, bool>(), nb::arg("n"), nb::arg("c"),
+        .def(nb::init<int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int>(), nb::arg("n"), nb::arg("c"),
              nb::arg("h"), nb::arg("w"), nb::arg("k"), nb::arg("r"), nb::arg("s"), nb::arg("stride_h"),
              nb::arg("stride_w"), nb::arg("pad_h"), nb::arg("pad_w"), nb::arg("out_h"), nb::arg("out_w"),
-             nb::arg("dilation_h") = 1, nb::arg("dilation_w") = 1, nb::arg("outside") = 0,
-             nb::arg("few") = false);
+             nb::arg("dilation_h") = 1, nb::arg("dilation_w") = 1, nb::arg("outside") = 0);
 
 #define SWAT_BIND(result, name, arguments) bind(module, #name, #result " " #name #arguments, &Kernels::name);
     SWAT_KERNELS(SWAT_BIND)

@@ -19,7 +19,6 @@ struct ConvShape {
     int out_h, out_w;      // height and width of the output
     int dilation_h = 1, dilation_w = 1;  // of the products with sparse weights; the others take 1 alone
     int outside = 0;  // of products of bytes (fours.h): what a byte beyond an edge is
-    bool few = false;  // kept weights of a filter: one list of them, since many short ones end in mispredicted branches
 
     int64_t input_map() const { return int64_t(h) * w * n; }           // floats of one input channel
     int64_t output_map() const { return int64_t(out_h) * out_w * n; }  // floats of one output channel
