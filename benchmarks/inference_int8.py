@@ -181,7 +181,7 @@ def rows_of(n: int, repeats: int, sparsity: float, make: dict[str, Callable[[np.
 
 def accuracy_of(run: Path) -> Row:
     """Return the accuracy of a run's network on all test images of CIFAR-10, in float32 and in 8 bits, in per cent."""
-    cifar = data.load("cifar10")
+    cifar: Any = data.load("cifar10")
     with tempfile.TemporaryDirectory() as folder:
         dense, small = Path(folder) / "network.safetensors", Path(folder) / "int8"
         export_run(run, Path(folder), ("sparse",), check=False)

@@ -266,8 +266,8 @@ def test_zeros_stay_zeros(small_package: Package) -> None:
 def test_accuracy_of_trained_digits(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     digits = load("digits")
-    x, y = digits.train.images.float(), digits.train.labels
-    test_x, test_y = digits.test.images.float(), digits.test.labels
+    x, y = digits.train.images.float(), digits.train.labels  # type: ignore[attr-defined]
+    test_x, test_y = digits.test.images.float(), digits.test.labels  # type: ignore[attr-defined]
     mean, std = x.mean(), x.std()
     x, test_x = (x - mean) / std, (test_x - mean) / std
     torch.manual_seed(0)

@@ -141,7 +141,7 @@ def quantize(
     images: Annotated[
         list[Path],
         typer.Option(
-            help="Image files, or folders of them, like those that the network will meet. Repeat it."
+            help="Image files, or folders of them, like those that it will meet. Repeat it for several."
         ),
     ],
     output: Annotated[

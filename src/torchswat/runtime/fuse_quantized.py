@@ -372,7 +372,7 @@ class _Fuser:
                 more = {"channels": self.values[node.name].shape[1]}
                 return Node("DequantizeFours", node.inputs[:1], node.outputs, {**vars(steps), **more})
             if all(name in self.tensors for name in node.inputs):
-                sources = [self.tensors[name] for name in node.inputs]
+                sources: list[Array | None] = [self.tensors[name] for name in node.inputs]
                 (self.tensors[node.name],) = compute(node, OPERATIONS[node.operation], sources)
                 return None
         return node
