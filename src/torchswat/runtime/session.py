@@ -250,7 +250,9 @@ class Session:
             if kernel is not None and kernel.suits(self, node, owner):
                 owner[node.name], lives[node.name] = node.name, [index, index]
                 orders[node.name], shape = kernel.order(self, node), self.values[node.name].shape
-                self.lies[node.name] = laid(np.empty(count(shape), self.values[node.name].dtype), shape, orders[node.name])
+                self.lies[node.name] = laid(
+                    np.empty(count(shape), self.values[node.name].dtype), shape, orders[node.name]
+                )
                 continue
             self._is_view(node, self.lies)
             if TABLE[node.operation].is_view and node.inputs[0] in owner:

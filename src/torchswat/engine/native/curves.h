@@ -12,9 +12,10 @@ namespace torchswat::SWAT_ISA {
 
 typedef int32_t vint __attribute__((vector_size(4 * W)));
 
-static inline vf at_least(vf x, vf low) { return x < low ? low : x; }  // a NaN of x stays
-static inline vf at_most(vf x, vf high) { return x > high ? high : x; }
-static inline vf between(vf x, float low, float high) { return at_most(at_least(x, splat(low)), splat(high)); }
+static inline vf between(vf x, float low, float high) {  // a NaN of x stays
+    const vf raised = x < splat(low) ? splat(low) : x;
+    return raised > splat(high) ? splat(high) : raised;
+}
 
 // 2^n of whole numbers from -126 to 127.
 static inline vf power_of_two(vint n) { return reinterpret_cast<vf>((n + 127) << 23); }
