@@ -40,7 +40,6 @@ if arguments.checkpoint.exists():
     model.load_state_dict(saved["model"])
     torchswat.load_sparse_state_(model, saved["sparse"])  # behind the weights
     optimizer.load_state_dict(saved["optimizer"])
-
 losses = saved["losses"]
 for step in range(saved["step"], arguments.steps):
     draw = torch.Generator().manual_seed(step)  # the same batch everywhere, of which each takes its share
@@ -58,7 +57,6 @@ for step in range(saved["step"], arguments.steps):
         part.replace(arguments.checkpoint)  # whole or not there
     if step == arguments.die_at and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os._exit(1)
-
 everywhere = [None] * processes
 dist.all_gather_object(everywhere, sum(p.detach().double().sum().item() for p in model.parameters()))
 if rank == 0:

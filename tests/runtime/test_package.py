@@ -218,7 +218,7 @@ def test_the_checksum_is_checked(saved: Callable[..., Path]):
         (lambda h, a: h["tensors"]["fc.bias"].update(shape=[]), "have the shape"),
         (lambda h, a: h["tensors"]["fc.bias"].update(dtype="float16"), "dtype 'float16' is not allowed"),
         (lambda h, a: h["tensors"]["fc.weight"].update(dtype="uint8"), "dtype 'uint8' is not allowed"),
-        (lambda h, a: h["tensors"]["fc.weight"].update(dtype="int8"), "float32 is wanted"),
+        (lambda h, a: h["tensors"]["fc.weight"].update(dtype="int8"), "float32 is expected"),
         (lambda h, a: h["tensors"]["fc.bias"].update(shape=[2**40]), "have the shape"),
         (lambda h, a: h["tensors"]["conv1.weight"].update(shape=[2**40, 1, 3, 3]), "node 'conv1'"),
         (lambda h, a: h["tensors"]["conv1.weight"].update(form="dense"), "on one side only"),

@@ -64,7 +64,7 @@ def quantize(
 
     Examples
     --------
-    >>> import tempfile, torchswat
+    >>> import tempfile, torch, torchswat
     >>> folder = Path(tempfile.mkdtemp())
     >>> torchswat.save(torchswat.models.create("resnet-digits"), folder / "float", input_shape=(1, 8, 8))
     >>> images = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
