@@ -123,7 +123,7 @@ class Audio(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what it is given, how much of it is zero, and the speed-up that is wanted.
+    """A network, what it is given, how much of it is zero, and the speed-up that is asked for.
 
     Attributes
     ----------
@@ -261,7 +261,7 @@ def main() -> None:
                     f"{name:16} {row['how']:12} {row['ms']:8.2f} ms  +-{row['spread']:.0%}  {row.get('gap', 0):.1e}"
                 )
             ours = found[0]
-            print(f"{name:16} {ours['speed_up']:.2f}x over {ours['over']}, wanted {ours['target']}x")
+            print(f"{name:16} {ours['speed_up']:.2f}x over {ours['over']}, asked {ours['target']}x")
             if "new_size" in ours:
                 print(
                     f"{name:16} new size {ours['new_size']['ms']:.1f} ms, again {ours['new_size']['again_ms']:.1f} ms"

@@ -151,6 +151,8 @@ def main() -> None:
     lines = ["# Speed", "", "Made by `python benchmarks/speed_page.py` from the files beside it."]
     lines += steps("Whole training steps, AMD Zen 5, in float32 and bfloat16", "step-zen5")
     lines += products("Single products, AMD Zen 5, in float32 and bfloat16", "products-zen5")
+    lines += steps("Larger networks, AMD Zen 5", "step-zen5-other")
+    lines += roofline("Products and steps over their limits, AMD Zen 5, in float32", "roofline-zen5")
     lines += steps("Whole training steps", "step")
     lines += steps("Whole training steps, ResNet-50 at 224x224, batch 16", "step-resnet50")
     lines += steps("Whole training steps, DenseNet-BC-121, CIFAR size, batch 64", "step-densenet121")

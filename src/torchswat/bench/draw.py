@@ -94,7 +94,7 @@ def _draw_roofline(record: Record) -> Figure:
     grid = np.geomspace(min(*intensities, peak / memory) / 2, max(*intensities, peak / memory) * 2, 100)
     panel.plot(grid, np.minimum(peak, memory * grid), color="black", linewidth=1)
     panel.text(grid[-1], 1.05 * peak, f"registers, {peak:.0f} GFLOP/s", ha="right", fontsize="small")
-    panel.text(grid[0], 1.2 * memory * grid[0], f"memory, {memory:.0f} GB/s", fontsize="small", va="bottom")
+    panel.text(grid[0], 2.2 * memory * grid[0], f"memory, {memory:.0f} GB/s", fontsize="small", va="bottom")
     longest = max(row["ms"] * row["layers"] for row in record.rows)
     for index, product in enumerate(_names(record.rows, "product")):
         mine = [row for row in record.rows if row["product"] == product]
