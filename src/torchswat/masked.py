@@ -51,7 +51,7 @@ class MaskedProducts(torch.autograd.Function):
         masks: Masks,
     ) -> Tensor:
         used = zeroed(activation, masks.activation if row.forward_activation else None)
-        output = products.forward(used, (zeroed(weight, masks.weight if row.forward_weight else None),), bias)
+        output = products.forward(used, zeroed(weight, masks.weight if row.forward_weight else None), bias)
         ctx.products, ctx.row, ctx.gradient_mask = products, row, masks.gradient
         saved = zeroed(activation, masks.activation if row.grad_weight_activation else None)
         weight_mask = masks.weight if row.grad_input_weight else None
@@ -73,9 +73,9 @@ class MaskedProducts(torch.autograd.Function):
         )
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = products.grad_input(of_input, (zeroed(weight, weight_mask),), activation)
+            grad_input = products.grad_input(of_input, zeroed(weight, weight_mask), activation)
         if ctx.needs_input_grad[1]:
-            grad_weight = products.grad_weight(of_weight, (activation,), weight)
+            grad_weight = products.grad_weight(of_weight, activation, weight)
         if ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(products.bias_dims)
         return grad_input, grad_weight, grad_bias, None, None, None

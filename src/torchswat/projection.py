@@ -59,7 +59,7 @@ def predicted_mask(
     projected_weight = weight.flatten(1) @ matrix.T  # (K, D)
     groups = getattr(products, "groups", 1)
     projected_patches = products.forward(  # (N, groups * D, P, Q), or (N, D) of a linear layer
-        activation, (matrix.view(-1, *weight.shape[1:]).repeat(groups, *[1] * (weight.dim() - 1)),), None
+        activation, matrix.view(-1, *weight.shape[1:]).repeat(groups, *[1] * (weight.dim() - 1)), None
     )
     by_group = projected_patches.unflatten(1, (groups, -1)).unsqueeze(-1).flatten(3)  # (N, groups, D, P * Q)
     estimate = (projected_weight.view(groups, -1, len(matrix)) @ by_group).flatten(1, 2)  # (N, K, P * Q)

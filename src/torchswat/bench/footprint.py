@@ -216,7 +216,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     torch.manual_seed(setting.seed)
     info = models.info(setting.network, setting.form)
     model = models.create(setting.network, form=setting.form).train()
-    pictures = torch.randn(setting.batch_size, info.in_channels, *[info.image_size] * 2).to(setting.device)
+    images = torch.randn(setting.batch_size, info.in_channels, *[info.image_size] * 2).to(setting.device)
     classes = torch.randint(info.num_classes, (setting.batch_size,)).to(setting.device)
     if setting.algorithm != "dense":
         sparsify_(model, setting.algorithm, setting.sparsity, method="sample", norm_input=setting.norm_input)
@@ -225,7 +225,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
     def loss() -> Tensor:
-        return F.cross_entropy(model(pictures), classes)
+        return F.cross_entropy(model(images), classes)
 
     def step() -> None:
         loss().backward()
@@ -238,7 +238,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     for _ in range(2):
         peaks.append(peak_bytes(step, setting.device))
         optimizer.zero_grad()
-    layers = kept_bytes(model, loss, (pictures, classes))
+    layers = kept_bytes(model, loss, (images, classes))
     found = [peak for peak in peaks if peak is not None]
     idle, peak = max(found, key=lambda both: both[1] - both[0]) if found else (None, None)
     return {"idle": idle, "peak": peak, "layers": [asdict(layer) for layer in layers]}

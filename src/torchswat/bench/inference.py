@@ -140,7 +140,7 @@ def _compare(
 ) -> list[Row]:
     """Race the contestants of one case, and return a row for each."""
     about = models.info(case.network, case.form)
-    pictures = torch.randn(case.batch_size, about.in_channels, about.image_size, about.image_size)
+    images = torch.randn(case.batch_size, about.in_channels, about.image_size, about.image_size)
     calls = max(1, 16 // case.batch_size)  # in a row: the contestant before has cooled the caches
     model = models.create(case.network, form=case.form).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,10 +148,10 @@ def _compare(
         ours: dict[str, Callable[[], object]] = {}
         for sparsity in sparsities:
             sparsify_(model, sparsity=sparsity)
-            save(model, file, input_shape=pictures.shape[1:])
-            ours[f"torchswat {sparsity:g}"] = _call(load(file), pictures)
+            save(model, file, input_shape=images.shape[1:])
+            ours[f"torchswat {sparsity:g}"] = _call(load(file), images)
         dense = pruned(model)
-        contestants = {peer: _MAKERS[peer](dense, pictures, file) for peer in peers} | ours
+        contestants = {peer: _MAKERS[peer](dense, images, file) for peer in peers} | ours
         samples = race(
             {name: partial(_several, run, calls) for name, run in contestants.items()}, repeats, tick
         )
@@ -187,63 +187,63 @@ def _several(run: Callable[[], object], calls: int) -> None:
 # ---- the contestants ---------------------------------------------------------------------------------------
 
 
-def _call(model: nn.Module, pictures: Tensor) -> Callable[[], object]:
+def _call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     def run() -> Tensor:
         with torch.inference_mode():
-            return model(pictures)
+            return model(images)
 
     return run
 
 
-def _channels_last(model: Any, pictures: Tensor) -> tuple[nn.Module, Tensor]:
+def _channels_last(model: Any, images: Tensor) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last
-    return model.to(memory_format=layout), pictures.contiguous(memory_format=layout)
+    return model.to(memory_format=layout), images.contiguous(memory_format=layout)
 
 
-def _pytorch(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
-    return _call(*_channels_last(model, pictures))
+def _pytorch(model: nn.Module, images: Tensor, file: Path) -> Callable[[], object]:
+    return _call(*_channels_last(model, images))
 
 
-def _compiled(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+def _compiled(model: nn.Module, images: Tensor, file: Path) -> Callable[[], object]:
     """Frozen, so that batch norm is folded and weights are laid out once."""
-    model, pictures = _channels_last(model, pictures)
+    model, images = _channels_last(model, images)
     compiled: Any = torch.compile(model, options={"freezing": True}, dynamic=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _call(compiled, pictures)()
-    return _call(compiled, pictures)
+        _call(compiled, images)()
+    return _call(compiled, images)
 
 
-def _exported(model: nn.Module, pictures: Tensor, file: Path) -> Path:
+def _exported(model: nn.Module, images: Tensor, file: Path) -> Path:
     path = file.with_suffix(".onnx")
     if not path.exists():
         with redirect_stdout(io.StringIO()):
-            export_onnx(model, path, pictures.shape[1:])
+            export_onnx(model, path, images.shape[1:])
     return path
 
 
-def _onnxruntime(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+def _onnxruntime(model: nn.Module, images: Tensor, file: Path) -> Callable[[], object]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = str(_exported(model, pictures, file))
+    path = str(_exported(model, images, file))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"images": pictures.numpy()})
+    return lambda: session.run(None, {"images": images.numpy()})
 
 
-def _openvino(model: nn.Module, pictures: Tensor, file: Path) -> Callable[[], object]:
+def _openvino(model: nn.Module, images: Tensor, file: Path) -> Callable[[], object]:
     openvino = importlib.import_module("openvino")  # not among the extras: large
 
-    network = openvino.Core().read_model(_exported(model, pictures, file))
-    network.reshape(list(pictures.shape))
+    network = openvino.Core().read_model(_exported(model, images, file))
+    network.reshape(list(images.shape))
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
-    return lambda: request.infer({0: pictures.numpy()})
+    return lambda: request.infer({0: images.numpy()})
 
 
 _MAKERS: dict[str, Callable[[nn.Module, Tensor, Path], Callable[[], object]]] = {

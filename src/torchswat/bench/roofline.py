@@ -199,10 +199,10 @@ def _step(
 ) -> Row:
     network = NETWORKS[name]
     model, facts = models.create(name, form=network.form), models.info(name, network.form)
-    pictures = torch.randn(network.batch_size, facts.in_channels, *[facts.image_size] * 2)
+    images = torch.randn(network.batch_size, facts.in_channels, *[facts.image_size] * 2)
     classes = torch.randint(facts.num_classes, (network.batch_size,))
-    sparse = sparse_step(model, pictures, classes, sparsity, Search("histogram", 1))
-    dense = dense_steps(model, pictures, classes)
+    sparse = sparse_step(model, images, classes, sparsity, Search("histogram", 1))
+    dense = dense_steps(model, images, classes)
     race_of = {"sparse": partial(sparse, 0), **{how: dense[how] for how in ("nchw", "channels_last")}}
     samples = race(race_of, repeats, tick)
     parts = lower_bound(layers, sparsity, peaks["peak_gflops"], peaks["memory_gbs"])

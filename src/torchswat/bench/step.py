@@ -189,9 +189,9 @@ def rounds(networks: Sequence[str], repeats: int) -> int:
 class Step:
     """A model with its optimizer and one batch; calling it is a training step."""
 
-    def __init__(self, model: nn.Module, pictures: Tensor, classes: Tensor, autocast: bool = False) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, classes: Tensor, autocast: bool = False) -> None:
         self.model: nn.Module = model.train()
-        self.pictures, self.classes, self.autocast = pictures, classes, autocast
+        self.images, self.classes, self.autocast = images, classes, autocast
         settings: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
         self.optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), **settings)
 
@@ -202,19 +202,19 @@ class Step:
                 layer.sparse.iteration = iteration
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            loss = F.cross_entropy(self.model(self.pictures), self.classes)
+            loss = F.cross_entropy(self.model(self.images), self.classes)
         loss.backward()
         self.optimizer.step()
 
 
 def sparse_step(
-    model: nn.Module, pictures: Tensor, classes: Tensor, sparsity: float, search: Search
+    model: nn.Module, images: Tensor, classes: Tensor, sparsity: float, search: Search
 ) -> Callable[..., None]:
     """Return a step of a sparse and fused copy of `model`; it may be told which iteration it is."""
     options: dict[str, Any] = {"method": search.method, "period": search.period, "block": search.block}
     sparse = sparsify_(copy.deepcopy(model), "swat", sparsity, **options)
     fuse_(sparse)
-    return Step(sparse, pictures, classes, search.bfloat16)
+    return Step(sparse, images, classes, search.bfloat16)
 
 
 def _compare(
@@ -222,11 +222,11 @@ def _compare(
 ) -> list[Row]:
     model_info = models.info(network.name, network.form)
     model = models.create(network.name, form=network.form)
-    pictures = torch.randn(network.batch_size, model_info.in_channels, *[model_info.image_size] * 2)
+    images = torch.randn(network.batch_size, model_info.in_channels, *[model_info.image_size] * 2)
     classes = torch.randint(model_info.num_classes, (network.batch_size,))
-    dense = dense_steps(model, pictures, classes)
+    dense = dense_steps(model, images, classes)
     sparse = {
-        (sparsity, search): sparse_step(model, pictures, classes, sparsity, search)
+        (sparsity, search): sparse_step(model, images, classes, sparsity, search)
         for sparsity in sparsities
         for search in searches
     }
@@ -277,16 +277,16 @@ def _target(network: Network, sparsity: float, search: Search) -> float | None:
     return network.targets.get(sparsity) if str(info()["isa"]).startswith("avx512") else None
 
 
-def dense_steps(model: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, Step]:
+def dense_steps(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Step]:
     """Return steps of dense copies of `model` in both layouts, and under bfloat16 autocast where that is multiplied."""
 
     def channels_last() -> tuple[nn.Module, Tensor, Tensor]:
         layout = torch.channels_last
         other = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
-        return other, pictures.contiguous(memory_format=layout), classes
+        return other, images.contiguous(memory_format=layout), classes
 
     steps = {
-        "nchw": Step(copy.deepcopy(model), pictures, classes),
+        "nchw": Step(copy.deepcopy(model), images, classes),
         "channels_last": Step(*channels_last()),
     }
     if bfloat16_absent() is None:

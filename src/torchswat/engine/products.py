@@ -4,9 +4,7 @@
     grad_input   dX = conv_transpose(g, w)        g  # (N, K, P, Q)
     grad_weight  dW = correlate(a, g)
 
-Products decide in which form they take an operand: here as a dense tensor with zeros where a selection
-dropped entries. What is dense with zeros is saved for backward
-as its values and one bit an entry (`torchswat.engine.kept`).
+Operands are dense tensors, with zeros where a selection dropped entries.
 """
 
 from __future__ import annotations
@@ -17,11 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchswat.engine import dense
-from torchswat.engine.topk import Selection
 
 Pair = tuple[int, int]
-Form = tuple[Tensor, ...]
-"""An operand as a product takes it: the tensors that an autograd node saves."""
 
 
 class Products:
@@ -30,27 +25,15 @@ class Products:
     bias_dims: tuple[int, ...] = (0,)
     """Dimensions of the output that share a bias."""
 
-    def forward_weight(self, weight: Tensor, selection: Selection | None) -> Form:
-        """Return the weight in the form that `forward` takes."""
-        return (weight if selection is None else selection.kept(weight),)
-
-    def grad_input_weight(self, weight: Tensor, selection: Selection | None) -> Form:
-        """Return the weight in the form that `grad_input` takes."""
-        return self.forward_weight(weight, selection)
-
-    def grad_weight_activation(self, activation: Tensor, selection: Selection | None) -> Form:
-        """Return the activation in the form that `grad_weight` takes."""
-        return (activation if selection is None else selection.kept(activation),)
-
-    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
+    def forward(self, activation: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output."""
         raise NotImplementedError
 
-    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
+    def grad_input(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """Return the gradient of the input, shaped like `like` (whose entries are not read)."""
         raise NotImplementedError
 
-    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
+    def grad_weight(self, gradient: Tensor, activation: Tensor, like: Tensor) -> Tensor:
         """Return the gradient of the weight, shaped like `like` (whose entries are not read)."""
         raise NotImplementedError
 
@@ -65,14 +48,14 @@ class Conv2dProducts(Products):
     groups: int = 1
     bias_dims: tuple[int, ...] = (0, 2, 3)
 
-    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
-        return dense.convolution(activation, weight[0], bias, *self._geometry)
+    def forward(self, activation: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return dense.convolution(activation, weight, bias, *self._geometry)
 
-    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
-        return self._backward(gradient, like, weight[0], (True, False, False))[0]
+    def grad_input(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        return self._backward(gradient, like, weight, (True, False, False))[0]
 
-    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
-        return self._backward(gradient, activation[0], like, (False, True, False))[1]
+    def grad_weight(self, gradient: Tensor, activation: Tensor, like: Tensor) -> Tensor:
+        return self._backward(gradient, activation, like, (False, True, False))[1]
 
     def _backward(
         self, gradient: Tensor, activation: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
@@ -88,11 +71,11 @@ class Conv2dProducts(Products):
 class LinearProducts(Products):
     """The products of a fully connected layer on a matrix of inputs."""
 
-    def forward(self, activation: Tensor, weight: Form, bias: Tensor | None) -> Tensor:
-        return F.linear(activation, weight[0], bias)
+    def forward(self, activation: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(activation, weight, bias)
 
-    def grad_input(self, gradient: Tensor, weight: Form, like: Tensor) -> Tensor:
-        return gradient @ weight[0]
+    def grad_input(self, gradient: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        return gradient @ weight
 
-    def grad_weight(self, gradient: Tensor, activation: Form, like: Tensor) -> Tensor:
-        return gradient.T @ activation[0]
+    def grad_weight(self, gradient: Tensor, activation: Tensor, like: Tensor) -> Tensor:
+        return gradient.T @ activation

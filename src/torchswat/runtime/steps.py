@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchswat.runtime import lists
-from torchswat.runtime.activations import Activation, activation_of, following
+from torchswat.runtime.activations import NAMES, Activation, activation_of, following
 from torchswat.runtime.arena import ALIGNMENT
 from torchswat.runtime.graph import Node
 from torchswat.runtime.memory import address, chwn, empty, is_chwn, laid, lies_in, order_of
@@ -559,19 +559,7 @@ def _into(session: Session, node: Node) -> Maker:
     return lambda: step
 
 
-_ACTIVATIONS = (
-    "Relu",
-    "Clip",
-    "LeakyRelu",
-    "Sigmoid",
-    "Swish",
-    "HardSigmoid",
-    "HardSwish",
-    "Tanh",
-    "Gelu",
-    "Exp",
-    "Erf",
-)
+_ACTIVATIONS = ("Relu", *(name for name in NAMES if name not in ("none", "GeluTanh")))
 _OPERATIONS = {"Add": 0, "Mul": 1, "Sub": 2, "Div": 3}
 """By their number in the kernels."""
 
